@@ -1,0 +1,199 @@
+"""The database: its tables, how it is opened, and which schema version it has.
+
+SQLite (one host, WAL) and PostgreSQL are the same code; where they differ, the difference stands here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+SCHEMA_VERSION: Final = 1
+"""Format of the tables below. Bump it together with a new migration."""
+
+metadata = sa.MetaData()
+
+_SQLITE_GROWING: Final = {"sqlite_with_rowid": False}
+
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    # The row key is made by the server and grows; the drain's conflicts are on it.
+    sa.Column("day", sa.Integer, primary_key=True),  # days since 1970-01-01 UTC, of the segment's birth
+    sa.Column("segment", sa.BigInteger, primary_key=True),  # milliseconds since 1970 << 20 | 20 random bits
+    sa.Column("position", sa.BigInteger, primary_key=True),  # byte offset of the record << 16 | row in the record
+    sa.Column("id", sa.Text, nullable=False, index=True),  # prediction id: UUIDv7, or the caller's own
+    sa.Column("at", sa.Double, nullable=False, index=True),  # seconds since 1970 UTC, when it was answered
+    sa.Column("version", sa.Integer, nullable=False),  # model version that answered
+    sa.Column("features", sa.Text, nullable=False),  # the record as sent: a JSON object
+    sa.Column("prediction", sa.Text, nullable=False),  # JSON scalar
+    sa.Column("probabilities", sa.Text),  # JSON array in the order of the schema's classes, or NULL
+    **_SQLITE_GROWING,
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("day", sa.Integer, primary_key=True),
+    sa.Column("segment", sa.BigInteger, primary_key=True),
+    sa.Column("position", sa.BigInteger, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, index=True),  # prediction id it speaks of
+    sa.Column("label", sa.Text, nullable=False),  # JSON scalar
+    sa.Column("observed_at", sa.Double, nullable=False),  # seconds since 1970 UTC; the newest one counts
+    sa.Column("received_at", sa.Double, nullable=False),
+    **_SQLITE_GROWING,
+)
+
+rejections = sa.Table(
+    "rejections",
+    metadata,
+    sa.Column("day", sa.Integer, primary_key=True),
+    sa.Column("segment", sa.BigInteger, primary_key=True),
+    sa.Column("position", sa.BigInteger, primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),  # how many like this one it stands for
+    sa.Column("reason", sa.Text, nullable=False),  # where and what, never a feature's value
+    **_SQLITE_GROWING,
+)
+
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("day", sa.Integer, primary_key=True),
+    sa.Column("segment", sa.BigInteger, primary_key=True),
+    sa.Column("position", sa.BigInteger, primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("kind", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    **_SQLITE_GROWING,
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),  # only grows
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),  # bootstrap | retrain | push
+    sa.Column("manifest", sa.Text, nullable=False),  # JSON: digests, data, parameters, seed, libraries, gates
+)
+
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),  # model name
+    sa.Column("alias", sa.Text, primary_key=True),  # champion | previous | announced | challenger | canary
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("weight", sa.Double, nullable=False, server_default="1"),
+    sa.Column("changed_at", sa.Double, nullable=False),
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.Text, nullable=False),  # check | retrain | push | promote | rollback | bootstrap | ...
+    sa.Column("state", sa.Text, nullable=False, index=True),  # queued | running | done | failed
+    sa.Column("outcome", sa.Text),  # promoted | kept | refused | no_action | crashed | rolled_back | ...
+    sa.Column("trigger", sa.Text, nullable=False),  # drift | quality | schedule | manual | start
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+    sa.Column("version", sa.Integer),  # version it made or moved to
+    sa.Column("record", sa.Text, nullable=False, server_default="{}"),  # JSON: decision, data, gates, error
+)
+
+checks = sa.Table(
+    "checks",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.Double, nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("drift", sa.Text),  # JSON of a DriftReport, or NULL when it could not be computed
+    sa.Column("quality", sa.Text),  # JSON of a Quality, or NULL when no labels
+    sa.Column("decision", sa.Text, nullable=False),  # JSON of a Decision
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("token", sa.BigInteger, nullable=False),  # grows with every change of holder
+    sa.Column("expires_at", sa.Double, nullable=False),  # the database's clock, seconds since 1970 UTC
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("replica", sa.Text, primary_key=True),
+    sa.Column("slot", sa.Text, primary_key=True),
+    sa.Column("serving", sa.Integer),  # version of the champion it answers with, NULL before the first
+    sa.Column("ready", sa.Text, nullable=False),  # JSON array of versions loaded and warm
+    sa.Column("failed", sa.Text, nullable=False),  # JSON object version -> why it would not load
+    sa.Column("seen_at", sa.Double, nullable=False),  # the database's clock
+)
+
+meta = sa.Table("evergreen_meta", metadata, sa.Column("schema_version", sa.Integer, nullable=False))
+
+
+class StoreTooNew(RuntimeError):
+    """Raised when the database was written by a newer Evergreen than this one."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(
+            f"the store has schema version {found}, this program knows {SCHEMA_VERSION}: "
+            "upgrade evergreen, or point [store] url at another database"
+        )
+
+
+def db_now(engine: sa.Engine) -> sa.ColumnElement[float]:
+    """SQL expression: the database's clock in seconds since 1970 UTC."""
+    if engine.dialect.name == "sqlite":
+        return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
+    return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Double)
+
+
+def open_store(url: str) -> sa.Engine:
+    """An engine on `url` with every table present.
+
+    Raises `StoreTooNew` when the tables were written by a newer program, and SQLAlchemy's `OperationalError` when the
+    database cannot be reached.
+    """
+    engine = connect(url)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # two replicas may start at once
+            connection.execute(sa.text("select pg_advisory_xact_lock(4702741)"))
+        metadata.create_all(connection)
+        found = connection.scalar(sa.select(meta.c.schema_version))
+        if found is None:
+            connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
+        elif found > SCHEMA_VERSION:
+            raise StoreTooNew(found)
+    return engine
+
+
+def connect(url: str) -> sa.Engine:
+    """An engine on `url`; nothing is created but a SQLite file's folder."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=5)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+    sa.event.listen(engine, "connect", _sqlite_pragmas)
+    return engine
+
+
+def _sqlite_pragmas(connection: object, _record: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "temp_store=MEMORY"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
