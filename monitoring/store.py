@@ -15,8 +15,6 @@ SCHEMA_VERSION: Final = 1
 
 metadata = sa.MetaData()
 
-_SQLITE_GROWING: Final = {"sqlite_with_rowid": False}
-
 predictions = sa.Table(
     "predictions",
     metadata,
@@ -30,7 +28,7 @@ predictions = sa.Table(
     sa.Column("features", sa.Text, nullable=False),  # the record as sent: a JSON object
     sa.Column("prediction", sa.Text, nullable=False),  # JSON scalar
     sa.Column("probabilities", sa.Text),  # JSON array in the order of the schema's classes, or NULL
-    **_SQLITE_GROWING,
+    sqlite_with_rowid=False,
 )
 
 labels = sa.Table(
@@ -43,7 +41,7 @@ labels = sa.Table(
     sa.Column("label", sa.Text, nullable=False),  # JSON scalar
     sa.Column("observed_at", sa.Double, nullable=False),  # seconds since 1970 UTC; the newest one counts
     sa.Column("received_at", sa.Double, nullable=False),
-    **_SQLITE_GROWING,
+    sqlite_with_rowid=False,
 )
 
 rejections = sa.Table(
@@ -57,7 +55,7 @@ rejections = sa.Table(
     sa.Column("status", sa.Integer, nullable=False),
     sa.Column("count", sa.Integer, nullable=False),  # how many like this one it stands for
     sa.Column("reason", sa.Text, nullable=False),  # where and what, never a feature's value
-    **_SQLITE_GROWING,
+    sqlite_with_rowid=False,
 )
 
 dead_letters = sa.Table(
@@ -70,7 +68,7 @@ dead_letters = sa.Table(
     sa.Column("kind", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
-    **_SQLITE_GROWING,
+    sqlite_with_rowid=False,
 )
 
 versions = sa.Table(

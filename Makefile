@@ -1,0 +1,51 @@
+# Every target sets up .venv from requirements.lock by itself; it needs Python >= 3.11 and make, and uses uv when present.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: run demo test lint bench soak lock clean
+
+run: $(READY)
+	$(BIN)/evergreen serve
+
+demo: $(READY)
+	$(BIN)/evergreen demo
+
+test: $(READY)
+	$(BIN)/python -m pytest tests
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy service training monitoring
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+soak: $(READY)
+	$(BIN)/python -m benchmarks.soak
+
+# The lock carries versions and hashes, and no index address; deploy/ holds what it says without the tools.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-emit-index-url \
+	--no-emit-find-links --no-header -q
+lock: $(READY)
+	$(COMPILE) --group dev --generate-hashes -o requirements.lock
+	$(COMPILE) --generate-hashes -c requirements.lock -o deploy/requirements.lock
+	$(COMPILE) --no-annotate -c requirements.lock -o deploy/requirements.bento.txt
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "evergreen needs Python 3.11 or newer; none was found on PATH"; exit 1; }
+	@if command -v uv >/dev/null 2>&1; then \
+		{ test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv; } && \
+		uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock && \
+		uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e . ; \
+	else \
+		{ test -x $(BIN)/pip || $(PYTHON) -m venv .venv; } && \
+		$(BIN)/python -m pip install -q --require-hashes -r requirements.lock && \
+		$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . ; \
+	fi
+	@touch $(READY)
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

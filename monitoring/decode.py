@@ -1,0 +1,547 @@
+"""What did the client send? A request body becomes a `Batch`, or an `InvalidRequest` that names the path at fault.
+
+The body is decoded once by a type generated from the schema (msgspec), which knows nothing of paths. Only when that
+refuses is the body read a second time, slowly, to find the first thing wrong and say what to do about it.
+API workers import this module: pandas is imported only inside `Batch.frame`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from itertools import chain
+from operator import attrgetter
+from types import GenericAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, NoReturn, Protocol, cast
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monitoring.schema import Feature, FeatureSchema
+
+FLOAT32_LIMIT: Final = float(2**128 - 2**103)
+"""Doubles strictly between ± this round to a finite float32; this one and beyond would become infinite."""
+
+MAX_ID_CHARS: Final = 128
+SHOWN_CHARS: Final = 40
+SHOWN_NAMES: Final = 20
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY: Final = timedelta(days=1)
+
+_Number = Annotated[float, msgspec.Meta(gt=-FLOAT32_LIMIT, lt=FLOAT32_LIMIT)] | None
+_JSON_TYPES: Final[dict[str, Any]] = {
+    "numeric": _Number,
+    "boolean": bool | None,
+    "categorical": str | None,
+    "datetime": str | None,
+}
+_EXPECTED: Final = {
+    "numeric": "a number",
+    "boolean": "true or false",
+    "categorical": "a string",
+    "datetime": 'an ISO-8601 string such as "2026-01-31T12:00:00Z"',
+}
+
+
+class InvalidRequest(Exception):
+    """Raised when a request cannot be answered as sent; the client must change it.
+
+    `status` is 400 (form), 413 (too many records) or 422 (well formed, but outside what a model can take).
+    `message` is for the client and may quote the value sent. `reason` is for the log: it has no value, index or name
+    the client chose, so it holds no personal data and takes few distinct values.
+    """
+
+    def __init__(self, status: int, message: str, reason: str = "") -> None:
+        clean = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(clean)
+        self.status = status
+        self.message = clean
+        self.reason = reason or f"status {status}"
+
+
+def days_since_epoch(value: str | date) -> float:
+    """Days since 1970-01-01 UTC of an ISO-8601 string, date or datetime; without an offset it is taken as UTC.
+
+    Raises ValueError when the text is not ISO-8601 (as `datetime.fromisoformat` of Python 3.11 reads it).
+    """
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    elif not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if value.tzinfo is None:
+        value = value.replace(tzinfo=UTC)
+    return (value - _EPOCH) / _DAY
+
+
+class _Body(Protocol):
+    records: list[Any]
+    ids: list[str] | None
+
+
+class Batch:
+    """The decoded rows of one request: 1 to `max_records` records, and the ids the client gave them (or None)."""
+
+    __slots__ = ("_decoder", "_numeric", "ids", "n", "records")
+
+    def __init__(
+        self,
+        decoder: RequestDecoder,
+        records: list[Any],
+        ids: list[str] | None,
+        numeric: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        self._decoder = decoder
+        self._numeric = numeric
+        self.records = records
+        self.ids = ids
+        self.n = len(records)
+
+    def numeric(self) -> npt.NDArray[np.float32]:
+        """Float32, n rows by the schema's `numeric_names`: booleans 0/1, datetimes in days, missing NaN."""
+        if self._numeric is not None:
+            return self._numeric
+        decoder = self._decoder
+        get = decoder._get_numeric
+        if self.n == 1:
+            return np.array((get(self.records[0]),), np.float32)
+        width = decoder._numeric_width
+        flat = np.fromiter(chain.from_iterable(map(get, self.records)), np.float32, self.n * width)
+        return flat.reshape(self.n, width)
+
+    def categorical(self) -> list[tuple[str | None, ...]]:
+        """One tuple a row, in the order of the schema's `categorical_names`; missing is None."""
+        return list(map(self._decoder._get_categorical, self.records))
+
+    def frame(self) -> pd.DataFrame:
+        """The canonical frame of `FeatureSchema.canonical`: n rows, the features in schema order."""
+        import pandas as pd
+
+        schema = self._decoder.schema
+        columns: dict[str, Any] = dict(zip(schema.numeric_names, self.numeric().T, strict=True))
+        rows = self.categorical()
+        for position, name in enumerate(schema.categorical_names):
+            column = np.empty(self.n, dtype=object)
+            column[:] = [np.nan if row[position] is None else row[position] for row in rows]
+            columns[name] = column
+        return pd.DataFrame({name: columns[name] for name in schema.names}, columns=list(schema.names), copy=True)
+
+    def to_json(self) -> bytes:
+        """The canonical request body, `{"records":[…]}` with `"ids":[…]` when there are some."""
+        body: dict[str, Any] = {"records": self.records}
+        if self.ids is not None:
+            body["ids"] = self.ids
+        return msgspec.json.encode(body)
+
+
+class RequestDecoder:
+    """Turns the body of `POST /predict`, or the columns of a V2 request, into a `Batch` of at most `max_records` rows.
+
+    Any column name works: the generated record type calls its fields f0, f1, … and msgspec renames them on the wire.
+    Records are not tracked by the garbage collector (`gc=False`): they hold only strings and numbers.
+    """
+
+    def __init__(self, schema: FeatureSchema, max_records: int) -> None:
+        if max_records < 1:
+            raise ValueError(f"max_records is {max_records}; a request needs room for at least 1 record")
+        self.schema = schema
+        self.max_records = max_records
+        self._features: dict[str, Feature] = {feature.name: feature for feature in schema.features}
+        fields = {feature.name: f"f{position}" for position, feature in enumerate(schema.features)}
+        self._record: Callable[..., Any] = msgspec.defstruct(
+            "Record",
+            [(fields[feature.name], _JSON_TYPES[feature.kind]) for feature in schema.features],
+            rename={field: name for name, field in fields.items()},
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+        ident = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARS)]
+        body = msgspec.defstruct(
+            "Body",
+            [
+                ("records", Annotated[list[self._record], msgspec.Meta(min_length=1, max_length=max_records)]),  # type: ignore[name-defined]
+                ("ids", list[ident] | None, None),
+            ],
+            forbid_unknown_fields=True,
+        )
+        self._columns = msgspec.defstruct(
+            "Columns",
+            [(fields[feature.name], GenericAlias(list, (_JSON_TYPES[feature.kind],))) for feature in schema.features],
+            rename={field: name for name, field in fields.items()},
+            forbid_unknown_fields=True,
+        )
+        self._get_columns = _tuple_getter(list(fields.values()))
+        self._decode = cast(Callable[[bytes], _Body], msgspec.json.Decoder(body).decode)
+        numeric = schema.numeric_names
+        self._numeric_width = len(numeric)
+        self._get_numeric = _tuple_getter([fields[name] for name in numeric])
+        self._get_categorical = _tuple_getter([fields[name] for name in schema.categorical_names])
+        self._texts = tuple(at for at, f in enumerate(schema.features) if f.kind in ("categorical", "datetime"))
+        self._instants = tuple(at for at, name in enumerate(numeric) if self._features[name].kind == "datetime")
+
+    def decode(self, body: bytes) -> Batch:
+        """The batch in a JSON body; raises `InvalidRequest`, and nothing else, whatever the bytes are."""
+        try:
+            request = self._decode(body)
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so is bad UTF-8
+            self._refuse(body, error)
+        records, ids = request.records, request.ids
+        if ids is not None and (len(ids) != len(records) or not "".join(ids).isprintable()):
+            self._refuse(body)
+        if not self._instants:
+            return Batch(self, records, ids)
+        try:
+            return Batch(self, records, ids, self._with_instants(records))
+        except (ValueError, OverflowError) as error:
+            self._refuse(body, error)
+
+    def from_columns(self, columns: dict[str, list[Any]], ids: list[str] | None = None) -> Batch:
+        """The batch of one list of JSON values for each feature, all of one length; NaN counts as missing.
+
+        Raises `InvalidRequest` for the same faults as `decode`; its messages name the input: `input "age"[3]: …`.
+        """
+        try:
+            lists = self._get_columns(msgspec.convert(columns, self._columns))
+            for at in self._texts:
+                "".join(filter(None, lists[at])).encode()  # refuses lone surrogates, which no JSON body can carry on
+        except (ValueError, RecursionError):
+            lists = self._get_columns(msgspec.convert(self._checked(columns), self._columns))
+        rows = len(lists[0])
+        if not 1 <= rows <= self.max_records:
+            self._check_count(rows, "inputs")
+        if any(len(values) != rows for values in lists):
+            self._checked(columns)
+        if ids is not None:
+            problem = _ids_problem(ids, rows)
+            if problem:
+                raise problem
+        records = list(map(self._record, *lists))
+        if not self._instants:
+            return Batch(self, records, ids)
+        try:
+            return Batch(self, records, ids, self._with_instants(records))
+        except (ValueError, OverflowError):
+            self._checked(columns)
+            raise
+
+    def _checked(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The columns with null for NaN; raises `InvalidRequest` for the first fault in them."""
+        for name in columns:
+            if name not in self._features:
+                raise self._unknown(f"input {_shown(name)}", name, "input")
+        first = next(iter(self._features))
+        checked = {}
+        for name, feature in self._features.items():
+            where = f"input {_shown(name)}"
+            if name not in columns:
+                message = f"{where}: missing; send one input for each feature: {self._names()}"
+                raise InvalidRequest(400, message, f"{where}: missing")
+            values = columns[name]
+            if not isinstance(values, list):
+                raise InvalidRequest(400, f"{where}: expected a list, got {_shown(values)}", f"{where}: not a list")
+            if len(values) != len(columns[first]):
+                message = (
+                    f"{where}: {len(values)} values, but input {_shown(first)} has {len(columns[first])}; "
+                    "every input needs one value for each row"
+                )
+                raise InvalidRequest(400, message, "inputs of unequal length")
+            checked[name] = [None if value != value else value for value in values]
+            for row, value in enumerate(checked[name]):
+                problem = _value_problem(feature, value)
+                if problem:
+                    raise problem.at(f"{where}[{row}]", where)
+        return checked
+
+    def _with_instants(self, records: list[Any]) -> npt.NDArray[np.float32]:
+        """The numeric matrix of a schema with datetimes; raises ValueError when one is not ISO-8601."""
+        rows = [list(self._get_numeric(record)) for record in records]
+        for row in rows:
+            for at in self._instants:
+                if row[at] is not None:
+                    row[at] = days_since_epoch(row[at])
+        return np.array(rows, dtype=np.float32)
+
+    # -- the second, slow reading: what exactly is wrong? --------------------------------------------------------------
+
+    def _refuse(self, body: bytes, error: Exception | None = None) -> NoReturn:
+        try:
+            self._check(_parse(body, self._expected()))
+        except InvalidRequest as problem:
+            raise problem from None
+        except RecursionError:
+            raise InvalidRequest(
+                400, f"the body is nested too deeply; {self._expected()}", "nested too deeply"
+            ) from None
+        # Reached only if the strict reader refuses what the slow one has no words for.
+        raise InvalidRequest(400, f"the body was refused: {error}; {self._expected()}", "refused") from None
+
+    def _check(self, body: Any) -> None:
+        """Raise `InvalidRequest` for the first fault in a body as `_parse` gives it."""
+        if not isinstance(body, _Object):
+            raise InvalidRequest(400, f"{self._expected()}; got {_shown(body)}", "body is not an object")
+        keys = [key for key, _ in body]
+        for key in keys:
+            if key not in ("records", "ids"):
+                raise InvalidRequest(
+                    400,
+                    f"{_key(key)}: unknown key; the keys are records and ids{_nearest(key, ['records', 'ids'])}",
+                    "unknown key",
+                )
+        if "records" not in keys:
+            raise InvalidRequest(400, f"records: missing; {self._expected()}", "records: missing")
+        rows = 0
+        for key, value in body:
+            if key == "records":
+                if not isinstance(value, list) or isinstance(value, _Object):
+                    raise InvalidRequest(
+                        400, f"records: expected a list of objects, got {_shown(value)}", "records: not a list"
+                    )
+                self._check_count(len(value), "records")
+                rows = len(value)
+                for index, record in enumerate(value):
+                    self._check_record(f"records[{index}]", record)
+        for key, value in body:
+            if key == "ids" and value is not None:
+                problem = _ids_problem(value, rows)
+                if problem:
+                    raise problem
+
+    def _check_count(self, count: int, what: str) -> None:
+        if count == 0:
+            raise InvalidRequest(400, f"{what}: empty; send at least one record", f"{what}: empty")
+        if count > self.max_records:
+            raise InvalidRequest(
+                413,
+                f"{what}: {count} records, more than the {self.max_records} allowed at once; send smaller batches",
+                f"{what}: too many records",
+            )
+
+    def _check_record(self, path: str, record: Any) -> None:
+        if not isinstance(record, _Object):
+            raise InvalidRequest(
+                400,
+                f"{path}: expected an object with one value for each feature, got {_shown(record)}",
+                "records[]: not an object",
+            )
+        present = set()
+        for name, value in record:
+            feature = self._features.get(name)
+            if feature is None:
+                raise self._unknown(path + _step(name), name, "feature")
+            present.add(name)
+            problem = _value_problem(feature, value)
+            if problem:
+                raise problem.at(path + _step(name), "records[]" + _step(name))
+        for name in self._features:
+            if name not in present:
+                raise InvalidRequest(
+                    400,
+                    f"{path}{_step(name)}: missing; send null when the value is unknown",
+                    f"records[]{_step(name)}: missing",
+                )
+
+    def _unknown(self, path: str, name: str, noun: str) -> InvalidRequest:
+        return InvalidRequest(
+            400,
+            f"{path}: unknown {noun}; the features are {self._names()}{_nearest(name, list(self._features))}",
+            f"unknown {noun}",
+        )
+
+    def _names(self) -> str:
+        names = list(self._features)
+        more = len(names) - SHOWN_NAMES
+        return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more (GET /schema lists them)" if more > 0 else "")
+
+    def _expected(self) -> str:
+        record = self.schema.example()
+        short = dict(list(record.items())[:2])
+        text = json.dumps(short, ensure_ascii=False)
+        if len(record) > len(short):
+            text = text[:-1] + ", …}"
+        return f'expected an object such as {{"records": [{text}]}}'
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as its pairs: repeated keys are kept, since the strict decoder checks each of them."""
+
+
+class _Literal(str):
+    """The text of a number that is no finite double: NaN, Infinity, -Infinity or one like 1e400."""
+
+
+def _parse(body: bytes, expected: str) -> Any:
+    """The body as JSON, with objects as `_Object` and impossible numbers as `_Literal`; `InvalidRequest` otherwise."""
+    if not body.strip():
+        raise InvalidRequest(400, f"the body is empty; {expected}", "empty body")
+    try:
+        text = bytes(body).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            400, f"the body is not UTF-8 text (byte {error.start}); send JSON in UTF-8", "not UTF-8"
+        ) from None
+    try:
+        return json.loads(
+            text, object_pairs_hook=_Object, parse_constant=_Literal, parse_float=_number, parse_int=_number
+        )
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(
+            400,
+            f"the body is not JSON: {error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno}, "
+            f"column {error.colno}; {expected}",
+            "not JSON",
+        ) from None
+
+
+def _number(text: str) -> Any:
+    value = float(text)
+    if not math.isfinite(value):
+        return _Literal(text)
+    return int(text) if text.lstrip("-").isdigit() and len(text) < 20 else value
+
+
+class _Problem(NamedTuple):
+    """What is wrong with one value, before it is known where it stands."""
+
+    status: int
+    message: str
+    reason: str
+
+    def at(self, path: str, where: str) -> InvalidRequest:
+        return InvalidRequest(self.status, f"{path}: {self.message}", f"{where}: {self.reason}")
+
+
+def _value_problem(feature: Feature, value: Any) -> _Problem | None:
+    """Why one JSON value does not fit its feature, or None."""
+    if value is None:
+        return None
+    expected = _EXPECTED[feature.kind]
+    if feature.kind == "numeric":
+        if isinstance(value, _Literal) and value.lstrip("-") in ("NaN", "Infinity"):
+            return _Problem(400, f"{value} is not JSON; send null when the value is unknown", str(value))
+        if _is_number(value):
+            if _fits_float32(value):
+                return None
+            message = f"{_shown(value)} is too large; the model takes float32 numbers, up to ±3.4e38"
+            return _Problem(422, message, "outside float32")
+    elif feature.kind == "boolean":
+        if isinstance(value, bool):
+            return None
+    elif isinstance(value, str) and not isinstance(value, _Literal):
+        if not _is_unicode(value):
+            message = f"{_shown(value)} has half of a surrogate pair (\\ud800 to \\udfff); send whole characters"
+            return _Problem(400, message, "lone surrogate")
+        if feature.kind == "categorical" or _is_instant(value):
+            return None
+    return _Problem(400, f"expected {expected}, got {_shown(value)}", f"expected {expected}, got {_type_name(value)}")
+
+
+def _ids_problem(ids: Any, rows: int) -> InvalidRequest | None:
+    if not isinstance(ids, list) or isinstance(ids, _Object):
+        return InvalidRequest(
+            400, f"ids: expected a list of strings (one for each record) or null, got {_shown(ids)}", "ids: not a list"
+        )
+    for index, value in enumerate(ids):
+        if not isinstance(value, str) or isinstance(value, _Literal):
+            return InvalidRequest(400, f"ids[{index}]: expected a string, got {_shown(value)}", "ids[]: not a string")
+        if not 1 <= len(value) <= MAX_ID_CHARS:
+            return InvalidRequest(
+                400,
+                f"ids[{index}]: expected 1 to {MAX_ID_CHARS} characters, got {len(value)}",
+                "ids[]: too short or too long",
+            )
+        if not value.isprintable():
+            return InvalidRequest(
+                400, f"ids[{index}]: {_shown(value)} has characters that cannot be printed", "ids[]: not printable"
+            )
+    if len(ids) != rows:
+        return InvalidRequest(
+            400, f"ids: {len(ids)} ids for {rows} records; send one for each record, or leave ids out", "ids: count"
+        )
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | _Literal) and not isinstance(value, bool)
+
+
+def _fits_float32(value: Any) -> bool:
+    if isinstance(value, _Literal):
+        return False
+    return bool(-FLOAT32_LIMIT < value < FLOAT32_LIMIT)  # compared exactly, also for integers no double can hold
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_instant(text: str) -> bool:
+    try:
+        days_since_epoch(text)
+        return True
+    except (ValueError, OverflowError):
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, cut to 40 characters; objects and lists by their kind only."""
+    if isinstance(value, _Object | dict):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, _Literal):
+        text = str(value)
+    elif isinstance(value, str):
+        text = json.dumps(value[: SHOWN_CHARS + 1], ensure_ascii=False)
+    elif isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        text = "an integer of more than 77 digits"  # Python refuses to print very long ones
+    else:
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError):
+            text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, _Object | dict):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, _Literal | int | float):
+        return "a number"
+    return "a string" if isinstance(value, str) else "another type"
+
+
+def _key(name: str) -> str:
+    """A name as the client would write it in a path: bare when it is plain, quoted when not."""
+    return name if name.isidentifier() and len(name) <= SHOWN_CHARS else _shown(name)
+
+
+def _step(name: str) -> str:
+    return f".{name}" if name.isidentifier() and len(name) <= SHOWN_CHARS else f"[{_shown(name)}]"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name[:200], list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _tuple_getter(fields: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """`attrgetter` that gives a tuple for any number of fields (bare, it gives a scalar for one and fails for none)."""
+    if not fields:
+        return lambda record: ()
+    get = attrgetter(*fields)
+    return (lambda record: (get(record),)) if len(fields) == 1 else get

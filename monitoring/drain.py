@@ -1,0 +1,504 @@
+"""The drain: carries what the workers appended from the spool into the store, each row exactly once.
+
+A segment is read while its worker still appends to it. It is deleted only when nobody can append any more (sealed, or
+its owner's lock is free: a dead worker's) and everything in it has been committed. Row keys are made of the segment and
+the byte offset, so that reading again after a crash at any point inserts nothing twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
+
+from monitoring.log import NEWBORN, OPEN, SEALED, segment_path
+from monitoring.record import (
+    HEADER_BYTES,
+    Damage,
+    DeadLetter,
+    Frame,
+    Rows,
+    dead_letter,
+    decode_frame,
+    iter_records,
+    needed_bytes,
+    segment_day,
+    time_of,
+)
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+_CHUNK_BYTES: Final = 4 * 2**20
+_DAMAGED: Final = 0
+"""Kind of a dead letter that was no record at all."""
+_logger = logging.getLogger(__name__)
+
+
+class SpoolBusy(RuntimeError):
+    """Raised when another process already drains this spool directory."""
+
+    def __init__(self, directory: Path, holder: str) -> None:
+        super().__init__(
+            f"the spool {directory} is being drained by {holder or 'another process'}: "
+            "stop that server, or give this one a directory of its own ([server] var)"
+        )
+
+
+class DrainFailed(RuntimeError):
+    """Raised when the database fails in the middle of a drain. Nothing is lost or doubled by it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"the store cannot take the record now ({error}); the spool keeps it until the next drain")
+
+
+class DrainResult(msgspec.Struct, frozen=True):
+    """What one drain did. Rows already stored by an earlier drain are not counted again."""
+
+    predictions: int = 0
+    labels: int = 0
+    rejections: int = 0
+    dead: int = 0
+    torn: int = 0
+    """Unfinished writes of killed workers: requests that were never answered."""
+    repeated_ids: int = 0
+    """Predictions whose id is stored already, or came earlier in the same batch; every row is kept."""
+    matched_labels: int = 0
+    unmatched_labels: int = 0
+    """Labels kept although no prediction with their id is stored (yet)."""
+    deleted_segments: int = 0
+    bytes_left: int = 0
+    oldest_at: float | None = None
+    """When the oldest record still waiting was written; None when none waits."""
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What waits in the spool."""
+
+    spool_bytes: int
+    """Bytes of all segments on disk, those already stored included."""
+    bytes_left: int
+    oldest_at: float | None
+
+
+class _Progress:
+    """How far one segment has been stored."""
+
+    __slots__ = ("offset", "resume", "suspect")
+
+    def __init__(self, resume: int) -> None:
+        self.offset = 0
+        self.resume = resume  # records that begin up to here were committed by an earlier drainer
+        self.suspect = -1  # where an open segment looked damaged last time
+
+
+class _Batch:
+    """Records on their way into one transaction."""
+
+    def __init__(self) -> None:
+        self.rows = Rows()
+        self.frames: list[tuple[Frame, int]] = []  # with their segments
+        self.torn = 0
+        self.ends: dict[int, int] = {}
+
+
+class Drainer:
+    """The one drainer of a spool directory, from construction to `close`. Not for several threads at once.
+
+    Raises `SpoolBusy` when another process drains it.
+    """
+
+    def __init__(self, directory: Path, engine: sa.Engine, *, batch_rows: int = 5000) -> None:
+        self._directory = directory
+        self._engine = engine
+        self._batch_rows = batch_rows
+        self._progress: dict[int, _Progress] = {}
+        self._counts: dict[str, int] = {}
+        self._refusal = ""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(directory / "drain.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 200, 0).decode("utf-8", "replace").strip()
+            os.close(self._lock)
+            raise SpoolBusy(directory, holder) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process drain the directory."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def drain(self, now: float) -> DrainResult:
+        """Store everything that lay in the spool when the call began, and delete the segments that are finished.
+
+        Raises `DrainFailed` for any error of the database: the next call goes on where this one stopped, and its result
+        includes what this one had committed.
+        """
+        batch = _Batch()
+        finished: list[Path] = []
+        with contextlib.ExitStack() as stack:
+            segments = self._segments()
+            for forgotten in self._progress.keys() - segments.keys():
+                del self._progress[forgotten]
+            for segment, names in segments.items():
+                opened = _open_segment(names)
+                if opened is None:
+                    continue  # sealed under our eyes; the next drain finds it under its new name
+                fd, path = opened
+                stack.callback(os.close, fd)
+                # In this order: once the owner is known to be gone, everything it wrote is there to be read.
+                final = path.suffix == SEALED or _owner_is_gone(fd)
+                for frame_or_damage in self._unread(segment, fd, final):
+                    self._take(batch, segment, frame_or_damage, now)
+                    if len(batch.rows) >= self._batch_rows:
+                        self._commit(batch)
+                        batch = _Batch()
+                if final:
+                    finished.append(path)
+            self._commit(batch)
+            for path in finished:
+                self._delete(path)
+        backlog = self.backlog()
+        counts, self._counts = self._counts, {}
+        return DrainResult(**counts, bytes_left=backlog.bytes_left, oldest_at=backlog.oldest_at)
+
+    def backlog(self) -> Backlog:
+        """What waits in the spool; asks no database, so it also works while that is down."""
+        total, left, oldest = 0, 0, None
+        for segment, names in self._segments().items():
+            opened = _open_segment(names)
+            if opened is None:
+                continue
+            fd, _ = opened
+            try:
+                size = os.fstat(fd).st_size
+                progress = self._progress.get(segment)
+                offset = progress.offset if progress else 0
+                total += size
+                if size > offset:
+                    left += size - offset
+                    at = time_of(os.pread(fd, HEADER_BYTES, offset))
+                    oldest = at if oldest is None or (at is not None and at < oldest) else oldest
+            finally:
+                os.close(fd)
+        return Backlog(total, left, oldest)
+
+    def _segments(self) -> dict[int, list[Path]]:
+        """The segments in the directory, oldest first, with the names they may be found under."""
+        found: dict[int, list[Path]] = {}
+        for path in self._directory.iterdir():
+            if path.suffix in (OPEN, SEALED):
+                with contextlib.suppress(ValueError):
+                    segment = int(path.stem, 16)
+                    # Its worker may seal it between the listing and the opening.
+                    found[segment] = [
+                        path,
+                        segment_path(self._directory, segment, SEALED),
+                    ]
+            elif path.suffix == NEWBORN:
+                _clear_newborn(path)
+        return dict(sorted(found.items()))
+
+    def _unread(self, segment: int, fd: int, final: bool) -> Iterator[Frame | Damage]:
+        """Records behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
+        progress = self._progress.get(segment)
+        if progress is None:
+            progress = self._progress[segment] = _Progress(_last_committed(self._engine, segment))
+        size = os.fstat(fd).st_size
+        offset, length = progress.offset, _CHUNK_BYTES
+        while offset < size:
+            data = os.pread(fd, min(length, size - offset), offset)
+            if not data:
+                return
+            whole = offset + len(data) >= size
+            began = offset
+            for found in iter_records(data, offset, at_end=final and whole):
+                if isinstance(found, Damage) and not final and progress.suspect != found.offset:
+                    # Perhaps the worker has just cut a short write off and written over it: look again next time.
+                    progress.suspect = found.offset
+                    return
+                yield found
+                offset = found.end
+            if whole:
+                return
+            length = _CHUNK_BYTES
+            if offset == began:  # one record is longer than the chunk
+                length = max(2 * len(data), needed_bytes(data, 0))
+
+    def _take(self, batch: _Batch, segment: int, found: Frame | Damage, now: float) -> None:
+        batch.ends[segment] = found.end
+        if found.offset <= self._progress[segment].resume:
+            return
+        if isinstance(found, Frame):
+            batch.frames.append((found, segment))
+            decode_frame(found, segment, batch.rows)
+        elif found.torn:
+            batch.torn += 1
+        else:
+            length = found.end - found.offset
+            _logger.error("%d damaged bytes at byte %d of segment %016x", length, found.offset, segment)
+            reason = f"{length} bytes are no record; the first {len(found.data)} are kept"
+            key = (segment_day(segment), segment, found.offset << 16)
+            batch.rows.dead.append(DeadLetter(*key, now, _DAMAGED, reason, found.data))
+
+    def _commit(self, batch: _Batch) -> None:
+        """Store the batch and remember how far it reached."""
+        try:
+            if not self._store(batch.rows):
+                self._store_one_by_one(batch)
+        except Exception as error:
+            raise DrainFailed(error) from error
+        self._count(torn=batch.torn)
+        for segment, end in batch.ends.items():
+            self._progress[segment].offset = end
+
+    def _store(self, rows: Rows) -> bool:
+        """Whether the rows are stored; False when the database refuses one of them for what it is."""
+        if not len(rows):
+            return True
+        store = _store_sqlite if self._engine.dialect.name == "sqlite" else _store_postgresql
+        try:
+            counts = store(self._engine, rows)
+        except Exception as error:
+            if not _is_poison(error):
+                raise
+            self._refusal = str(error)
+            return False
+        self._count(**counts)
+        return True
+
+    def _store_one_by_one(self, batch: _Batch) -> None:
+        """Each record in a transaction of its own; the ones the database refuses become dead letters."""
+        damage = Rows()
+        damage.dead = [letter for letter in batch.rows.dead if letter.kind == _DAMAGED]
+        self._store(damage)
+        for frame, segment in batch.frames:
+            rows = Rows()
+            decode_frame(frame, segment, rows)
+            if not self._store(rows):
+                refused = Rows()
+                refused.dead.append(dead_letter(frame, segment, f"the database refuses it: {self._refusal}"))
+                self._store(refused)
+
+    def _count(self, **counts: int) -> None:
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def _delete(self, path: Path) -> None:
+        try:
+            path.unlink()
+        except FileNotFoundError:  # a dead worker's segment that was renamed just before it died
+            path.with_suffix(SEALED).unlink(missing_ok=True)
+        except OSError as error:
+            _logger.warning("the drained segment %s cannot be deleted: %s", path, error)
+            return
+        self._progress.pop(int(path.stem, 16), None)
+        self._count(deleted_segments=1)
+
+
+def _open_segment(names: Iterable[Path]) -> tuple[int, Path] | None:
+    for path in names:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
+    return None
+
+
+def _owner_is_gone(fd: int) -> bool:
+    """Whether nobody holds the segment's lock; from now on we do, until `fd` is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _clear_newborn(path: Path) -> None:
+    """Remove a segment whose worker died before it was named, unless it is being born this instant.
+
+    Should its worker lock it just after us, its rename fails, and it begins another one.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _owner_is_gone(fd):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+
+
+# --- into the database ---------------------------------------------------------------------------------------------
+
+
+def _is_poison(error: Exception) -> bool:
+    """Whether the rows are to blame, not the connection or the server."""
+    import sqlalchemy as sa
+
+    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None and isinstance(error.orig, Exception):
+        error = error.orig
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(
+        names
+        & {
+            "DataError",
+            "IntegrityError",
+            "OverflowError",
+            "UnicodeEncodeError",
+            "ValueError",
+        }
+    )
+
+
+def _last_committed(engine: sa.Engine, segment: int) -> int:
+    """Offset of the segment's last record in the store, -1 when none is: records are committed whole and in order."""
+    import sqlalchemy as sa
+
+    from monitoring import store
+
+    tables = (store.predictions, store.labels, store.rejections, store.dead_letters)
+    with engine.connect() as connection:
+        last = [
+            connection.scalar(
+                sa.select(sa.func.max(table.c.position)).where(
+                    table.c.day == segment_day(segment), table.c.segment == segment
+                )
+            )
+            for table in tables
+        ]
+    return max(-1 if position is None else position >> 16 for position in last)
+
+
+def _repeats(ids: list[str], stored: set[str]) -> int:
+    """How many of the ids were seen before, in the store or earlier in the list."""
+    return len(ids) - len(set(ids) - stored)
+
+
+def _store_sqlite(engine: sa.Engine, rows: Rows) -> dict[str, int]:
+    from monitoring import store
+
+    with engine.connect() as connection:
+        raw: Any = connection.connection.driver_connection
+        cursor = raw.cursor()
+        # A segment is deleted after the commit, so the commit must survive a power failure, unlike with NORMAL.
+        cursor.execute("pragma synchronous = full")
+        try:
+            cursor.execute("begin immediate")
+            try:
+                counts: dict[str, int] = {}
+
+                def known(ids: list[str]) -> set[str]:
+                    found = cursor.execute(
+                        "select id from predictions where id in (select value from json_each(?))",
+                        [json.dumps(ids)],
+                    )
+                    return {row[0] for row in found}
+
+                def insert(table: sa.Table, values: Sequence[tuple[Any, ...]]) -> int:
+                    if not values:
+                        return 0
+                    marks = ", ".join("?" * len(table.columns))
+                    cursor.executemany(
+                        f"insert into {table.name} values ({marks}) on conflict do nothing",
+                        values,
+                    )
+                    return int(cursor.rowcount)
+
+                if rows.predictions:
+                    ids = [row.id for row in rows.predictions]
+                    counts["repeated_ids"] = _repeats(ids, known(ids))
+                    counts["predictions"] = insert(store.predictions, rows.predictions)
+                if rows.labels:
+                    counts["labels"] = insert(store.labels, rows.labels)
+                    stored = known([row.id for row in rows.labels])
+                    counts["matched_labels"] = sum(row.id in stored for row in rows.labels)
+                    counts["unmatched_labels"] = len(rows.labels) - counts["matched_labels"]
+                counts["rejections"] = insert(store.rejections, rows.rejections)
+                counts["dead"] = insert(store.dead_letters, rows.dead)
+                cursor.execute("commit")
+            except BaseException:
+                if raw.in_transaction:
+                    cursor.execute("rollback")
+                raise
+        finally:
+            cursor.execute("pragma synchronous = normal")
+            cursor.close()
+    return counts
+
+
+def _store_postgresql(engine: sa.Engine, rows: Rows) -> dict[str, int]:
+    from psycopg.errors import UniqueViolation
+
+    try:
+        return _copy_postgresql(engine, rows, _copy_in)
+    except UniqueViolation:  # stored by somebody else meanwhile: rare, and slower to get round
+        return _copy_postgresql(engine, rows, _copy_around_conflicts)
+
+
+def _copy_in(cursor: Any, table: sa.Table, values: Sequence[tuple[Any, ...]]) -> int:
+    with cursor.copy(f"copy {table.name} from stdin") as copy:
+        for row in values:
+            copy.write_row(row)
+    return len(values)
+
+
+def _copy_around_conflicts(cursor: Any, table: sa.Table, values: Sequence[tuple[Any, ...]]) -> int:
+    cursor.execute(f"create temp table pending (like {table.name}) on commit drop")
+    with cursor.copy("copy pending from stdin") as copy:
+        for row in values:
+            copy.write_row(row)
+    cursor.execute(f"insert into {table.name} select * from pending on conflict do nothing")
+    inserted = int(cursor.rowcount)
+    cursor.execute("drop table pending")
+    return inserted
+
+
+def _copy_postgresql(
+    engine: sa.Engine, rows: Rows, insert: Callable[[Any, sa.Table, Sequence[tuple[Any, ...]]], int]
+) -> dict[str, int]:
+    from monitoring import store
+
+    counts: dict[str, int] = {}
+    with engine.connect() as connection:
+        raw: Any = connection.connection.driver_connection
+        with raw.transaction(), raw.cursor() as cursor:
+
+            def known(ids: list[str]) -> set[str]:
+                return {row[0] for row in cursor.execute("select id from predictions where id = any(%s)", [ids])}
+
+            if rows.predictions:
+                ids = [row.id for row in rows.predictions]
+                counts["repeated_ids"] = _repeats(ids, known(ids))
+                counts["predictions"] = insert(cursor, store.predictions, rows.predictions)
+            if rows.labels:
+                counts["labels"] = insert(cursor, store.labels, rows.labels)
+                stored = known([row.id for row in rows.labels])
+                counts["matched_labels"] = sum(row.id in stored for row in rows.labels)
+                counts["unmatched_labels"] = len(rows.labels) - counts["matched_labels"]
+            if rows.rejections:
+                counts["rejections"] = insert(cursor, store.rejections, rows.rejections)
+            if rows.dead:
+                counts["dead"] = insert(cursor, store.dead_letters, rows.dead)
+    return counts

@@ -1,0 +1,307 @@
+"""The prediction log: what an API worker appends to, durably, before it answers.
+
+Each worker owns one open segment at a time in the spool directory and holds `flock` on it for life: a stopped owner
+keeps it, a killed one releases it at once. `drain.py` carries the segments into the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from monitoring.record import encode_header
+
+OPEN: Final = ".seg"
+"""Locked by the worker that appends to it."""
+SEALED: Final = ".sealed"
+"""Nothing will be appended to it any more."""
+NEWBORN: Final = ".new"
+"""Not locked yet; becomes `.seg` once it is."""
+
+_LOOK_EVERY_S: Final = 1.0
+_logger = logging.getLogger(__name__)
+
+
+class LogPolicy(BaseModel):
+    """When a segment ends, when it is forced to disk, and how much may wait for the store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    segment_bytes: int = Field(
+        16 * 2**20,
+        ge=1,
+        description="bytes; a drain re-reads at most this after a restart",
+    )
+    segment_seconds: float = Field(60.0, gt=0, description="seconds; the spool is then freed within about a minute")
+    fsync: Literal["never", "interval", "always"] = Field(
+        "interval",
+        description="only against power failure: the death of any process loses nothing even with `never`",
+    )
+    fsync_interval_s: float = Field(1.0, gt=0, description="seconds; what a power failure can cost with `interval`")
+    max_spool_bytes: int = Field(
+        4 * 2**30,
+        ge=1,
+        description="bytes in the directory; above it answers go out, rows are dropped and counted",
+    )
+
+
+def segment_path(directory: Path, segment: int, suffix: str) -> Path:
+    """Where the segment lies while it has this suffix."""
+    return directory / f"{segment:016x}{suffix}"
+
+
+def spool_bytes(directory: Path) -> int:
+    """Bytes of all segments in the directory, drained or not."""
+    total = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith((OPEN, SEALED)):
+                with contextlib.suppress(FileNotFoundError):  # deleted by the drain meanwhile
+                    total += entry.stat().st_size
+    return total
+
+
+class PredictionLog:
+    """One worker's end of the spool. `append`, and `close` at the end; both from one thread.
+
+    An acknowledged append survives the death of every process; with `fsync="interval"` a thread of its own bounds what
+    a power failure costs. Trouble never raises: rows are dropped, counted in `dropped_rows` and logged once per spell.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        policy: LogPolicy,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.appended_rows = 0
+        self.dropped_rows = 0
+        self.full = False
+        """Whether rows are being dropped because the spool has reached `max_spool_bytes`."""
+        self._directory = directory
+        self._policy = policy
+        self._clock = clock
+        self._always = policy.fsync == "always"
+        self._fd = -1
+        self._segment = 0
+        self._end = 0  # bytes of whole records in the segment; all the appends it will ever acknowledge lie below
+        self._seal_bytes = policy.segment_bytes
+        self._seal_at = float("-inf")
+        self._look_at = float("-inf")
+        self._dropping = False
+        self._dropped_seen = 0
+        self._written = 0  # grows with every write, so that sync() knows whether there is anything to do
+        self._synced = 0
+        self._retired: deque[int] = (
+            deque()
+        )  # sealed descriptors; closed by sync() alone, so it never meets a reused one
+        self._sync_lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        if policy.fsync == "interval":
+            self._thread = threading.Thread(target=self._sync_forever, name="prediction-log-fsync", daemon=True)
+            self._thread.start()
+
+    def append(self, kind: int, at: float, rows: int, *parts: bytes) -> bool:
+        """True when the record (`rows` rows in one or two JSON parts, see `record.py`) is in the log.
+
+        False when it was dropped and counted. `at` is the present in seconds since 1970 UTC.
+        """
+        if at >= self._look_at or self._end >= self._seal_bytes:
+            self._look(at)
+        if self.full:
+            return self._drop(rows, "the spool has reached max_spool_bytes")
+        try:
+            header = encode_header(kind, at, rows, parts)
+        except ValueError as error:
+            return self._drop(rows, error)
+        total = len(header) + sum(map(len, parts))
+        try:
+            written = os.writev(self._fd, (header, *parts))
+            if self._always:
+                os.fdatasync(self._fd)
+        except OSError as error:
+            return self._append_anew(rows, total, (header, *parts), error)
+        if written != total:
+            return self._append_anew(
+                rows,
+                total,
+                (header, *parts),
+                f"{written} of {total} bytes were written",
+            )
+        self._end += total
+        self._written += 1
+        self.appended_rows += rows
+        return True
+
+    def sync(self) -> None:
+        """Force what was appended so far to disk. Safe from another thread than the one that appends."""
+        with self._sync_lock:
+            written = self._written
+            if self._policy.fsync == "never" or written == self._synced:
+                self._close_retired()
+                return
+            fd = self._fd  # stays open until _close_retired below, even when its segment is sealed this instant
+            try:
+                if fd >= 0:
+                    os.fdatasync(fd)
+                self._close_retired()
+                directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    os.fsync(directory)
+                finally:
+                    os.close(directory)
+                self._synced = written
+            except OSError as error:
+                _logger.warning("the prediction log could not be forced to disk: %s", error)
+
+    def close(self) -> None:
+        """Seal the segment, so that the drain can delete it. Appending afterwards opens another one."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._seal()
+        with self._sync_lock:
+            self._close_retired()
+
+    # --- once a second, and when a segment is full -------------------------------------------------------------
+
+    def _look(self, at: float) -> None:
+        self._look_at = at + _LOOK_EVERY_S
+        if self._fd >= 0:
+            if os.fstat(self._fd).st_nlink == 0:
+                _logger.error(
+                    "the open segment was deleted from %s by someone else: its rows are lost",
+                    self._directory,
+                )
+                self._seal()
+            elif self._end >= self._seal_bytes or (at >= self._seal_at and self._end > 0):
+                self._seal()
+        try:
+            self.full = spool_bytes(self._directory) >= self._policy.max_spool_bytes
+        except OSError:
+            self.full = False  # whatever is wrong, the write will meet it and say so
+        if self._dropping and self.dropped_rows == self._dropped_seen:
+            _logger.warning("the prediction log in %s takes rows again", self._directory)
+            self._dropping = False
+        self._dropped_seen = self.dropped_rows
+        if self._fd < 0 and not self.full:
+            with contextlib.suppress(OSError):  # the write then fails and says why
+                self._open(at)
+
+    def _open(self, at: float) -> None:
+        """Own a fresh segment.
+
+        It gets its name `.seg` only once it is locked: the drain, which takes an unlocked `.seg` for a dead worker's,
+        never sees it in between. If the drain clears the newborn away as litter, the rename fails and we start again.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for attempt in range(3):
+            segment = int(self._clock() * 1000) << 20 | random.SystemRandom().getrandbits(20)
+            newborn = segment_path(self._directory, segment, NEWBORN)
+            fd = os.open(
+                newborn,
+                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+                0o600,
+            )
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.rename(newborn, segment_path(self._directory, segment, OPEN))
+            except OSError:
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    newborn.unlink()
+                if attempt == 2:
+                    raise
+                continue
+            self._fd, self._segment, self._end = fd, segment, 0
+            self._seal_at = at + self._policy.segment_seconds
+            return
+
+    def _seal(self) -> None:
+        """Give the segment up. Should the rename fail, closing it unlocks it, which tells the drain the same."""
+        if self._fd < 0:
+            return
+        path = segment_path(self._directory, self._segment, OPEN)
+        with contextlib.suppress(OSError):
+            if self._end:
+                path.rename(path.with_suffix(SEALED))
+            else:
+                path.unlink()
+        self._retired.append(self._fd)
+        self._fd, self._end = -1, 0
+        if self._thread is None:
+            with self._sync_lock:
+                self._close_retired()
+
+    def _close_retired(self) -> None:
+        while self._retired:
+            fd = self._retired.popleft()
+            try:
+                if self._policy.fsync != "never":
+                    os.fdatasync(fd)
+            except OSError as error:
+                _logger.warning("a sealed segment could not be forced to disk: %s", error)
+            finally:
+                os.close(fd)
+
+    def _sync_forever(self) -> None:
+        while not self._stop.wait(self._policy.fsync_interval_s):
+            self.sync()
+
+    # --- when a write fails ------------------------------------------------------------------------------------
+
+    def _append_anew(self, rows: int, total: int, buffers: tuple[bytes, ...], why: object) -> bool:
+        """Undo the failed write, and try once more in a fresh segment unless this one was fresh.
+
+        What a failed write left behind is cut off; where even that fails, nothing more goes into this segment, so that
+        the next row is never glued to a torn one. A segment that is empty and still refuses is kept: a full disk does
+        not breed segments.
+        """
+        if self._fd >= 0:
+            if self._cut_back() and self._end == 0:
+                return self._drop(rows, why)
+            self._seal()
+        try:
+            self._open(self._look_at)
+            written = os.writev(self._fd, buffers)
+            if self._always:
+                os.fdatasync(self._fd)
+        except OSError as error:
+            why, written = error, -1
+        if written == total:
+            self._end = total
+            self._written += 1
+            self.appended_rows += rows
+            return True
+        if self._fd >= 0 and not self._cut_back():
+            self._seal()
+        return self._drop(rows, why)
+
+    def _cut_back(self) -> bool:
+        try:
+            os.ftruncate(self._fd, self._end)
+        except OSError:
+            return False
+        return True
+
+    def _drop(self, rows: int, why: object) -> bool:
+        self.dropped_rows += rows
+        if not self._dropping:
+            _logger.error("the prediction log drops rows in %s: %s", self._directory, why)
+            self._dropping = True
+        return False

@@ -1,0 +1,144 @@
+"""The Prometheus collectors: what each one is called, and the files the processes of one server share.
+
+Every process of a server tree writes its values into memory-mapped files of one directory, named by service and worker
+slot (`counter_api-1.db`). A replaced worker takes up the file of its slot: files do not pile up, and no counter turns
+back. Values survive SIGKILL, because they live in the page cache.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from bisect import bisect_left
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Gauge
+
+_pack = struct.Struct("dd").pack
+
+LATENCY_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+LONG_BUCKETS_S: Final = (1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+
+
+class Metrics:
+    """All collectors of one process.
+
+    Args:
+        directory: where the processes of this server keep their value files; created when missing.
+        slot: who writes, unique in the directory among running processes: `api-1`, `controller-1`. No underscore.
+    """
+
+    def __init__(self, directory: Path, slot: str) -> None:
+        if "_" in slot:
+            raise ValueError(f"slot {slot!r}: an underscore would end the name early in the file's name; use '-'")
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob(f"gauge_live*_{slot}.db"):  # the gauges of the process this one replaces
+            stale.unlink(missing_ok=True)
+        self.directory = directory
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+
+        # client_python chooses its mode when it is imported, by the environment; here the caller chooses.
+        self._values: Any = values.MultiProcessValue(process_identifier=lambda: slot)  # type: ignore[no-untyped-call]
+        values.ValueClass = self._values
+        # Scrapes read the files; this registry only keeps the collectors out of the global one.
+        registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"evergreen_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"evergreen_{name}", text, labels, registry=registry, multiprocess_mode="livemostrecent")
+
+        self.requests = counter("requests", "HTTP requests answered", "route", "status")
+        self.predictions = counter("predictions", "Rows predicted and answered", "version")
+        self.prediction_seconds = Histogram(
+            "evergreen_prediction_seconds",
+            "Time from the whole request received to the answer encoded and recorded",
+            registry=registry,
+            buckets=LATENCY_BUCKETS_S,
+        )
+        self.log_records = counter("log_records", "Rows given to the prediction log", "outcome")
+        self.labels = counter("labels", "Labels by what became of them", "outcome")
+        self.model_swaps = counter("model_swaps", "Changes of the model a worker answers with", "result")
+        self.model_swap_seconds = Histogram(
+            "evergreen_model_swap_seconds",
+            "Time to load, verify and warm up a version",
+            registry=registry,
+            buckets=LONG_BUCKETS_S,
+        )
+        self.feature_anomalies = counter("feature_anomalies", "Unusual feature values in checks", "feature", "kind")
+        self.log_spool_bytes = gauge("log_spool_bytes", "Bytes of recorded rows that are not yet in the store")
+        self.log_drain_lag_seconds = gauge("log_drain_lag_seconds", "Age of the oldest row that is not yet in the store")
+        self.drift_score = gauge("drift_score", "Distance from the champion's reference at the last check", "feature")
+        self.drift_share = gauge("drift_share", "Share of features that drifted at the last check")
+        self.drift_detected = gauge("drift_detected", "1 when the last check found drift")
+        self.quality = gauge("quality", "Quality of the champion at the last check", "metric", "kind")
+        self.label_coverage = gauge("label_coverage", "Share of the last check's rows whose label is known")
+        self.retrains = counter("retrains", "Trainings by what became of them", "trigger", "outcome")
+        self.retrain_seconds = Histogram(
+            "evergreen_retrain_seconds", "Time of one training run", registry=registry, buckets=LONG_BUCKETS_S
+        )
+        self.gate_results = counter("gate_results", "Verdicts of the gates", "gate", "result")
+        self.last_success = gauge("last_success_timestamp_seconds", "When a job last ended well", "job")
+        self.job_failures = counter("job_failures", "Scheduled jobs that raised", "job")
+        self.scheduler_leader = gauge("scheduler_leader", "1 while this replica holds the lease")
+
+    def close(self) -> None:
+        """Close the value files; the values stay in them. Nothing may be counted afterwards."""
+        self._values.close_all_files()
+
+
+class HotCounter:
+    """One series of a counter, with an `inc` that costs a fraction of a microsecond.
+
+    client_python takes a lock and asks for the process id at each increment. One event-loop thread writes here, and a
+    slot is never shared, so neither is needed. The value goes to the same place of the same file.
+    """
+
+    __slots__ = ("_file", "_position", "_value")
+
+    def __init__(self, series: Any) -> None:
+        value = series._value
+        self._file: Any = value._file
+        self._position: int = value._file._positions[value._key]
+        self._value: float = value._value
+
+    def inc(self, amount: float = 1.0) -> None:
+        self._value += amount
+        self._file._m[self._position : self._position + 16] = _pack(self._value, 0.0)
+
+
+class HotHistogram:
+    """A histogram without labels, observed at the cost of one bisection and two writes."""
+
+    __slots__ = ("_bounds", "_buckets", "_sum")
+
+    def __init__(self, histogram: Any) -> None:
+        self._bounds: list[float] = list(histogram._upper_bounds)
+        self._buckets = [HotCounter(_Series(bucket)) for bucket in histogram._buckets]
+        self._sum = HotCounter(_Series(histogram._sum))
+
+    def observe(self, seconds: float) -> None:
+        self._sum.inc(seconds)
+        self._buckets[bisect_left(self._bounds, seconds)].inc()
+
+
+class _Series:
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+
+def exposition(directory: Path) -> bytes:
+    """What a scrape of this server answers: the text format over all processes that share `directory`.
+
+    Source: prometheus_client's multiprocess collector, histogram samples in the order of the exposition format.
+    """
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

@@ -1,0 +1,379 @@
+"""What one prediction, one label and one rejection are, and how they lie in a spool segment.
+
+A segment is a sequence of records. A record is a header and one or two parts of JSON, exactly as they travelled over
+HTTP: the hot path encodes nothing, the drain slices the rows out of the text.
+
+    magic 4 | crc32 4 | payload length 4 | first part's length 4 | kind 1 | parts 1 | rows 2 | at 8 | payload
+
+Little endian. The checksum covers everything behind it. The magic starts with 0xC1, a byte that never occurs in UTF-8
+and so never in a payload: after damage the next record is found by looking for it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Final, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+PREDICTION: Final = 1
+"""Parts: the answer as sent, the request body as received."""
+FEEDBACK: Final = 2
+"""One part: the request body, `{"labels": [{"id", "label", "observed_at"?}]}`."""
+REJECTION: Final = 3
+"""One part: `{"route", "status", "count", "reason"}`."""
+
+MAGIC: Final = b"\xc1EG1"
+"""Ends in the format's number. A reader of format 2 must still know this one: spools outlive an upgrade."""
+MAX_ROWS: Final = 0xFFFF
+MAX_PAYLOAD_BYTES: Final = 256 * 2**20
+"""A length above it can only be damage."""
+MAX_DEAD_BYTES: Final = 64 * 2**10
+"""How much of an undecodable payload is kept."""
+
+_FRONT: Final = struct.Struct("<4sI")
+_TAIL: Final = struct.Struct("<IIBBHd")
+_HEADER: Final = struct.Struct("<4sIIIBBHd")
+HEADER_BYTES: Final = _HEADER.size
+
+
+class Prediction(NamedTuple):
+    """One stored prediction, in the column order of the table."""
+
+    day: int
+    segment: int
+    position: int
+    id: str
+    at: float
+    version: int
+    features: str
+    prediction: str
+    probabilities: str | None
+
+
+class Label(NamedTuple):
+    """One stored label, in the column order of the table."""
+
+    day: int
+    segment: int
+    position: int
+    id: str
+    label: str
+    observed_at: float
+    received_at: float
+
+
+class Rejection(NamedTuple):
+    """One kind of refused request, in the column order of the table."""
+
+    day: int
+    segment: int
+    position: int
+    at: float
+    route: str
+    status: int
+    times: int
+    """How many like this one it stands for."""
+    reason: str
+
+
+class DeadLetter(NamedTuple):
+    """What could not be understood or stored, and why, in the column order of the table."""
+
+    day: int
+    segment: int
+    position: int
+    at: float
+    kind: int
+    reason: str
+    payload: bytes
+
+
+class Frame(NamedTuple):
+    """One whole record of a segment; `offset` and `end` are bytes from the segment's start."""
+
+    offset: int
+    end: int
+    kind: int
+    rows: int
+    at: float
+    parts: tuple[memoryview, ...]
+
+
+class Damage(NamedTuple):
+    """A stretch of a segment that is no record. `torn`: an unfinished write at the very end, expected after a kill."""
+
+    offset: int
+    end: int
+    data: bytes
+    torn: bool
+
+
+class Rows:
+    """Rows decoded out of records, by table."""
+
+    __slots__ = ("dead", "labels", "predictions", "rejections")
+
+    def __init__(self) -> None:
+        self.predictions: list[Prediction] = []
+        self.labels: list[Label] = []
+        self.rejections: list[Rejection] = []
+        self.dead: list[DeadLetter] = []
+
+    def __len__(self) -> int:
+        return len(self.predictions) + len(self.labels) + len(self.rejections) + len(self.dead)
+
+
+def encode_header(kind: int, at: float, rows: int, parts: tuple[bytes, ...]) -> bytes:
+    """The bytes that go before `parts` (one or two).
+
+    Raises `ValueError` for more than 65,535 rows, more than two parts or a payload over 256 MiB.
+    """
+    count = len(parts)
+    first = len(parts[0])
+    length = first + len(parts[1]) if count == 2 else first
+    if not 0 < rows <= MAX_ROWS or count > 2 or length > MAX_PAYLOAD_BYTES:
+        raise ValueError(
+            f"a record holds 1 to {MAX_ROWS} rows in one or two parts of together at most {MAX_PAYLOAD_BYTES} bytes, "
+            f"got {rows} rows in {count} parts of {length} bytes: send smaller batches"
+        )
+    tail = _TAIL.pack(length, first, kind, count, rows, at)
+    checksum = crc32(parts[0], crc32(tail))
+    if count == 2:
+        checksum = crc32(parts[1], checksum)
+    return _FRONT.pack(MAGIC, checksum) + tail
+
+
+def iter_records(data: bytes, base: int = 0, *, at_end: bool = False) -> Iterator[Frame | Damage]:
+    """The records and damaged stretches of `data`, which lies at byte `base` of its segment.
+
+    Stops before a record that is not complete; with `at_end`, nothing will ever follow `data`, and that record is
+    yielded as torn damage. Behind damage it resumes at the next magic, so one bad byte costs one record.
+    """
+    view = memoryview(data)
+    start, size = 0, len(data)
+    while start < size:
+        frame = _frame_at(view, start, base)
+        if isinstance(frame, Frame):
+            yield frame
+            start = frame.end - base
+            continue
+        if frame is None and not at_end:
+            return
+        resume = _next_start(data, view, start + 1, base, at_end)
+        if resume <= start:
+            return
+        torn = frame is None and resume == size
+        yield Damage(
+            base + start,
+            base + resume,
+            data[start : min(resume, start + MAX_DEAD_BYTES)],
+            torn,
+        )
+        start = resume
+
+
+def needed_bytes(data: bytes, start: int) -> int:
+    """How many bytes the incomplete record at `start` of `data` says it has, header included."""
+    if len(data) - start < HEADER_BYTES:
+        return HEADER_BYTES
+    length: int = _HEADER.unpack_from(data, start)[2]
+    return HEADER_BYTES + length
+
+
+def time_of(header: bytes) -> float | None:
+    """When the record whose first bytes are `header` was written, if that can be told."""
+    if len(header) < HEADER_BYTES or header[:4] != MAGIC:
+        return None
+    at: float = _HEADER.unpack_from(header)[7]
+    return at
+
+
+def _frame_at(view: memoryview, start: int, base: int) -> Frame | bool | None:
+    """The whole record at `start`; None when it goes on behind the view; False when it is no record."""
+    available = len(view) - start
+    if available < HEADER_BYTES:
+        return None if MAGIC.startswith(view[start : start + 4].tobytes()) else False
+    magic, checksum, length, first, kind, count, rows, at = _HEADER.unpack_from(view, start)
+    if magic != MAGIC or length > MAX_PAYLOAD_BYTES or first > length or count not in (1, 2):
+        return False
+    if available < HEADER_BYTES + length:
+        return None
+    payload = start + HEADER_BYTES
+    end = payload + length
+    if crc32(view[start + _FRONT.size : end]) != checksum:
+        return False
+    parts = (view[payload : payload + first], view[payload + first : end]) if count == 2 else (view[payload:end],)
+    return Frame(base + start, base + end, kind, rows, at, parts)
+
+
+def _next_start(data: bytes, view: memoryview, start: int, base: int, at_end: bool) -> int:
+    """Where the next record may begin at or behind `start`."""
+    while (found := data.find(MAGIC, start)) >= 0:
+        frame = _frame_at(view, found, base)
+        if isinstance(frame, Frame) or (frame is None and not at_end):
+            return found
+        start = found + 1
+    if at_end:
+        return len(data)
+    return len(data) - len(MAGIC) + 1  # the first bytes of a magic may already be there
+
+
+# --- from a record to rows ---------------------------------------------------------------------------------------
+
+
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+"""PostgreSQL's index takes at most 2,704 bytes."""
+
+
+class _Answer(msgspec.Struct, gc=False):
+    version: int
+    predictions: list[msgspec.Raw]
+    ids: list[_Id] | None = None
+    probabilities: list[msgspec.Raw] | None = None
+
+
+class _Asked(msgspec.Struct, gc=False):
+    records: list[msgspec.Raw]
+    ids: list[_Id] | None = None
+
+
+class _Labelled(msgspec.Struct, gc=False):
+    id: _Id
+    label: msgspec.Raw
+    observed_at: float | str | None = None
+
+
+class _Feedback(msgspec.Struct, gc=False):
+    labels: list[_Labelled]
+
+
+class _Refused(msgspec.Struct, gc=False):
+    route: str
+    status: int
+    reason: str
+    count: int = 1
+
+
+_new_tuple = tuple.__new__
+_answer = msgspec.json.Decoder(_Answer)
+_asked = msgspec.json.Decoder(_Asked)
+_feedback = msgspec.json.Decoder(_Feedback)
+_refused = msgspec.json.Decoder(_Refused)
+
+
+def segment_day(segment: int) -> int:
+    """Days since 1970-01-01 UTC of the segment's birth, from its number."""
+    return (segment >> 20) // 86_400_000
+
+
+def seconds(moment: float | str | None, default: float) -> float:
+    """A label's `observed_at` in seconds since 1970 UTC: a number, or ISO 8601 (UTC when it names no zone).
+
+    Raises `ValueError` naming what it got.
+    """
+    if moment is None:
+        return default
+    if isinstance(moment, str):
+        try:
+            parsed = datetime.fromisoformat(moment)
+        except ValueError:
+            raise ValueError(
+                f"observed_at: expected seconds since 1970 or an ISO 8601 time, got {moment[:40]!r}"
+            ) from None
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    if not math.isfinite(moment):
+        raise ValueError(f"observed_at: expected a finite number of seconds, got {moment}")
+    return float(moment)
+
+
+def decode_frame(frame: Frame, segment: int, into: Rows) -> None:
+    """Add the record's rows to `into`; what cannot be understood becomes a dead letter there, with the reason."""
+    try:
+        if frame.kind == PREDICTION:
+            _decode_prediction(frame, segment, into)
+        elif frame.kind == FEEDBACK:
+            _decode_feedback(frame, segment, into)
+        elif frame.kind == REJECTION:
+            refused = _refused.decode(frame.parts[0])
+            key = (segment_day(segment), segment, frame.offset << 16)
+            into.rejections.append(
+                Rejection(*key, frame.at, refused.route, refused.status, refused.count, refused.reason)
+            )
+        else:
+            raise ValueError(f"unknown kind of record {frame.kind}: was it written by a newer program?")
+    except (ValueError, IndexError) as error:  # msgspec's errors and UnicodeDecodeError are ValueErrors
+        into.dead.append(dead_letter(frame, segment, str(error)))
+
+
+def dead_letter(frame: Frame, segment: int, reason: str) -> DeadLetter:
+    """The whole record as a dead letter."""
+    payload = b"\n".join(part.tobytes() for part in frame.parts)
+    if len(payload) > MAX_DEAD_BYTES:
+        reason = f"{reason} (the first {MAX_DEAD_BYTES} of {len(payload)} bytes are kept)"
+    key = (segment_day(segment), segment, frame.offset << 16)
+    return DeadLetter(
+        *key,
+        frame.at,
+        frame.kind,
+        reason.replace("\x00", "\\0"),
+        payload[:MAX_DEAD_BYTES],
+    )
+
+
+def _decode_prediction(frame: Frame, segment: int, into: Rows) -> None:
+    answer = _answer.decode(frame.parts[0])
+    asked = _asked.decode(frame.parts[1])
+    records, predictions, probabilities = asked.records, answer.predictions, answer.probabilities
+    rows = len(records)
+    first = frame.offset << 16
+    ids = answer.ids if answer.ids is not None else asked.ids
+    if ids is None:
+        ids = [f"{segment:016x}-{first | row:x}" for row in range(rows)]
+    if not rows == frame.rows == len(predictions) == len(ids) or (
+        probabilities is not None and len(probabilities) != rows
+    ):
+        raise ValueError(
+            f"{frame.rows} rows announced, {rows} records, {len(predictions)} predictions, {len(ids)} ids, "
+            f"{'no' if probabilities is None else len(probabilities)} probabilities"
+        )
+    day, at, version = segment_day(segment), frame.at, answer.version
+    into.predictions += [
+        _new_tuple(  # Prediction(...) would take as long as all the rest
+            Prediction,
+            (
+                day,
+                segment,
+                first | row,
+                ids[row],
+                at,
+                version,
+                str(records[row], "utf-8"),
+                str(predictions[row], "utf-8"),
+                None if probabilities is None else str(probabilities[row], "utf-8"),
+            ),
+        )
+        for row in range(rows)
+    ]
+
+
+def _decode_feedback(frame: Frame, segment: int, into: Rows) -> None:
+    day, first = segment_day(segment), frame.offset << 16
+    given = _feedback.decode(frame.parts[0]).labels
+    if len(given) != frame.rows:
+        raise ValueError(f"{frame.rows} rows announced, {len(given)} labels")
+    for row, one in enumerate(given):
+        label = str(one.label, "utf-8")
+        try:
+            observed_at = seconds(one.observed_at, frame.at)
+            if label[0] in "{[n":
+                raise ValueError(f"label: expected a number, a string, true or false, got {label[:40]}")
+        except ValueError as error:
+            payload = msgspec.json.encode(one)[:MAX_DEAD_BYTES]
+            into.dead.append(DeadLetter(day, segment, first | row, frame.at, FEEDBACK, str(error), payload))
+            continue
+        into.labels.append(Label(day, segment, first | row, one.id, label, observed_at, frame.at))

@@ -1,0 +1,471 @@
+"""Reading the record: recorded predictions as typed frames with their labels joined; retention and erasure of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import sqlalchemy as sa
+
+from monitoring.schema import Feature, FeatureSchema, InvalidRequest, SchemaError
+from monitoring.store import dead_letters, labels, predictions, rejections
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_KEY: Final = (predictions.c.day, predictions.c.segment, predictions.c.position)
+_IDS_AT_ONCE: Final = 500
+
+
+class RowKey(NamedTuple):
+    """The growing key of a stored row. It grows within a worker's segment, and with the birth of segments."""
+
+    day: int
+    segment: int
+    position: int
+
+
+class StoredLabel(msgspec.Struct, frozen=True):
+    """One label as stored. `label` is the JSON value."""
+
+    label: Any
+    observed_at: float
+    received_at: float
+
+
+class LabelStatus(msgspec.Struct, frozen=True):
+    """What is known about one prediction id."""
+
+    id: str
+    predictions: int
+    """Stored rows with this id: 0 when its prediction never came (or not yet), more than 1 when it was repeated."""
+    version: int | None
+    """Model version of the newest of them, which the label joins."""
+    at: float | None
+    prediction: Any
+    labels: tuple[StoredLabel, ...]
+    """The one that counts first: newest `observed_at`, then newest receipt."""
+
+    @property
+    def outcome(self) -> str:
+        """`matched`, `unmatched` (label only), `waiting` (prediction only) or `unknown`."""
+        if self.labels:
+            return "matched" if self.predictions else "unmatched"
+        return "waiting" if self.predictions else "unknown"
+
+
+class Counts(NamedTuple):
+    """Rows in the record."""
+
+    predictions: int
+    labelled: int
+
+
+def read_window(
+    engine: sa.Engine,
+    schema: FeatureSchema,
+    *,
+    rows: int | None = None,
+    since: float | None = None,
+    until: float | None = None,
+    version: int | None = None,
+    after_key: RowKey | tuple[int, int, int] | None = None,
+    labelled: bool = False,
+) -> pd.DataFrame:
+    """Recorded predictions, oldest first: the canonical features in schema order, then
+    `_id, _at, _version, _prediction, _score, _label, _observed_at` (and `_probabilities` for a multiclass task).
+
+    `since` <= at < `until`, seconds since 1970 UTC; `rows` keeps the newest ones. A label joins only the newest row
+    with its id, and of several labels the one observed last counts. `labelled=True` keeps rows with a label.
+    `_score` is the probability of `classes[1]` of a binary task, else NaN. `_label` has the canonical dtype when every
+    row has one, else it is float with NaN (regression) or object with None.
+
+    Rows that this schema cannot read (another version's) are left out: `.attrs["skipped"]` counts them,
+    `.attrs["unfit_labels"]` the labels of another type than the target's, taken as absent. `.attrs["last_key"]` is the
+    greatest row key read, for `after_key`.
+    """
+    conditions = _conditions(since, until, version, after_key)
+    with _snapshot(engine) as connection:
+        return _read(connection, schema, conditions, rows, labelled, newest=True)[0]
+
+
+def iter_window(
+    engine: sa.Engine,
+    schema: FeatureSchema,
+    *,
+    chunk_rows: int = 20_000,
+    since: float | None = None,
+    until: float | None = None,
+    version: int | None = None,
+    after_key: RowKey | tuple[int, int, int] | None = None,
+    labelled: bool = False,
+) -> Iterator[pd.DataFrame]:
+    """The same rows as `read_window`, oldest first, at most `chunk_rows` at a time: memory stays bounded.
+
+    Each chunk is a snapshot of its own, so rows recorded meanwhile may be among the last ones.
+    """
+    conditions = _conditions(since, until, version, after_key)
+    behind: list[sa.ColumnElement[bool]] = []
+    order = (predictions.c.at, *_KEY)
+    while True:
+        with _snapshot(engine) as connection:
+            frame, last = _read(connection, schema, conditions + behind, chunk_rows, labelled, newest=False)
+        if last is None:
+            return
+        if len(frame):
+            yield frame
+        behind = [predictions.c.at >= last[0], sa.tuple_(*order) > sa.tuple_(*_literals(last))]
+
+
+def label_status(engine: sa.Engine, id: str) -> LabelStatus:
+    """Predictions and labels stored under one prediction id."""
+    newest = (predictions.c.at.desc(), *(column.desc() for column in _KEY))
+    with _snapshot(engine) as connection:
+        found = connection.execute(
+            sa.select(predictions.c.version, predictions.c.at, predictions.c.prediction)
+            .where(predictions.c.id == id)
+            .order_by(*newest)
+        ).all()
+        given = connection.execute(
+            sa.select(labels.c.label, labels.c.observed_at, labels.c.received_at)
+            .where(labels.c.id == id)
+            .order_by(*(column.desc() for column in _LABEL_ORDER))
+        ).all()
+    version, at, prediction = found[0] if found else (None, None, None)
+    return LabelStatus(
+        id,
+        len(found),
+        version,
+        at,
+        None if prediction is None else msgspec.json.decode(prediction),
+        tuple(StoredLabel(msgspec.json.decode(label), observed, received) for label, observed, received in given),
+    )
+
+
+def counts(
+    engine: sa.Engine,
+    since: float | None = None,
+    version: int | None = None,
+    after_key: RowKey | tuple[int, int, int] | None = None,
+) -> Counts:
+    """How many predictions there are, and how many of them a label joins."""
+    conditions = _conditions(since, None, version, after_key)
+    with _snapshot(engine) as connection:
+        every = connection.scalar(sa.select(sa.func.count()).select_from(predictions).where(*conditions))
+        with_label = connection.scalar(
+            sa.select(sa.func.count()).select_from(predictions).where(*conditions, _has_label(), ~_superseded())
+        )
+    return Counts(every or 0, with_label or 0)
+
+
+def delete_before(engine: sa.Engine, at: float) -> dict[str, int]:
+    """Delete everything recorded before `at` (seconds since 1970 UTC); deleted rows by table.
+
+    A label goes by its receipt: a late one outlives its prediction.
+    """
+    with engine.begin() as connection:
+        return {
+            table.name: connection.execute(sa.delete(table).where(column < at)).rowcount
+            for table, column in (
+                (predictions, predictions.c.at),
+                (labels, labels.c.received_at),
+                (rejections, rejections.c.at),
+                (dead_letters, dead_letters.c.at),
+            )
+        }
+
+
+def erase_ids(engine: sa.Engine, ids: Sequence[str]) -> dict[str, int]:
+    """Delete the predictions and labels with these ids, and dead letters that mention one; deleted rows by table.
+
+    Covers the store only, not what still waits in the spool: drain first.
+    """
+    erased = {"predictions": 0, "labels": 0, "dead_letters": 0}
+    with engine.begin() as connection:
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            some = list(ids[start : start + _IDS_AT_ONCE])
+            for table in (predictions, labels):
+                erased[table.name] += connection.execute(sa.delete(table).where(table.c.id.in_(some))).rowcount
+        keys = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
+        needles = [id_.encode() for id_ in ids]
+        for *key, payload in connection.execute(sa.select(*keys, dead_letters.c.payload)).all():
+            if any(needle in payload for needle in needles):
+                connection.execute(
+                    sa.delete(dead_letters).where(
+                        *(column == value for column, value in zip(keys, key, strict=True)),
+                    )
+                )
+                erased["dead_letters"] += 1
+    return erased
+
+
+# --- queries -------------------------------------------------------------------------------------------------------
+
+_LABEL_ORDER: Final = (
+    labels.c.observed_at,
+    labels.c.received_at,
+    labels.c.day,
+    labels.c.segment,
+    labels.c.position,
+)
+
+
+@contextmanager
+def _snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection whose queries all see the store at one moment."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("begin")
+        else:
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+
+
+def _literals(values: Sequence[Any]) -> list[sa.ColumnElement[Any]]:
+    return [sa.literal(value, sa.Double if isinstance(value, float) else sa.BigInteger) for value in values]
+
+
+def _conditions(
+    since: float | None,
+    until: float | None,
+    version: int | None,
+    after_key: tuple[int, int, int] | None,
+) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    if since is not None:
+        conditions.append(predictions.c.at >= since)
+    if until is not None:
+        conditions.append(predictions.c.at < until)
+    if version is not None:
+        conditions.append(predictions.c.version == version)
+    if after_key is not None:
+        conditions.append(sa.tuple_(*_KEY) > sa.tuple_(*_literals(after_key)))
+    return conditions
+
+
+def _superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
+    """Whether a newer prediction has the same id."""
+    newer = predictions.alias("newer")
+    return sa.exists(
+        sa.select(sa.literal(1)).where(
+            newer.c.id == rows.c.id,
+            sa.tuple_(newer.c.at, newer.c.day, newer.c.segment, newer.c.position)
+            > sa.tuple_(rows.c.at, rows.c.day, rows.c.segment, rows.c.position),
+        )
+    )
+
+
+def _has_label(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
+    return sa.exists(sa.select(sa.literal(1)).where(labels.c.id == rows.c.id))
+
+
+def _read(
+    connection: sa.Connection,
+    schema: FeatureSchema,
+    conditions: list[sa.ColumnElement[bool]],
+    limit: int | None,
+    labelled: bool,
+    *,
+    newest: bool,
+) -> tuple[pd.DataFrame, tuple[float, int, int, int] | None]:
+    """The frame, and the order key of the last row the database gave (None when it gave none)."""
+    order = (predictions.c.at, *_KEY)
+    if labelled:
+        conditions = [*conditions, _has_label(), ~_superseded()]
+    window = (
+        sa.select(predictions)
+        .where(*conditions)
+        .order_by(*(column.desc() if newest else column for column in order))
+        .limit(limit)
+    )
+    found = list(connection.execute(window).all())
+    if newest:
+        found.reverse()
+    narrow = window.with_only_columns(predictions.c.id, predictions.c.at, *_KEY).subquery()
+    given = connection.execute(
+        sa.select(labels.c.id, labels.c.label, labels.c.observed_at)
+        .where(labels.c.id.in_(sa.select(narrow.c.id)))
+        .order_by(*_LABEL_ORDER)
+    ).all()
+    label_of: dict[str, tuple[str, float]] = {id_: (label, observed_at) for id_, label, observed_at in given}
+    superseded: set[tuple[Any, ...]] = set()
+    if label_of and not labelled:
+        older = sa.select(narrow.c.day, narrow.c.segment, narrow.c.position)
+        superseded = {tuple(row) for row in connection.execute(older.where(_has_label(narrow), _superseded(narrow)))}
+    last = None if not found else (found[-1].at, found[-1].day, found[-1].segment, found[-1].position)
+    return _frame(schema, found, label_of, superseded, labelled), last
+
+
+# --- from rows to a frame ------------------------------------------------------------------------------------------
+
+
+def _frame(
+    schema: FeatureSchema,
+    found: Sequence[Any],
+    label_of: dict[str, tuple[str, float]],
+    superseded: set[tuple[Any, ...]],
+    labelled: bool,
+) -> pd.DataFrame:
+    import pandas as pd
+
+    last_key = max((RowKey(*row[:3]) for row in found), default=None)
+    columns: list[Sequence[Any]] = list(zip(*found, strict=True)) if found else [()] * len(predictions.columns)
+    days, segments, positions, ids, at, versions, texts, answers, chances = columns
+    answer_of = _targets(schema, answers)
+    given = [answer_of[text] for text in answers]
+    fits = np.fromiter((value is not None for value in given), bool, len(given))
+
+    probabilities: list[Any] = _decoded([text or "null" for text in chances])
+    if schema.classes:
+        width = len(schema.classes)
+        fits &= np.fromiter((p is None or len(p) == width for p in probabilities), bool, len(given))
+
+    raw_labels: list[Any] = [None] * len(given)
+    observed = np.full(len(given), np.nan)
+    where = [row for row, id_ in enumerate(ids) if id_ in label_of]
+    if superseded:
+        where = [row for row in where if (days[row], segments[row], positions[row]) not in superseded]
+    unfit = 0
+    label_values = _targets(schema, [text for text, _ in label_of.values()])
+    for row in where:
+        text, observed_at = label_of[ids[row]]
+        value = label_values[text]
+        if value is None:
+            unfit += 1
+            continue
+        raw_labels[row] = value
+        observed[row] = observed_at
+    if labelled:
+        fits &= ~np.isnan(observed)
+
+    features, kept = _features(schema, texts, np.asarray(versions), fits)
+    keep: list[int] = np.flatnonzero(kept).tolist()
+
+    def pick(values: Sequence[Any]) -> list[Any]:
+        return [values[row] for row in keep]
+
+    frame = features
+    extra: dict[str, Any] = {
+        "_id": np.array(pick(ids), dtype=object),
+        "_at": np.array(pick(at), dtype=np.float64),
+        "_version": np.array(pick(versions), dtype=np.int64),
+        "_prediction": schema.labels(pick(given)),
+        "_score": np.full(len(keep), np.nan),
+        "_label": _label_column(schema, pick(raw_labels)),
+        "_observed_at": observed[keep],
+    }
+    if schema.task == "binary":
+        extra["_score"] = np.array([np.nan if p is None else p[1] for p in pick(probabilities)], dtype=np.float64)
+    if schema.task == "multiclass":
+        column = np.empty(len(keep), dtype=object)
+        column[:] = [None if p is None else np.array(p, dtype=np.float64) for p in pick(probabilities)]
+        extra["_probabilities"] = column
+    frame = pd.concat([features, pd.DataFrame(extra, index=features.index)], axis=1)
+    frame.attrs = {
+        "skipped": len(found) - len(keep) - (unfit if labelled else 0),
+        "unfit_labels": unfit,
+        "last_key": last_key,
+    }
+    return frame
+
+
+def _decoded(texts: Sequence[str]) -> list[Any]:
+    """The values of many small JSON texts, in one go."""
+    values: list[Any] = msgspec.json.decode("[" + ",".join(texts) + "]")
+    return values
+
+
+def _targets(schema: FeatureSchema, texts: Sequence[str]) -> dict[str, Any]:
+    """The value of each distinct JSON text, None when it is not of the target's type."""
+    distinct = list(dict.fromkeys(texts))
+    return {
+        text: value if schema.check_label(value) is None else None
+        for text, value in zip(distinct, _decoded(distinct), strict=True)
+    }
+
+
+def _label_column(schema: FeatureSchema, values: list[Any]) -> np.ndarray[Any, Any]:
+    present = [value for value in values if value is not None]
+    if len(present) == len(values):
+        return schema.labels(values)
+    empty: Any = np.nan if schema.task == "regression" else None
+    column = np.full(len(values), empty, dtype=np.float64 if schema.task == "regression" else object)
+    if present:
+        column[[value is not None for value in values]] = schema.labels(present)
+    return column
+
+
+def _features(
+    schema: FeatureSchema, texts: Sequence[str], versions: np.ndarray[Any, Any], fits: np.ndarray[Any, Any]
+) -> tuple[pd.DataFrame, np.ndarray[Any, Any]]:
+    """The canonical features of the rows that fit, and which rows those are.
+
+    The request decoder reads what it once accepted, fast and all at once. Where it refuses, other versions' rows are
+    among them: then each version is asked by itself, and at last each row.
+    """
+    import pandas as pd
+
+    rows = np.flatnonzero(fits)
+    if not len(rows):
+        return schema.frame([]), np.zeros(len(texts), dtype=bool)
+    whole = _decode_all(schema, [texts[row] for row in rows.tolist()])
+    if whole is not None:
+        return whole, fits
+    frames, kept = [], np.zeros(len(texts), dtype=bool)
+    order: list[int] = []
+    for version in np.unique(versions[rows]):
+        of_version = rows[versions[rows] == version]
+        frame = _decode_all(schema, [texts[row] for row in of_version.tolist()])
+        if frame is None:
+            records = _decoded([texts[row] for row in of_version.tolist()])
+            readable = [place for place, record in enumerate(records) if _is_of(schema.features, record)]
+            frame, good = _frame_of_good(schema, [records[place] for place in readable])
+            of_version = of_version[[readable[place] for place in good]]
+        kept[of_version] = True
+        order += of_version.tolist()
+        frames.append(frame)
+    together = pd.concat(frames, ignore_index=True)
+    return together.iloc[np.argsort(order, kind="stable")].reset_index(drop=True), kept
+
+
+def _decode_all(schema: FeatureSchema, texts: list[str]) -> pd.DataFrame | None:
+    body = '{"records":[' + ",".join(texts) + "]}"
+    try:
+        return schema.decoder(len(texts)).decode(body.encode()).frame()
+    except InvalidRequest:
+        return None
+
+
+_JSON_TYPES: Final = {
+    "numeric": (int, float),
+    "boolean": (bool,),
+    "categorical": (str,),
+    "datetime": (str,),
+}
+
+
+def _is_of(features: Sequence[Feature], record: Any) -> bool:
+    """Whether the record has every feature with a value of its JSON type, or null."""
+    for feature in features:
+        value = record.get(feature.name, record)
+        if value is not None and type(value) not in _JSON_TYPES[feature.kind]:
+            return False
+    return True
+
+
+def _frame_of_good(schema: FeatureSchema, records: list[Any]) -> tuple[pd.DataFrame, list[int]]:
+    """The records the schema can read and which those are; halves the others until the bad ones stand alone."""
+    import pandas as pd
+
+    try:
+        return schema.frame(records), list(range(len(records)))
+    except SchemaError:
+        if len(records) == 1:
+            return schema.frame([]), []
+    middle = len(records) // 2
+    left, good_left = _frame_of_good(schema, records[:middle])
+    right, good_right = _frame_of_good(schema, records[middle:])
+    return pd.concat([left, right], ignore_index=True), good_left + [middle + place for place in good_right]

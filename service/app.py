@@ -1,0 +1,78 @@
+"""The two BentoML services and nothing else: what `bentoml serve service.app:PredictionService` starts.
+
+The settings are read once, here, when the module is imported: BentoML's decorators need them. Whatever costs anything
+happens when a service is made, in its own process.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # before bentoml is imported: it phones home otherwise
+
+import bentoml
+from bentoml._internal.context import server_context
+
+from service import process
+from service.fastlane import FastLane
+from service.settings import load
+
+SETTINGS = load()
+SLOT = server_context.worker_index  # None in the supervisor; a restarted worker has the slot of the one before
+TREE = process.Tree.of(SETTINGS, supervisor=os.getpid() if SLOT is None else os.getppid())
+
+
+@bentoml.service(name="Controller", workers=1, metrics={"enabled": False}, logging={"access": {"enabled": False}})
+class Controller:
+    """Drains the record, checks, retrains and promotes. It answers nothing: work happens in its threads."""
+
+    def __init__(self) -> None:
+        from service.controller import Controller as Work
+
+        process.exit_with_parent()
+        self.work = Work(SETTINGS, TREE)
+        self.work.start()
+
+    @bentoml.on_shutdown
+    def stop(self) -> None:
+        self.work.stop()
+
+
+@bentoml.service(
+    name="PredictionService",
+    workers=SETTINGS.serve.workers,
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": [".*"]},
+    traffic={"timeout": SETTINGS.serve.request_timeout_s},
+    runner_probe={"enabled": False},
+)
+class PredictionService:
+    """Predictions from the model in service. Every answered row is recorded."""
+
+    controller = bentoml.depends(Controller)
+
+    def __init__(self) -> None:
+        from service.worker import Worker
+
+        process.exit_with_parent()
+        process.set_worker(Worker(SETTINGS, TREE.run_dir, f"api-{SLOT or 1}", record=TREE.records))
+        process.worker().start()
+
+    @bentoml.api(route="/predict")
+    def predict(self, records: list[dict[str, Any]], ids: list[str] | None = None) -> dict[str, Any]:
+        """Predict a batch of records. (The declaration; the fast lane answers.)"""
+        raise bentoml.exceptions.InternalServerError("the fast lane did not take this request")
+
+    @bentoml.api(route="/feedback")
+    def feedback(self, labels: list[dict[str, Any]]) -> dict[str, Any]:
+        """Send labels of earlier predictions. (The declaration; the fast lane answers.)"""
+        raise bentoml.exceptions.InternalServerError("the fast lane did not take this request")
+
+    @bentoml.on_shutdown
+    def stop(self) -> None:
+        process.worker().close()
+
+
+PredictionService.add_asgi_middleware(FastLane, worker=process.worker)

@@ -1,0 +1,226 @@
+"""A small client of a running Evergreen: predict, send labels back, manage.
+
+with Client("http://127.0.0.1:3000", token) as evergreen:
+    answer = evergreen.predict([{"age": 41, ...}])
+    evergreen.feedback([{"id": answer["ids"][0], "label": 1}])
+    run = evergreen.wait(evergreen.retrain("the fee model changed"))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+import msgspec
+
+FINISHED: Final = ("done", "failed")
+"""States in which a run moves no more."""
+
+
+class ServiceError(Exception):
+    """Raised when the service answered with an error; the message is the service's own."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Unreachable(ServiceError):
+    """Raised when nothing answers at the URL."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(
+            0, f"no Evergreen answers at {url} ({why}): start one with `evergreen serve`, or give its --url"
+        )
+
+
+class NotFinished(ServiceError):
+    """Raised when a run took longer than the caller would wait; the run goes on."""
+
+    def __init__(self, run: int, state: str, waited_s: float) -> None:
+        super().__init__(0, f"run {run} is still {state} after {waited_s:.0f} s; `evergreen runs {run}` shows it later")
+
+
+class Client:
+    """One connection to a service. `token` is needed for `/manage` only; `who` then stands in each run's row.
+
+    Every call raises `Unreachable` when nothing answers, `ServiceError` (with `.status`) for an answer that is no 2xx.
+    """
+
+    def __init__(self, url: str, token: str = "", *, who: str = "", timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if who:
+            headers["X-Evergreen-Who"] = who
+        try:
+            # `trust_env=False`: a proxy of the environment has no part in reaching one's own service.
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise Unreachable(url, str(error)) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Predictions
+
+    def predict(self, records: Sequence[Mapping[str, Any]], ids: Sequence[str] | None = None) -> dict[str, Any]:
+        """`{"model", "version", "ids", "predictions", "probabilities"?, "classes"?}` for `records`, in their order."""
+        body: dict[str, Any] = {"records": records}
+        if ids is not None:
+            body["ids"] = ids
+        return self._object("POST", "/predict", body)
+
+    def feedback(self, labels: Sequence[Mapping[str, Any]]) -> int:
+        """How many of `labels` (`{"id", "label", "observed_at"?}`) were accepted: all of them."""
+        return int(self._object("POST", "/feedback", {"labels": labels})["accepted"])
+
+    def schema(self) -> dict[str, Any]:
+        """The live features and target as JSON Schema."""
+        return self._object("GET", "/schema")
+
+    def metrics(self) -> str:
+        """The metrics page, Prometheus text."""
+        return self._ask("GET", "/metrics").text
+
+    def readiness(self) -> str:
+        """ "" when the service answers predictions, else why it does not. Raises `Unreachable`."""
+        try:
+            self._ask("GET", "/readyz")
+        except Unreachable:
+            raise
+        except ServiceError as error:
+            return str(error)
+        return ""
+
+    # Management
+
+    def status(self) -> dict[str, Any]:
+        """What runs where: aliases, workers, record, last check, last runs."""
+        return self._object("GET", "/manage/status")
+
+    def models(self) -> dict[str, Any]:
+        """`{"model", "champion", "previous", "announced", "models": [...]}`, the newest version first."""
+        return self._object("GET", "/manage/models")
+
+    def runs(self, limit: int = 20) -> list[dict[str, Any]]:
+        """The newest `limit` runs, newest first."""
+        return list(self._object("GET", f"/manage/runs?limit={limit}")["runs"])
+
+    def drift(self, limit: int = 1) -> list[dict[str, Any]]:
+        """The newest `limit` checks: drift by feature, quality, what was decided."""
+        return list(self._object("GET", f"/manage/drift?limit={limit}")["checks"])
+
+    def run(self, number: int) -> dict[str, Any]:
+        """One run with its full record of why."""
+        return self._object("GET", f"/manage/runs/{number}")
+
+    def retrain(self, why: str = "") -> int:
+        """The number of the run that was queued."""
+        return self._queued("POST", "/manage/retrain", {"why": why})
+
+    def rollback(self, why: str = "") -> int:
+        return self._queued("POST", "/manage/rollback", {"why": why})
+
+    def promote(self, version: int, why: str = "") -> int:
+        return self._queued("POST", f"/manage/models/{version}/promote", {"why": why})
+
+    def push(self, model: bytes, why: str = "") -> int:
+        """Send a model in the skops format; the number of the run that will judge it."""
+        answer = self._ask(
+            "POST",
+            "/manage/models",
+            params={"why": why} if why else None,
+            content=model,
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        return int(answer.json()["run"])
+
+    def wait(
+        self,
+        run: int,
+        *,
+        timeout_s: float = 3600.0,
+        poll_s: float = 0.5,
+        on_change: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """The run once it is done or failed; `on_change` sees each state on the way.
+
+        Raises `NotFinished` after `timeout_s`. A service that restarts meanwhile is waited for.
+        """
+        until = time.monotonic() + timeout_s
+        state = ""
+        while True:
+            try:
+                found = self.run(run)
+            except Unreachable:
+                if time.monotonic() >= until:
+                    raise
+            else:
+                if found["state"] != state:
+                    state = found["state"]
+                    if on_change is not None:
+                        on_change(found)
+                if state in FINISHED:
+                    return found
+            if time.monotonic() >= until:
+                raise NotFinished(run, state or "queued", timeout_s)
+            time.sleep(poll_s)
+
+    # The wire
+
+    def _queued(self, method: str, path: str, body: Any) -> int:
+        return int(self._object(method, path, body)["run"])
+
+    def _object(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        answer = self._json(method, path, body)
+        if not isinstance(answer, dict):
+            raise ServiceError(200, f"{self.url}{path}: expected a JSON object; is this an Evergreen?")
+        return answer
+
+    def _json(self, method: str, path: str, body: Any = None) -> Any:
+        if body is None:
+            answer = self._ask(method, path)
+        else:
+            content = msgspec.json.encode(body)
+            answer = self._ask(method, path, content=content, headers={"Content-Type": "application/json"})
+        try:
+            return msgspec.json.decode(answer.content)
+        except msgspec.DecodeError:
+            raise ServiceError(
+                answer.status_code, f"{self.url}{path}: the answer is not JSON; is this an Evergreen?"
+            ) from None
+
+    def _ask(self, method: str, path: str, **how: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **how)
+        except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise Unreachable(self.url, reason(error)) from None
+        if not answer.is_success:
+            raise ServiceError(answer.status_code, f"{method} {path}: {error_text(answer.status_code, answer.content)}")
+        return answer
+
+
+def error_text(status: int, content: bytes) -> str:
+    """What an answer that is no 2xx says, in one line."""
+    try:
+        answer = msgspec.json.decode(content)
+        said = answer["error"] if isinstance(answer, dict) and "error" in answer else str(answer)
+    except msgspec.DecodeError:
+        said = content[:200].decode(errors="replace")
+    said = " ".join(str(said).split()) or "no words"
+    hint = "; give the management token: --token or EVERGREEN_SECURITY__TOKEN" if status in (401, 403) else ""
+    return f"{status} {said}{hint}"
+
+
+def reason(error: Exception) -> str:
+    """A transport error in a few words."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,392 @@
+"""The hot path: `POST /predict` and its neighbours as raw ASGI, before any framework looks at the request.
+
+Decode straight into columns, predict, record with one `write`, encode, answer. Everything that can be done elsewhere is:
+models are loaded by the worker's thread, rows reach the store by the controller, metrics are one memory write each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from monitoring.metrics import HotCounter
+from monitoring.record import FEEDBACK, PREDICTION, REJECTION
+from monitoring.schema import InvalidRequest
+from service.predictor import ServedModel
+from service.worker import Worker
+
+if TYPE_CHECKING:
+    from monitoring.decode import Batch
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+logger = logging.getLogger("evergreen.fastlane")
+
+INLINE_ROWS: Final = 256
+"""Batches up to this size are predicted on the event loop (some 1 ms); larger ones in a thread."""
+
+REJECTIONS_EVERY_S: Final = 1.0
+JSON: Final = (b"content-type", b"application/json")
+PREDICT_EXAMPLE: Final = '{"records": [{"feature": value, ...}]}'
+FEEDBACK_EXAMPLE: Final = '{"labels": [{"id": "...", "label": value}]}'
+
+
+class PredictAnswer(msgspec.Struct, omit_defaults=True):
+    """The body of a 200 of `/predict`. The record keeps exactly these bytes."""
+
+    model: str
+    version: int
+    ids: list[str]
+    predictions: list[Any]
+    probabilities: list[list[float]] | None = None
+    classes: tuple[Any, ...] | None = None
+
+
+class Label(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    label: bool | int | float | str
+    observed_at: float | str | None = None
+
+
+class Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    labels: list[Label]
+
+
+class Reject(Exception):
+    """Raised inside a handler: the request ends with this status and these words."""
+
+    def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class FastLane:
+    """ASGI application that answers the lane's own routes and hands every other request on.
+
+    Args:
+        app: what answers the rest (BentoML's own application).
+        worker: gives the worker of this process; it exists once the service has started.
+    """
+
+    def __init__(self, app: App, worker: Callable[[], Worker]) -> None:
+        self.app = app
+        self._worker = worker
+        self._lane: Lane | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if self._lane is None:
+                self._lane = Lane(self._worker(), self.app)
+            await self._lane(scope, receive, send)
+            return
+        if scope["type"] == "lifespan":
+            _become_outermost(scope.get("app"), self)
+        await self.app(scope, receive, send)
+
+
+def _become_outermost(application: Any, lane: FastLane) -> None:
+    """Stand before BentoML's tracing and timeout layers.
+
+    They cost some 60 µs a request and are of no use to the lane: it never waits, and tracing is off unless an exporter
+    is configured (then the lane stays inside and is traced).
+    """
+    stack = getattr(application, "middleware_stack", None)
+    if stack is None or os.environ.get("EVERGREEN_TRACED"):
+        return
+    inner, lane.app = lane.app, stack
+    # The stack below must not meet the lane a second time.
+    hop = stack
+    while getattr(hop, "app", None) is not None and hop.app is not lane:
+        hop = hop.app
+    if getattr(hop, "app", None) is lane:
+        hop.app = inner
+        application.middleware_stack = lane
+    else:
+        lane.app = inner
+
+
+class Lane:
+    """The routes of one worker."""
+
+    def __init__(self, worker: Worker, app: App) -> None:
+        self.worker = worker
+        self.app = app
+        serve = worker.settings.serve
+        self.max_in_flight = serve.max_in_flight
+        self.max_bytes = serve.max_request_bytes
+        self.max_records = serve.max_records
+        self.in_flight = 0
+        self.log = worker.log
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="evergreen-predict")
+        self._requests: dict[tuple[str, int], HotCounter] = {}
+        self._predictions: dict[int, HotCounter] = {}
+        self._rejections: Counter[tuple[str, int, str]] = Counter()
+        self._flush_due = False
+        self._encode = msgspec.json.Encoder().encode
+        self._decode_feedback = msgspec.json.Decoder(Feedback).decode
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/predict":
+            handler = self._predict
+        elif path == "/feedback":
+            handler = self._feedback
+        else:
+            await self._elsewhere(path, scope, receive, send)
+            return
+        request_id = b""
+        self.in_flight += 1
+        try:
+            if self.in_flight > self.max_in_flight:
+                raise Reject(503, f"{self.max_in_flight} requests are in flight on this worker; try again", 1)
+            if scope["method"] != "POST":
+                raise Reject(405, f"{path} takes POST, not {scope['method']}")
+            length = -1
+            for name, value in scope["headers"]:
+                if name == b"content-type":
+                    _check_content_type(value)
+                elif name == b"content-length":
+                    length = int(value)
+                elif name == b"x-request-id":
+                    request_id = value
+            if length > self.max_bytes:
+                raise Reject(413, self._too_large(length))
+            status, body = await handler(await self.body(receive))
+        except Reject as reject:
+            await self._refuse(path, reject.status, reject.message, request_id, send, reject.retry_after_s)
+            return
+        except InvalidRequest as invalid:
+            await self._refuse(path, invalid.status, invalid.message, request_id, send, reason=invalid.reason)
+            return
+        except ConnectionResetError:
+            return  # the client left before its request was whole; nothing was done
+        except Exception:
+            logger.exception("unexpected error on %s", path)
+            await self._refuse(path, 500, "an error of ours; the server's log has the details", request_id, send)
+            return
+        finally:
+            self.in_flight -= 1
+        headers = [JSON, (b"content-length", b"%d" % len(body))]
+        if request_id:
+            headers.append((b"x-request-id", request_id))
+        if self.worker.stopping:
+            headers.append((b"connection", b"close"))
+        self._count(path, status)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _predict(self, body: bytes) -> tuple[int, bytes]:
+        started = time.perf_counter()
+        model = self.worker.model.current
+        if model is None:
+            raise Reject(503, self.worker.why_not_ready or "not ready", 1)
+        batch = model.decoder.decode(body)
+        return 200, await self.predict(model, batch, body, started)
+
+    async def predict(self, model: ServedModel, batch: Batch, body: bytes, started: float) -> bytes:
+        """Predict, record and count a decoded request: the answer's JSON, as it also stands in the record.
+
+        `body` is the request as the record keeps it: `{"records": [...], "ids": ...}` in JSON.
+        """
+        n = batch.n
+        predictions, probabilities = await self._run(model, batch) if self._slow(model, n) else model.predict(batch)
+        answer = self._encode(
+            PredictAnswer(
+                model.name,
+                model.version,
+                batch.ids or new_ids(n),
+                predictions,
+                probabilities,
+                model.classes if probabilities is not None else None,
+            )
+        )
+        if self.log is not None:
+            if self.log.append(PREDICTION, time.time(), n, answer, body):
+                self.worker.recorded.inc(n)
+            else:
+                self.worker.dropped.inc(n)
+        self.worker.model.recent_body = body
+        try:
+            self._predictions[model.version].inc(n)
+        except KeyError:
+            self._predictions[model.version] = HotCounter(self.worker.metrics.predictions.labels(str(model.version)))
+            self._predictions[model.version].inc(n)
+        self.worker.prediction_seconds.observe(time.perf_counter() - started)
+        return answer
+
+    def _slow(self, model: ServedModel, rows: int) -> bool:
+        return rows > INLINE_ROWS or model.engine != "onnx"
+
+    async def _run(self, model: ServedModel, batch: Batch) -> tuple[list[Any], list[list[float]] | None]:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, model.predict, batch)
+        except ValueError as error:
+            raise Reject(422, f"version {model.version} cannot take these records: {error}") from error
+
+    async def _feedback(self, body: bytes) -> tuple[int, bytes]:
+        try:
+            labels = self._decode_feedback(body).labels
+        except msgspec.DecodeError as error:
+            raise Reject(400, f"{error}; send {FEEDBACK_EXAMPLE}") from error
+        if not labels:
+            raise Reject(400, f"labels: empty; send at least one: {FEEDBACK_EXAMPLE}")
+        if len(labels) > self.max_records:
+            raise Reject(413, f"labels: {len(labels)} in one request; send at most {self.max_records}")
+        model = self.worker.model.current
+        for i, label in enumerate(labels):
+            if not 1 <= len(label.id) <= 128:
+                raise Reject(400, f"labels[{i}].id: {len(label.id)} characters; a prediction id has 1 to 128")
+            if isinstance(label.observed_at, str) and not _TIME.fullmatch(label.observed_at):
+                raise Reject(
+                    400, f"labels[{i}].observed_at: send seconds since 1970 or ISO 8601, 2026-01-31T12:00:00Z"
+                )
+            reason = model.schema.check_label(label.label) if model else None
+            if reason:
+                raise Reject(400, f"labels[{i}].label: {reason}")
+        if self.log is not None:
+            if self.log.append(FEEDBACK, time.time(), len(labels), body):
+                self.worker.recorded.inc(len(labels))
+            else:
+                self.worker.dropped.inc(len(labels))
+                raise Reject(503, "the record is full or its disk is; the labels were not kept, send them again", 30)
+        return 202, b'{"accepted":%d}' % len(labels)
+
+    async def _elsewhere(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        from service.routes import answer, template
+
+        status = 500
+
+        async def counting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if path == "/v2" or path.startswith("/v2/"):
+                from service.v2 import answer_v2
+
+                await answer_v2(self, scope, receive, counting_send)
+            elif not await answer(self.worker, scope, receive, counting_send):
+                await self.app(scope, receive, counting_send)
+        finally:
+            self._count(template(path), status)
+
+    async def body(self, receive: Receive) -> bytes:
+        """The whole request body. Raises `Reject` when it is too large, ConnectionResetError when the client left."""
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError
+        if not message.get("more_body"):
+            if len(body) > self.max_bytes:
+                raise Reject(413, self._too_large(len(body)))
+            return body
+        parts, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.max_bytes:
+                raise Reject(413, self._too_large(size))
+        return b"".join(parts)
+
+    def _too_large(self, size: int) -> str:
+        return f"the body has {size} bytes or more; send at most {self.max_bytes} ([serve] max_request_bytes)"
+
+    async def _refuse(
+        self,
+        path: str,
+        status: int,
+        message: str,
+        request_id: bytes,
+        send: Send,
+        retry_after_s: int | None = None,
+        reason: str = "",
+    ) -> None:
+        body = msgspec.json.encode({"error": message})
+        headers = [JSON, (b"content-length", b"%d" % len(body))]
+        if retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % retry_after_s))
+        if status == 405:
+            headers.append((b"allow", b"POST"))
+        if request_id:
+            headers.append((b"x-request-id", request_id))
+        if self.worker.stopping or status == 413:
+            headers.append((b"connection", b"close"))
+        self._count(path, status)
+        if 400 <= status < 500:
+            self.note_rejection(path, status, reason or _without_values(message))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _count(self, route: str, status: int) -> None:
+        try:
+            self._requests[route, status].inc()
+        except KeyError:
+            self._requests[route, status] = HotCounter(self.worker.metrics.requests.labels(route, str(status)))
+            self._requests[route, status].inc()
+
+    def note_rejection(self, route: str, status: int, reason: str) -> None:
+        """Remember that a client is broken, without the values it sent; written once a second, as counts."""
+        self._rejections[route, status, reason] += 1
+        if not self._flush_due and self.log is not None:
+            self._flush_due = True
+            asyncio.get_running_loop().call_later(REJECTIONS_EVERY_S, self._flush_rejections)
+
+    def _flush_rejections(self) -> None:
+        self._flush_due = False
+        rejections, self._rejections = self._rejections, Counter()
+        if self.log is None:
+            return
+        for (route, status, reason), count in rejections.most_common(100):
+            line = {"route": route, "status": status, "count": count, "reason": reason}
+            self.log.append(REJECTION, time.time(), 1, msgspec.json.encode(line))
+
+
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
+_INDEX: Final = re.compile(r"\[\d+\]")
+_VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
+
+
+def _without_values(message: str) -> str:
+    return _INDEX.sub("[]", _VALUE.sub("", message))[:200]
+
+
+def _check_content_type(value: bytes) -> None:
+    kind = value.split(b";", 1)[0].strip().lower()
+    if kind != b"application/json":
+        shown = kind.decode("latin-1")[:60]
+        raise Reject(415, f"content type {shown!r}: send application/json (curl: -H 'content-type: application/json')")
+
+
+def new_ids(n: int) -> list[str]:
+    """n prediction ids, UUID version 7 (RFC 9562), growing within the list and with time."""
+    stamp = time.time_ns() // 1_000_000
+    noise = int.from_bytes(os.urandom(10), "big")
+    head = f"{stamp:012x}"
+    third = f"7{noise >> 68 & 0xFFF:03x}"
+    fourth = f"{0x8000 | noise >> 48 & 0x3FFF:04x}"
+    prefix = f"{head[:8]}-{head[8:]}-{third}-{fourth}-"
+    tail = noise & 0x7FFF_FFFF_FFFF  # one bit free: n more never overflow
+    if n == 1:
+        return [f"{prefix}{tail:012x}"]
+    return [f"{prefix}{tail + i:012x}" for i in range(n)]

@@ -1,0 +1,114 @@
+"""What this replica should be serving, as a file: the one channel from the controller to the workers.
+
+The controller mirrors the aliases of the store into `var/live.json`; the workers look at that file's stat a few times a
+second and never speak to the database. So a worker restarted while the store is down serves at once, and a prediction
+never waits for a lock of a table. In the other direction each worker keeps one small file saying what it serves.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+FORMAT: Final = 1
+
+
+class LiveVersion(msgspec.Struct, frozen=True):
+    """A version to hold in memory and the folder of its artefact (absolute)."""
+
+    version: int
+    path: str
+
+
+class Live(msgspec.Struct, frozen=True):
+    """What runs under which alias."""
+
+    model: str
+    champion: LiveVersion | None = None
+    announced: LiveVersion | None = None
+    challenger: LiveVersion | None = None
+    canary: LiveVersion | None = None
+    canary_weight: float = 0.0
+    bootstrap: str = ""
+    format: int = FORMAT
+
+    def wanted(self) -> tuple[LiveVersion, ...]:
+        """Every version a worker should have loaded and warm, the champion first, each once."""
+        named = (self.champion, self.announced, self.challenger, self.canary)
+        return tuple({v.version: v for v in named if v is not None}.values())
+
+
+class WorkerReport(msgspec.Struct, frozen=True):
+    """What one worker says of itself."""
+
+    slot: str
+    pid: int
+    at: float
+    serving: int | None = None
+    engine: str = ""
+    ready: tuple[int, ...] = ()
+    failed: dict[str, str] = {}
+
+
+def write_live(path: Path, live: Live) -> None:
+    """Replace the live file; a reader sees the old one or the new one, whole."""
+    replace_file(path, msgspec.json.format(msgspec.json.encode(live), indent=2), durable=True)
+
+
+def read_live(path: Path) -> Live | None:
+    """The live file's content, or None when there is none yet.
+
+    Raises `msgspec.DecodeError` when it is not one of ours.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Live)
+    except FileNotFoundError:
+        return None
+
+
+def write_report(folder: Path, report: WorkerReport) -> None:
+    """Leave word in `folder` of what a worker serves."""
+    replace_file(folder / f"{report.slot}.json", msgspec.json.encode(report), durable=False)
+
+
+def read_reports(folder: Path) -> list[WorkerReport]:
+    """What the running workers of this server say; those whose process has gone are left out."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            report = msgspec.json.decode(path.read_bytes(), type=WorkerReport)
+        except (FileNotFoundError, msgspec.DecodeError):
+            continue  # replaced or removed at this moment; the next look sees it
+        if _alive(report.pid):
+            found.append(report)
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def replace_file(path: Path, content: bytes, *, durable: bool) -> None:
+    """`content` at `path`, whole or not at all; `durable` also after a power failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,263 @@
+"""`/manage`: what people do to the service. Each call needs the bearer token; each write is a row in `runs`.
+
+Slow work is never done inside the request: it is queued as a run, and the controller that holds the lease does it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from monitoring.store import connect
+from monitoring.window import label_status
+from service.live import read_reports
+from service.settings import management_token
+from service.status import read_status
+from training.registry import Registry, UnknownVersion
+from training.rollout import live_workers
+from training.runs import Run, Runs, UnknownRun
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from service.worker import Worker
+
+LARGEST_PUSH_BYTES: Final = 2**30
+
+
+class Why(BaseModel):
+    """The reason given for a write; it stands in the run."""
+
+    model_config = ConfigDict(extra="forbid")
+    why: str = Field("", max_length=1000)
+
+
+class Accepted(BaseModel):
+    """The run that will do it: poll `GET /manage/runs/{run}`."""
+
+    run: int
+
+
+@lru_cache(maxsize=1)
+def application(worker: Worker) -> FastAPI:
+    """The management API of this worker's deployment as an ASGI application."""
+    settings = worker.settings
+    token, _ = management_token(settings)
+    engine: sa.Engine = connect(settings.store_url)
+    runs = Runs(engine)
+    registry = Registry(engine, settings.models_dir, settings.model.name)
+
+    def authorised(authorization: Annotated[str, Header()] = "") -> str:
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            raise HTTPException(
+                401,
+                "no bearer token: send `Authorization: Bearer TOKEN` (kept in var/token, or [security] token)",
+                {"www-authenticate": "Bearer"},
+            )
+        if not hmac.compare_digest(given.strip().encode(), token.encode()):
+            raise HTTPException(403, "this bearer token is not the one of this deployment (var/token)")
+        return "api"
+
+    app = FastAPI(
+        title=f"Evergreen management: {settings.model.name}",
+        description=__doc__ or "",
+        dependencies=[Depends(authorised)],
+        root_path="",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/manage/openapi.json",
+    )
+
+    def queue(kind: str, why: str, request: Request, payload: dict[str, Any] | None = None) -> Accepted:
+        who = request.headers.get("x-evergreen-who", "api")[:100]
+        return Accepted(
+            run=runs.queue(kind, trigger="manual", who=who, why=why, now=time.time(), payload=payload)
+        )
+
+    @app.get("/manage/models")
+    def models() -> dict[str, Any]:
+        """All versions, newest first, and which of them runs under which alias."""
+        live = registry.live()
+        return {
+            "model": settings.model.name,
+            "champion": live.champion,
+            "previous": live.previous,
+            "announced": live.announced,
+            "models": [_version(info) for info in registry.list()],
+        }
+
+    @app.get("/manage/models/{version}")
+    def model(version: int) -> dict[str, Any]:
+        """One version with its manifest: data, parameters, seed, libraries, gates."""
+        return _version(registry.get(version), whole=True)
+
+    @app.post("/manage/models", status_code=202)
+    async def push(request: Request, why: str = Query("", max_length=1000)) -> Accepted:
+        """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one."""
+        folder = settings.var / "pushes"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{secrets.token_hex(8)}.skops"
+        size = 0
+        with path.open("wb") as file:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > LARGEST_PUSH_BYTES:
+                    break
+                file.write(chunk)
+        if not 0 < size <= LARGEST_PUSH_BYTES:
+            path.unlink()
+            problem = f"more than {LARGEST_PUSH_BYTES} bytes" if size else "empty"
+            raise HTTPException(413 if size else 400, f"the body is {problem}: send one skops file")
+        return queue("push", why, request, {"path": str(path), "bytes": size})
+
+    @app.post("/manage/models/{version}/promote", status_code=202)
+    def promote(version: int, request: Request, body: Why | None = None) -> Accepted:
+        """Put a registered version in service, past the gates, on your word."""
+        registry.get(version)
+        return queue("promote", body.why if body else "", request, {"version": version})
+
+    @app.post("/manage/rollback", status_code=202)
+    def rollback(request: Request, body: Why | None = None) -> Accepted:
+        """Put the previous champion in service again."""
+        if registry.live().previous is None:
+            raise HTTPException(409, "there is no previous champion to go back to; `evergreen promote VERSION` names one")
+        return queue("rollback", body.why if body else "", request)
+
+    @app.post("/manage/retrain", status_code=202)
+    def retrain(request: Request, body: Why | None = None) -> Accepted:
+        """Train a candidate now; it is promoted if it passes the gates."""
+        return queue("retrain", body.why if body else "", request)
+
+    @app.get("/manage/runs")
+    def list_runs(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50, before: int | None = None, kind: str | None = None
+    ) -> dict[str, Any]:
+        """Decisions, newest first; `before` pages on."""
+        return {"runs": [_run(run) for run in runs.list(limit=limit, before=before, kind=kind)]}
+
+    @app.get("/manage/runs/{run_id}")
+    def run(run_id: int) -> dict[str, Any]:
+        """One decision with its full story."""
+        return _run(runs.get(run_id))
+
+    @app.get("/manage/drift")
+    def drift(limit: Annotated[int, Query(ge=1, le=1000)] = 1) -> dict[str, Any]:
+        """The newest checks: drift by feature, quality, and what was decided."""
+        found = runs.checks(limit=limit)
+        return {
+            "checks": [
+                {"id": c.id, "at": c.at, "version": c.version, "drift": c.drift, "quality": c.quality, "decision": c.decision}
+                for c in found
+            ]
+        }
+
+    @app.get("/manage/reports/{check_id}")
+    def report(check_id: int) -> FileResponse:
+        """Evidently's HTML report of a check."""
+        path = settings.var / "reports" / f"{check_id}.html"
+        if not path.exists():
+            raise HTTPException(404, f"check {check_id} has no report: reports are kept for checks that found drift")
+        return FileResponse(path, media_type="text/html")
+
+    @app.get("/manage/labels/{prediction_id}")
+    def label(prediction_id: str) -> dict[str, Any]:
+        """What is known of a prediction id: predicted when and by which version, labelled how."""
+        return dict(label_status(engine, prediction_id))
+
+    @app.get("/manage/status")
+    def status() -> dict[str, Any]:
+        """The deployment at a glance."""
+        live = registry.live()
+        checks = runs.checks(limit=1)
+        local = {report.slot: report for report in read_reports(worker.run_dir / "workers")}
+        controller = read_status(worker.run_dir)
+        current = worker.model.current
+        return {
+            "model": settings.model.name,
+            "champion": live.champion,
+            "previous": live.previous,
+            "announced": live.announced,
+            "engine": current.engine if current else None,
+            "ready": worker.why_not_ready is None,
+            "workers": [
+                {"replica": w.replica, "slot": w.slot, "serving": w.serving, "ready": list(w.ready), "failed": w.failed}
+                for w in live_workers(engine, 10.0)
+            ]
+            or [
+                {"replica": "this", "slot": r.slot, "serving": r.serving, "ready": list(r.ready), "failed": r.failed}
+                for r in local.values()
+            ],
+            "leader": controller.leader if controller else None,
+            "spool_bytes": controller.spool_bytes if controller else None,
+            "drain_lag_s": controller.drain_lag_s if controller else None,
+            "last_check": None
+            if not checks
+            else {
+                "at": checks[0].at,
+                "version": checks[0].version,
+                "drift": checks[0].drift,
+                "quality": checks[0].quality,
+                "decision": checks[0].decision,
+            },
+            "runs": [_run(run, whole=False) for run in runs.list(limit=5)],
+        }
+
+    @app.exception_handler(AnyHTTPException)
+    def http_error(_: Request, error: AnyHTTPException) -> JSONResponse:
+        return _error(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+        return _error(400, f"{where}: {first['msg']}")
+
+    @app.exception_handler(UnknownVersion)
+    @app.exception_handler(UnknownRun)
+    def unknown(_: Request, error: Exception) -> JSONResponse:
+        return _error(404, str(error))
+
+    @app.exception_handler(SQLAlchemyError)
+    def store_down(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return _error(503, f"the store does not answer ({reason}); predictions go on, try again", {"retry-after": "5"})
+
+    return app
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": message}, status, headers)
+
+
+def _version(info: Any, *, whole: bool = False) -> dict[str, Any]:
+    manifest = info.manifest
+    shown: dict[str, Any] = {
+        "version": info.version,
+        "created_at": info.created_at,
+        "origin": info.origin,
+        "estimator": manifest.get("estimator"),
+        "quality": manifest.get("quality"),
+        "engine": "onnx" if manifest.get("twin") else "scikit-learn",
+        "reproducible": manifest.get("reproducible", True),
+    }
+    if whole:
+        shown["manifest"] = manifest
+    return shown
+
+
+def _run(run: Run, *, whole: bool = True) -> dict[str, Any]:
+    shown = {name: getattr(run, name) for name in Run.__dataclass_fields__}
+    if not whole:
+        shown.pop("record")
+    return shown

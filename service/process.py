@@ -1,0 +1,91 @@
+"""What a process needs to know of the server it belongs to: the tree's folder, its role, its parent, its slot."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from service.settings import HOME_VARIABLE, ROLE_VARIABLE, RUN_DIR_VARIABLE, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from service.worker import Worker
+
+PR_SET_PDEATHSIG: Final = 1
+ORPHAN_GRACE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One running server: its processes share `run_dir` and no other server does.
+
+    `role` is `serve`, or `gate` for a server started only to check a candidate: no controller, no recording.
+    """
+
+    run_dir: Path
+    role: str
+
+    @property
+    def records(self) -> bool:
+        return self.role != "gate"
+
+    @classmethod
+    def of(cls, settings: Settings, supervisor: int) -> Tree:
+        """The tree this process belongs to, from what its parent left in the environment.
+
+        Under plain `bentoml serve` the tree is named after the supervisor's process id.
+        Raises `SettingsError` inside a built bento without an absolute EVERGREEN_HOME: data kept inside the bento's
+        folder would be gone with the next build.
+        """
+        inside_bento = any(parent.name == "bentos" for parent in Path(__file__).resolve().parents)
+        if inside_bento and not Path(os.environ.get(HOME_VARIABLE, "")).is_absolute():
+            raise SettingsError(
+                f"{HOME_VARIABLE} is {os.environ.get(HOME_VARIABLE, '')!r} and this is a built bento: "
+                f"set it to an absolute folder outside the bento, {HOME_VARIABLE}=/srv/evergreen, so that the record "
+                "and the models survive the next build"
+            )
+        given = os.environ.get(RUN_DIR_VARIABLE)
+        run_dir = Path(given) if given else settings.var / "run" / f"bentoml-{supervisor}"
+        return cls(run_dir=run_dir, role=os.environ.get(ROLE_VARIABLE, "serve"))
+
+
+def exit_with_parent() -> None:
+    """Make this process end when its supervisor does, however that died.
+
+    On Linux the kernel sends SIGTERM; everywhere a thread watches the parent and, when the polite end takes longer than
+    2 s, ends the process. Nothing acknowledged is lost: it is in the spool.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    threading.Thread(target=_watch, args=(parent,), name="evergreen-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.25)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_GRACE_S)
+    os._exit(1)
+
+
+_worker: Worker | None = None
+
+
+def set_worker(worker: Worker) -> None:
+    """Name the worker of this process."""
+    global _worker
+    _worker = worker
+
+
+def worker() -> Worker:
+    """The worker of this process; it exists from the service's start on."""
+    if _worker is None:
+        raise RuntimeError("no worker in this process: requests came before the service had started")
+    return _worker

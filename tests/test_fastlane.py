@@ -1,0 +1,294 @@
+"""The prediction path over real ASGI: what is answered, what is refused and how, what stands in the record."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from monitoring.record import FEEDBACK, PREDICTION, REJECTION
+from monitoring.drain import Drainer
+from monitoring.store import open_store, predictions
+from service.fastlane import FastLane, new_ids
+from service.live import Live, LiveVersion, write_live
+from service.settings import Settings, load
+from service.worker import Worker
+from tests.artefacts import example_record, make_artefact, sample_schema
+
+Client = Callable[..., Awaitable[httpx.Response]]
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artefact") / "1"
+    make_artefact(folder)
+    return folder
+
+
+def settings_at(home: Path, **changes: str) -> Settings:
+    return load(environ={"EVERGREEN_HOME": str(home), **changes})
+
+
+@pytest.fixture
+def worker(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
+    settings = settings_at(tmp_path, EVERGREEN_SERVE__MAX_IN_FLIGHT="4", EVERGREEN_SERVE__MAX_REQUEST_BYTES="2000000")
+    write_live(settings.live_file, Live(model="evergreen", champion=LiveVersion(1, str(artefact))))
+    worker = Worker(settings, tmp_path / "run", "api-1")
+    worker.start()
+    yield worker
+    worker.close()
+
+
+async def beyond(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"framework"})
+
+
+@pytest.fixture
+def app(worker: Worker) -> FastLane:
+    return FastLane(beyond, lambda: worker)
+
+
+def run(app: FastLane, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx.Response]:
+    async def send() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return [await client.request(method, path, **options) for method, path, options in requests]
+
+    return asyncio.run(send())
+
+
+def post(app: FastLane, path: str, body: Any, **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return run(app, ("POST", path, {"content": content, "headers": {"content-type": "application/json", **headers}}))[0]
+
+
+def error_of(response: httpx.Response) -> str:
+    assert set(response.json()) == {"error"}
+    return str(response.json()["error"])
+
+
+def test_a_prediction_is_what_scikit_learn_predicts(app: FastLane, artefact: Path) -> None:
+    from training.export import load_pipeline
+
+    schema, features, _ = sample_schema()
+    records = [
+        {
+            name: (bool(value) if name in ("owns_home", "returning") else value) if value == value else None
+            for name, value in zip(schema.names, row, strict=True)
+        }
+        for row in features.head(300).itertuples(index=False)
+    ]
+
+    answer = post(app, "/predict", {"records": records}).json()
+
+    expected = load_pipeline(artefact).predict_proba(features.head(300))
+    assert np.abs(np.array(answer["probabilities"]) - expected).max() < 1e-5
+    assert answer["predictions"] == expected.argmax(axis=1).tolist()
+    assert (answer["model"], answer["version"], answer["classes"]) == ("evergreen", 1, [0, 1])
+    assert len(set(answer["ids"])) == 300
+
+
+def test_ids_given_by_the_caller_are_kept_and_the_request_id_is_echoed(app: FastLane) -> None:
+    response = post(app, "/predict", {"records": [example_record()], "ids": ["order-7"]}, **{"x-request-id": "abc"})
+
+    assert response.json()["ids"] == ["order-7"]
+    assert response.headers["x-request-id"] == "abc"
+
+
+BAD = {
+    "wrong type": ({"records": [example_record()] * 3 + [example_record(age="old")]}, 400, 'records[3].age: expected a number, got "old"'),
+    "boolean for a number": ({"records": [example_record(age=True)]}, 400, "records[0].age: expected a number, got true"),
+    "unknown feature": ({"records": [example_record(agee=1)]}, 400, "records[0].agee: unknown feature"),
+    "absent feature": ({"records": [{"age": 1}]}, 400, "missing; send null"),
+    "empty": ({"records": []}, 400, "records: empty"),
+    "too many": ({"records": [example_record()] * 10_001}, 413, "10001 records"),
+    "not json": (b'{"records": [', 400, "not JSON"),
+    "nan": (json.dumps({"records": [example_record(age=float("nan"))]}).encode(), 400, "NaN"),
+    "infinity": (json.dumps({"records": [example_record(age=float("inf"))]}).encode(), 400, "Infinity"),
+    "beyond float32": ({"records": [example_record(income=1e300)]}, 422, "records[0].income"),
+    "too many bytes": (b" " * 3_000_000, 413, "max_request_bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_what_where_and_what_to_do(app: FastLane, name: str) -> None:
+    body, status, words = BAD[name]
+    if name == "too many":
+        app_limit = app._worker().settings.serve.max_request_bytes
+        assert app_limit < len(json.dumps(body)), "the byte limit answers first here"
+        words = "max_request_bytes"
+
+    response = post(app, "/predict", body)
+
+    assert response.status_code == status
+    assert words in error_of(response)
+
+
+def test_10_001_records_are_refused_with_413(tmp_path: Path, artefact: Path) -> None:
+    settings = settings_at(tmp_path)
+    write_live(settings.live_file, Live(model="evergreen", champion=LiveVersion(1, str(artefact))))
+    worker = Worker(settings, tmp_path / "run", "api-1")
+    worker.start()
+    try:
+        response = post(FastLane(beyond, lambda: worker), "/predict", {"records": [example_record()] * 10_001})
+    finally:
+        worker.close()
+
+    assert response.status_code == 413
+    assert "10001 records, more than the 10000 allowed" in error_of(response)
+
+
+def test_other_content_types_methods_and_paths_are_refused(app: FastLane) -> None:
+    form, get, unknown = run(
+        app,
+        ("POST", "/predict", {"data": {"age": "1"}}),
+        ("GET", "/predict", {}),
+        ("GET", "/nowhere/at/all", {}),
+    )
+
+    assert form.status_code == 415
+    assert "application/json" in error_of(form)
+    assert get.status_code == 405
+    assert get.headers["allow"] == "POST"
+    assert unknown.status_code == 404
+    assert "no such route" in error_of(unknown)
+
+
+def test_what_belongs_to_the_framework_reaches_it(app: FastLane) -> None:
+    assert run(app, ("GET", "/schema.json", {}))[0].text == "framework"
+
+
+def test_without_a_champion_predictions_wait_with_503_and_retry_after(tmp_path: Path) -> None:
+    worker = Worker(settings_at(tmp_path), tmp_path / "run", "api-1")
+    worker.start()
+    app = FastLane(beyond, lambda: worker)
+    try:
+        predict = post(app, "/predict", {"records": [{}]})
+        ready, live = run(app, ("GET", "/readyz", {}), ("GET", "/livez", {}))
+    finally:
+        worker.close()
+
+    assert (predict.status_code, ready.status_code, live.status_code) == (503, 503, 200)
+    assert predict.headers["retry-after"] == "1"
+    assert "no model in service yet" in error_of(ready)
+
+
+def test_a_server_that_is_stopping_is_not_ready_and_closes_connections(app: FastLane, worker: Worker) -> None:
+    worker.stopping = True
+
+    predict = post(app, "/predict", {"records": [example_record()]})
+
+    assert predict.status_code == 200
+    assert predict.headers["connection"] == "close"
+    assert run(app, ("GET", "/readyz", {}))[0].status_code == 503
+
+
+def test_more_requests_in_flight_than_allowed_get_503_at_once(app: FastLane) -> None:
+    async def overload() -> list[int]:
+        release = asyncio.Event()
+
+        async def slow_body() -> AsyncIterator[bytes]:
+            await release.wait()
+            yield json.dumps({"records": [example_record()]}).encode()
+
+        headers = {"content-type": "application/json"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            waiting = [
+                asyncio.create_task(client.post("/predict", content=slow_body(), headers=headers)) for _ in range(4)
+            ]
+            await asyncio.sleep(0.05)
+            refused = await client.post("/predict", content=b"{}", headers=headers)
+            release.set()
+            return [refused.status_code, *[(await task).status_code for task in waiting]]
+
+    assert asyncio.run(overload()) == [503, 200, 200, 200, 200]
+
+
+def test_every_answered_row_stands_in_the_record_as_it_was_answered(app: FastLane, worker: Worker) -> None:
+    answers = [post(app, "/predict", {"records": [example_record(age=20 + i)] * (i + 1)}).json() for i in range(5)]
+    post(app, "/predict", {"records": []})
+    engine = open_store(worker.settings.store_url)
+
+    with Drainer(worker.settings.spool_dir, engine) as drainer:
+        result = drainer.drain(0.0)
+
+    with engine.connect() as connection:
+        rows = {row.id: row for row in connection.execute(predictions.select())}
+    sent = {i: (a, n) for a in answers for n, i in enumerate(a["ids"])}
+    assert set(rows) == set(sent)
+    for row_id, (answer, n) in sent.items():
+        assert json.loads(rows[row_id].probabilities) == answer["probabilities"][n]
+        assert json.loads(rows[row_id].features)["age"] == 19 + len(answer["ids"])
+    assert result.predictions == 15
+
+
+def test_labels_of_the_wrong_form_or_type_are_refused_and_the_others_accepted(app: FastLane) -> None:
+    good = post(app, "/feedback", {"labels": [{"id": "a", "label": 1, "observed_at": "2026-01-31T12:00:00Z"}]})
+    bad = [
+        post(app, "/feedback", body)
+        for body in (
+            {"labels": []},
+            {"labels": [{"id": "a", "label": "yes"}]},
+            {"labels": [{"id": "", "label": 1}]},
+            {"labels": [{"label": 1}]},
+            {"labels": [{"id": "a", "label": 1, "observed_at": "yesterday"}]},
+            {"labels": [{"id": "a", "label": None}]},
+        )
+    ]
+
+    assert (good.status_code, good.json()) == (202, {"accepted": 1})
+    assert [response.status_code for response in bad] == [400] * 6
+    assert all(error_of(response) for response in bad)
+
+
+def test_metrics_count_what_clients_saw_with_bounded_labels(app: FastLane) -> None:
+    for _ in range(3):
+        post(app, "/predict", {"records": [example_record()] * 2})
+    post(app, "/predict", b"{")
+    run(app, *[("GET", f"/random/{i}", {}) for i in range(50)])
+
+    text = run(app, ("GET", "/metrics", {}))[0].text
+
+    assert 'evergreen_requests_total{route="/predict",status="200"} 3.0' in text
+    assert 'evergreen_requests_total{route="/predict",status="400"} 1.0' in text
+    assert 'evergreen_requests_total{route="unknown",status="404"} 50.0' in text
+    assert 'evergreen_predictions_total{version="1"} 6.0' in text
+    assert "evergreen_prediction_seconds_count 3.0" in text
+    assert 'evergreen_model_info{model="evergreen",version="1",engine="onnx",worker="api-1"} 1' in text
+    assert "/random" not in text
+
+
+def test_prediction_ids_are_uuid7_that_grow() -> None:
+    import uuid
+
+    ids = new_ids(10_000)
+
+    parsed = [uuid.UUID(i) for i in ids]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 10_000
+    assert {p.version for p in parsed} == {7}
+    assert {p.variant for p in parsed} == {uuid.RFC_4122}
+    assert str(parsed[0]) == ids[0]
+
+
+def test_a_rejection_is_recorded_as_a_count_without_any_value(app: FastLane, worker: Worker) -> None:
+    async def broken_client() -> None:
+        headers = {"content-type": "application/json"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            for secret in ("s3cret-1", "s3cret-2"):
+                body = json.dumps({"records": [example_record(age=secret)]})
+                await client.post("/predict", content=body, headers=headers)
+            app._lane._flush_rejections()  # type: ignore[union-attr]
+
+    asyncio.run(broken_client())
+
+    written = b"".join(path.read_bytes() for path in worker.settings.spool_dir.glob("*.seg"))
+    assert b"s3cret" not in written
+    assert b'"count":2' in written
+    assert {PREDICTION, FEEDBACK, REJECTION} == {1, 2, 3}

@@ -1,0 +1,255 @@
+"""Source and labelled record -> one time-ordered frame, and the content-addressed snapshot a model is trained from.
+
+A snapshot frame has the canonical features in schema order, then `_at` (float64, seconds since 1970 UTC), `_label`
+(canonical) and `_origin` ("source" or "record"). pandas is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monitoring.schema import FeatureSchema
+
+AT: Final = "_at"
+LABEL: Final = "_label"
+ORIGIN: Final = "_origin"
+SNAPSHOT_COLUMNS: Final = (AT, LABEL, ORIGIN)
+
+Origin = Literal["source", "record"]
+
+
+class DataError(ValueError):
+    """Raised when data cannot be read, or holds nothing to train on."""
+
+
+class DataReport(msgspec.Struct, frozen=True):
+    """What was found in a data file and what became of it."""
+
+    rows: int  # as read
+    kept: int
+    missing_labels: int  # rows dropped for that
+    missing_times: int  # rows dropped for that
+    duplicates: int  # rows that repeat an earlier one in every column; kept
+    empty_columns: tuple[str, ...]  # no value at all; kept as features
+    constant_columns: tuple[str, ...]  # one value and nothing missing; kept as features
+    sorted: bool  # False: rows had to be brought into time order
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A data file ready to train on: rows with a label, in time order; the schema of its columns."""
+
+    frame: Any  # DataFrame: a snapshot frame, origin "source"
+    schema: Any  # FeatureSchema
+    report: DataReport
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Where a snapshot frame was written, and the sha256 of its content."""
+
+    path: Path
+    digest: str
+    rows: int
+
+
+def load_source(path: Path, *, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """The rows of a Parquet or CSV file (`.parquet`, `.pq`, `.csv`, `.csv.gz`), as pandas reads them.
+
+    `columns` must be among them. Raises `DataError` naming the file and what to do.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    name = path.name.lower()
+    if path.is_dir() or not path.exists():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"data source {path} {what}: give the path of one Parquet or CSV file")
+    try:
+        if name.endswith((".parquet", ".pq")):
+            frame = pd.read_parquet(path)
+        elif name.endswith((".csv", ".csv.gz")):
+            frame = pd.read_csv(path, low_memory=False)
+        else:
+            raise DataError(f"data source {path} is neither .parquet, .pq, .csv nor .csv.gz: convert or rename it")
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow and pandas share no class of error
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"data source {path} cannot be read ({type(error).__name__}: {text})") from error
+    if frame.index.name is not None or frame.index.nlevels > 1:
+        frame = frame.reset_index()
+    if not len(frame):
+        raise DataError(f"data source {path} has no rows")
+    if absent := [column for column in columns if column and column not in frame.columns]:
+        known = ", ".join(map(str, frame.columns[:40]))
+        raise DataError(f"data source {path} has no column {', '.join(map(repr, absent))}; it has {known}")
+    return frame
+
+
+def prepare(
+    frame: pd.DataFrame,
+    *,
+    target: str,
+    time: str = "",
+    ignore: Iterable[str] = (),
+    task: Literal["binary", "multiclass", "regression"] | None = None,
+    schema: FeatureSchema | None = None,
+) -> Prepared:
+    """Labelled rows in time order, canonical, with the schema inferred from them (or the one given).
+
+    Rows without a label are dropped and counted, with a `time` column also those without a time. `time` may hold dates,
+    ISO text, or numbers (seconds since 1970 when they are large enough to be that, else only an order). Without one the
+    row order counts, and `_at` are the seconds -n … -1, before every recorded row. Rows of equal time keep their order.
+    Raises `DataError`, or the schema's `SchemaError` for columns it cannot take.
+    """
+    import numpy as np
+
+    from monitoring.schema import FeatureSchema
+
+    for role, name in (("target", target), ("time", time)):
+        if name and name not in frame.columns:
+            known = ", ".join(map(str, frame.columns[:40]))
+            raise DataError(f"the {role} column {name!r} is not in the data; it has {known}")
+    rows = len(frame)
+    unlabelled = frame[target].isna()
+    untimed = frame[time].isna() if time else unlabelled & False
+    kept = frame[~(unlabelled | untimed)]
+    if not len(kept):
+        raise DataError(f"none of the {rows} rows has a label in {target!r}{f' and a time in {time!r}' if time else ''}")
+    at = _seconds(kept[time], time) if time else np.arange(-len(kept), 0, dtype=np.float64)
+    in_order = bool((np.diff(at) >= 0).all())
+    if not in_order:
+        order = np.argsort(at, kind="stable")
+        kept, at = kept.iloc[order], at[order]
+    if schema is None:
+        left_out = [name for name in dict.fromkeys([time, *ignore]) if name]
+        schema = FeatureSchema.infer(kept, target, ignore=left_out, task=task)
+    features = kept[list(schema.names)]
+    report = DataReport(
+        rows=rows,
+        kept=len(kept),
+        missing_labels=int(unlabelled.sum()),
+        missing_times=int((untimed & ~unlabelled).sum()),
+        duplicates=int(_duplicates(kept)),
+        empty_columns=tuple(name for name in schema.names if features[name].isna().all()),
+        constant_columns=tuple(
+            name for name in schema.names if not features[name].isna().any() and features[name].nunique() == 1
+        ),
+        sorted=in_order,
+    )
+    return Prepared(_dress(schema.canonical(features), at, schema.labels(kept[target]), "source"), schema, report)
+
+
+def assemble(schema: FeatureSchema, source: pd.DataFrame | None, record: pd.DataFrame | None) -> pd.DataFrame:
+    """One time-ordered snapshot frame of a prepared source and a labelled window of the record.
+
+    `source` is `Prepared.frame`, `record` what `monitoring.window.read_window(labelled=True)` returns. Record rows
+    without a label are left out. Of rows at the same time the source's come first.
+    """
+    import pandas as pd
+
+    parts = []
+    if source is not None and len(source):
+        parts.append(_dress(schema.canonical(source), source[AT].to_numpy(), schema.labels(source[LABEL]), "source"))
+    if record is not None and len(record):
+        labelled = record[record[LABEL].notna()]
+        if len(labelled):
+            labels = schema.labels(labelled[LABEL])
+            parts.append(_dress(schema.canonical(labelled), labelled[AT].to_numpy(), labels, "record"))
+    if not parts:
+        raise DataError("there is neither a source nor a labelled record: nothing to train on")
+    together = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+    return together.sort_values(AT, kind="stable", ignore_index=True)
+
+
+def snapshot(frame: pd.DataFrame, folder: Path) -> Snapshot:
+    """`frame` as a Parquet file in `folder`, named by the sha256 of its content.
+
+    The digest is of the values, dtypes and column names: the same rows give the same digest with any version of the
+    Parquet writer. A snapshot that is there already is not written again.
+    """
+    digest = content_digest(frame)
+    path = folder / f"{digest}.parquet"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".writing")
+        frame.to_parquet(beside, index=False)
+        beside.replace(path)
+    return Snapshot(path, digest, len(frame))
+
+
+def read_snapshot(path: Path, schema: FeatureSchema) -> pd.DataFrame:
+    """The snapshot frame in `path`, canonical and in time order.
+
+    Raises `DataError` when the file is missing, is no snapshot, or is not in time order.
+    """
+    import numpy as np
+    import pandas as pd
+
+    frame = load_source(path, columns=(*schema.names, *SNAPSHOT_COLUMNS))
+    if not (np.diff(frame[AT].to_numpy(dtype=np.float64)) >= 0).all():
+        raise DataError(f"snapshot {path} is not in time order: write it with training.data.snapshot(assemble(...))")
+    labels = pd.Series(schema.labels(frame[LABEL]), index=frame.index)
+    return schema.canonical(frame).assign(
+        **{AT: frame[AT].to_numpy(dtype=np.float64), LABEL: labels, ORIGIN: frame[ORIGIN].astype(object)}
+    )
+
+
+def content_digest(frame: pd.DataFrame) -> str:
+    """sha256 of column names, dtypes and values in row order, hexadecimal; the index does not count."""
+    import pandas as pd
+
+    digest = hashlib.sha256(f"evergreen snapshot 1\n{len(frame)}\n".encode())
+    for name in frame.columns:
+        column = frame[name]
+        digest.update(f"{name}\x00{column.dtype}\n".encode())
+        if column.dtype == object:
+            # The text itself: a hash of each value would let two values meet.
+            for value, missing in zip(column.tolist(), pd.isna(column).tolist(), strict=True):
+                text = "" if missing else f"{type(value).__name__}:{value}"
+                digest.update(f"{-1 if missing else len(text)}:{text}".encode())
+        else:
+            values = column.to_numpy()
+            if values.dtype.kind == "f":
+                values = values + values.dtype.type(0)  # -0.0 is 0.0
+                values[values != values] = values.dtype.type("nan")  # one NaN, whatever its bits were
+            digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _dress(features: pd.DataFrame, at: Any, labels: Any, origin: Origin) -> pd.DataFrame:
+    import numpy as np
+
+    frame = features.reset_index(drop=True)
+    frame[AT] = np.asarray(at, dtype=np.float64)
+    frame[LABEL] = labels
+    frame[ORIGIN] = np.full(len(frame), origin, dtype=object)
+    return frame
+
+
+def _seconds(column: pd.Series[Any], name: str) -> Any:
+    import numpy as np
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+        return column.to_numpy(dtype=np.float64)
+    try:
+        moments = pd.to_datetime(column, utc=True)
+    except (ValueError, TypeError, OverflowError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise DataError(f"the time column {name!r} holds neither numbers nor dates: {text}") from None
+    return moments.dt.tz_localize(None).to_numpy(dtype="datetime64[us]").astype(np.int64) / 1e6
+
+
+def _duplicates(frame: pd.DataFrame) -> int:
+    try:
+        return int(frame.duplicated().sum())
+    except TypeError:  # a column of lists or the like: the schema says so in better words
+        return 0

@@ -1,0 +1,62 @@
+"""Task + parameters -> a scikit-learn pipeline, and the space its parameters are searched in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+    from monitoring.schema import FeatureSchema
+
+
+class Parameters(BaseModel):
+    """Parameters of the histogram gradient boosting at the end of the pipeline (scikit-learn's names)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(0.1, gt=0, le=1, description="shrinkage of each tree; scikit-learn's default")
+    max_leaf_nodes: int = Field(31, ge=2, le=255, description="leaves of one tree; scikit-learn's default")
+    max_iter: int = Field(100, ge=1, le=1000, description="trees (of each class); 100 answer one row in about 20 µs")
+    min_samples_leaf: int = Field(20, ge=1, description="rows; smaller leaves learn noise")
+    l2_regularization: float = Field(0.0, ge=0, description="penalty on leaf values; scikit-learn's default")
+    max_bins: int = Field(255, ge=2, le=255, description="bins of one feature; scikit-learn's maximum")
+
+
+SPACE: Final[Mapping[str, tuple[str, float, float]]] = {
+    "learning_rate": ("log", 0.03, 0.3),
+    "max_leaf_nodes": ("integer", 7, 63),
+    "max_iter": ("integer", 50, 300),
+    "min_samples_leaf": ("integer", 5, 60),
+    "l2_regularization": ("linear", 0.0, 10.0),
+}
+"""Search space: parameter -> (scale, lowest, highest). 300 trees of 63 leaves still answer one row in under 50 µs."""
+
+
+def build(schema: FeatureSchema, parameters: Parameters | Mapping[str, Any] | None = None, seed: int = 0) -> Pipeline:
+    """An unfitted pipeline that takes canonical frames of `schema` (see `FeatureSchema.canonical`).
+
+    Numbers pass as they are, missing ones too; categories become ordinal codes (unseen ones -1); then histogram
+    gradient boosting. No scaler stands before the trees: float32 thresholds would flip in the ONNX twin. Early stopping
+    is off: it would hold back random, not the newest, rows. The same seed and rows give the same model.
+    Raises pydantic's `ValidationError` for an unknown parameter or one out of range.
+    """
+    import numpy as np
+    from sklearn.compose import ColumnTransformer
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import OrdinalEncoder
+
+    settings = parameters if isinstance(parameters, Parameters) else Parameters.model_validate(parameters or {})
+    columns: list[tuple[str, Any, list[str]]] = []
+    if schema.numeric_names:
+        columns.append(("numbers", "passthrough", list(schema.numeric_names)))
+    if schema.categorical_names:
+        encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
+        columns.append(("categories", encoder, list(schema.categorical_names)))
+    boosting = HistGradientBoostingRegressor if schema.task == "regression" else HistGradientBoostingClassifier
+    model = boosting(**settings.model_dump(), early_stopping=False, random_state=seed)
+    return Pipeline([("columns", ColumnTransformer(columns)), ("model", model)])

@@ -1,0 +1,404 @@
+"""Which model versions exist, and which of them is in service.
+
+A version is a BentoML model `<name>:<integer>` below `models_dir` (so `bentoml models list/get/export` work on it) and
+one row of the table `versions`. The table `aliases` names what runs; only the holder of the lease moves an alias, and
+each move is one fenced statement. BentoML is imported here and in `service/app.py` only.
+
+`register` leaves no half version, wherever it is cut off:
+
+1. the number is taken from a counter in the database (cut off here: a number is skipped);
+2. a lock file names it below `incoming/`, then the artefact is built there and synced to disk (`clean` deletes it);
+3. one rename puts it into the model store (`clean` finds the lock file, sees no row and deletes the folder);
+4. one fenced insert writes the row: from here on the version exists (`clean` deletes the lock file only);
+5. the lock file goes away and BentoML's `latest` is moved.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import sqlalchemy as sa
+
+from monitoring.store import aliases, db_now, versions
+from training.artefact import MANIFEST, ArtefactError, verify, write_atomically
+from training.lease import CONTROLLER, LeaseLost, fence, upsert, write_fenced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+DEPTH: Final = 9
+"""How many former champions are remembered, so that this many rollbacks in a row find one."""
+
+_NOTHING: Final = 0  # versions start at 1; an alias with 0 names none
+_FORMER: Final = ("previous", *(f"previous.{back}" for back in range(2, DEPTH + 1)))
+_LIVE: Final = {"champion", "previous", "announced", "challenger", "canary"}
+_NAME: Final = re.compile(r"[a-z0-9]([-._a-z0-9]*[a-z0-9])?")
+
+
+class NoChampion(LookupError):
+    """Raised when no version of the model is in service yet."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"the model {name!r} has no champion yet: run `evergreen train`, or push a model")
+
+
+class NoPrevious(LookupError):
+    """Raised when there is no former champion to roll back to."""
+
+    def __init__(self, name: str, champion: int | None) -> None:
+        self.name, self.champion = name, champion
+        super().__init__(
+            f"the model {name!r} has no champion before version {champion}: "
+            "promote another version by its number (`evergreen promote VERSION`)"
+        )
+
+
+class UnknownVersion(LookupError):
+    """Raised when the model has no such version, or its artefact is not on this host."""
+
+    def __init__(self, name: str, version: int, known: Sequence[int] | None = None, where: Path | None = None) -> None:
+        self.name, self.version = name, version
+        if where is not None:
+            what = (
+                f"the artefact of {name!r} version {version} is not at {where}: copy it there, or restore `models_dir`"
+            )
+        elif known:
+            what = f"the model {name!r} has no version {version}; there are {', '.join(map(str, known))}"
+        else:
+            what = f"the model {name!r} has no version {version}, and no other: run `evergreen train`"
+        super().__init__(what)
+
+
+class NotAnnounced(RuntimeError):
+    """Raised when a version is flipped to champion that is not the announced one."""
+
+    def __init__(self, name: str, version: int, announced: int | None) -> None:
+        self.name, self.version, self.announced = name, version, announced
+        super().__init__(
+            f"version {version} of {name!r} is not announced (announced is {announced}), the champion stays: "
+            "promote it again, so that the workers load it first"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One row of the table `versions`."""
+
+    version: int
+    created_at: float  # seconds since 1970 UTC
+    origin: str  # bootstrap | retrain | push
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSet:
+    """What the aliases name at one moment; None where they name nothing."""
+
+    champion: int | None = None
+    previous: int | None = None
+    announced: int | None = None  # to be loaded by every worker, not yet in service
+    challenger: int | None = None
+    canary: int | None = None
+    canary_weight: float = 0.0  # share of the requests, 0 to 1
+
+
+class Registry:
+    """The versions and aliases of one model."""
+
+    def __init__(self, engine: sa.Engine, models_dir: Path, name: str, lease: str = CONTROLLER) -> None:
+        if len(name) > 63 or _NAME.fullmatch(name) is None:
+            raise ValueError(
+                f"the model name {name!r} cannot be a BentoML tag: use at most 63 of a-z, 0-9, '-', '_' and '.', "
+                "with a letter or digit at both ends"
+            )
+        self.name = name
+        self.models_dir = models_dir
+        self._engine = engine
+        self._lease = lease
+        self._incoming = models_dir.parent / "incoming"  # beside it: BentoML takes each folder inside for a model
+
+    # -- versions ------------------------------------------------------------------------------------------------
+
+    def register(self, folder: Path, *, origin: str, now: float, token: int | None = None) -> int:
+        """The number of the new version whose artefact `folder` was copied into the model store.
+
+        With a `token` the version appears only while its lease is held, else `LeaseLost` is raised. Raises
+        `ArtefactError` when the folder is incomplete or does not match its digests. Whatever is raised, no half
+        version is left in sight; see the top of this file for each step.
+        """
+        manifest = verify(folder)
+        version = self._next_version()
+        with self._claimed(version) as work:
+            built = self._build(folder, version, manifest, origin, work)
+            verify(built)  # a copy cut short by a full disk is found here, not by a worker
+            _sync(built)
+            home = self.models_dir / self.name / str(version)
+            home.parent.mkdir(parents=True, exist_ok=True)
+            built.rename(home)
+            _sync_folder(home.parent)
+            self._insert(version, manifest, origin, now, token)
+        with suppress(OSError):  # a convenience of `bentoml models get NAME`, which makes it anew when it is missing
+            write_atomically(self.models_dir / self.name / "latest", str(self._newest_on_disk()).encode())
+        return version
+
+    def list(self) -> list[Version]:
+        """Every registered version, newest first."""
+        wanted = (
+            sa.select(versions.c.version, versions.c.created_at, versions.c.origin, versions.c.manifest)
+            .where(versions.c.name == self.name)
+            .order_by(versions.c.version.desc())
+        )
+        with self._engine.connect() as connection:
+            return [_version(row) for row in connection.execute(wanted)]
+
+    def get(self, version: int) -> Version:
+        """The registered version with this number. Raises `UnknownVersion`."""
+        wanted = sa.select(versions.c.version, versions.c.created_at, versions.c.origin, versions.c.manifest).where(
+            versions.c.name == self.name, versions.c.version == version
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(wanted).first()
+        if row is None:
+            raise UnknownVersion(self.name, version, [known.version for known in self.list()])
+        return _version(row)
+
+    def manifest(self, version: int) -> dict[str, Any]:
+        """The manifest of a registered version. Raises `UnknownVersion`."""
+        return self.get(version).manifest
+
+    def path(self, version: int) -> Path:
+        """The artefact folder of `version` on this host; the database is not asked. Raises `UnknownVersion`."""
+        home = self.models_dir / self.name / str(version)
+        if not (home / MANIFEST).is_file():
+            raise UnknownVersion(self.name, version, where=home)
+        return home
+
+    def clean(self) -> tuple[str, ...]:
+        """What registrations of dead processes had left behind, and is deleted now. Call it once at start."""
+        gone: list[str] = []
+        for lock in sorted(self._incoming.glob(f"{self.name}-*.lock")):
+            number = lock.stem.rpartition("-")[2]
+            if lock.stem != f"{self.name}-{number}" or not number.isdecimal():
+                continue
+            with lock.open("a") as held:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:  # its process is at work
+                    continue
+                work, home = lock.with_suffix(""), self.models_dir / self.name / number
+                for left in (work,) if self._exists(int(number)) else (work, home):
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                        gone.append(str(left))
+                lock.unlink(missing_ok=True)
+        return tuple(gone)
+
+    def _next_version(self) -> int:
+        """A number that no version had or will have; one statement, so two replicas never get the same."""
+        floor = self._newest_on_disk()  # above the counter when the store was made anew beside old artefacts
+        row = upsert(self._engine, aliases).values(
+            name=self.name, alias="counter", version=floor + 1, changed_at=db_now(self._engine)
+        )
+        grown = sa.case((aliases.c.version > floor, aliases.c.version), else_=floor) + 1
+        take = row.on_conflict_do_update(index_elements=[aliases.c.name, aliases.c.alias], set_={"version": grown})
+        with self._engine.begin() as connection:
+            return int(connection.execute(take.returning(aliases.c.version)).scalar_one())
+
+    def _newest_on_disk(self) -> int:
+        home = self.models_dir / self.name
+        found = (int(item.name) for item in home.iterdir() if item.name.isdecimal()) if home.is_dir() else ()
+        return max(found, default=_NOTHING)
+
+    @contextmanager
+    def _claimed(self, version: int) -> Iterator[Path]:
+        """A working folder that `clean` leaves alone while this process lives, gone when the block is left.
+
+        When the block fails and the version's row was surely not written, the folder in the model store goes as well;
+        otherwise (the connection broke, the process was interrupted) everything is left to `clean`, which asks.
+        """
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        lock, work = self._incoming / f"{self.name}-{version}.lock", self._incoming / f"{self.name}-{version}"
+        with _locked(lock):
+            try:
+                yield work
+            except (OSError, ArtefactError, LeaseLost):
+                shutil.rmtree(self.models_dir / self.name / str(version), ignore_errors=True)
+                shutil.rmtree(work, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+                raise
+            shutil.rmtree(work, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+    def _build(self, folder: Path, version: int, manifest: dict[str, Any], origin: str, work: Path) -> Path:
+        """The BentoML model `<name>:<version>` inside `work`, with the files that the manifest lists."""
+        os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # must be set before the import: it phones home
+        from bentoml._internal.models import ModelStore  # no public name takes a path
+        from bentoml.models import create
+
+        store = ModelStore(work)
+        labels = {"origin": origin, "task": str(manifest.get("task", ""))}
+        with create(f"{self.name}:{version}", labels=labels, _model_store=store) as model:
+            for file in (*manifest["digests"], MANIFEST):
+                shutil.copyfile(folder / file, model.path_of(file))
+        return work / self.name / str(version)
+
+    def _insert(self, version: int, manifest: dict[str, Any], origin: str, now: float, token: int | None) -> None:
+        values = {
+            "name": self.name,
+            "version": version,
+            "created_at": now,
+            "origin": origin,
+            "manifest": msgspec.json.encode(manifest).decode(),
+        }
+        if token is None:
+            with self._engine.begin() as connection:
+                connection.execute(versions.insert().values(values))
+            return
+        columns = [versions.c[name] for name in values]
+        row = sa.select(*(sa.cast(sa.literal(values[c.name], c.type), c.type) for c in columns))
+        insert = versions.insert().from_select(columns, row.where(fence(self._engine, token, self._lease)))
+        write_fenced(self._engine, insert.returning(versions.c.version), token, self._lease)
+
+    def _exists(self, version: int) -> bool:
+        wanted = sa.select(sa.literal(1)).where(versions.c.name == self.name, versions.c.version == version)
+        with self._engine.connect() as connection:
+            return connection.scalar(wanted) is not None
+
+    # -- aliases -------------------------------------------------------------------------------------------------
+
+    def live(self) -> LiveSet:
+        """What the aliases name now, read in one statement."""
+        wanted = sa.select(aliases.c.alias, aliases.c.version, aliases.c.weight).where(aliases.c.name == self.name)
+        with self._engine.connect() as connection:
+            named = {row.alias: (row.version, row.weight) for row in connection.execute(wanted) if row.version}
+        return LiveSet(
+            **{alias: named[alias][0] for alias in named.keys() & _LIVE},
+            canary_weight=float(named["canary"][1]) if "canary" in named else 0.0,
+        )
+
+    def champion(self) -> int:
+        """The version in service. Raises `NoChampion`."""
+        champion = self.live().champion
+        if champion is None:
+            raise NoChampion(self.name)
+        return champion
+
+    def announce(self, version: int, token: int) -> None:
+        """Ask every worker to load `version`. Raises `UnknownVersion` and `LeaseLost`."""
+        self.get(version)
+        self._set({"announced": sa.literal(version)}, token)
+
+    def withdraw(self, token: int) -> None:
+        """Announce nothing any more. Raises `LeaseLost`."""
+        self._set({"announced": sa.literal(_NOTHING)}, token)
+
+    def flip(self, version: int, token: int) -> LiveSet:
+        """The live set in which the announced `version` is champion and the champion is `previous`; one statement.
+
+        Raises `NotAnnounced` when another version is announced, or none, and `LeaseLost`.
+        """
+        was = ("champion", *_FORMER)
+        moved = self._set(
+            {
+                "champion": self._named("announced"),
+                **{older: self._named(newer) for newer, older in pairwise(was)},
+                "announced": sa.literal(_NOTHING),
+            },
+            token,
+            self._named("announced") == version,
+        )
+        if not moved:
+            raise NotAnnounced(self.name, version, self.live().announced)
+        return self.live()
+
+    def rollback(self, token: int) -> LiveSet:
+        """The live set in which the former champion is champion again; one statement.
+
+        `previous` is then the champion before that one, so repeated rollbacks go further back (`DEPTH` at most) and
+        never forward to the version that was rolled back; `promote` it by its number for that. Raises `NoPrevious`
+        and `LeaseLost`.
+        """
+        was = ("champion", *_FORMER)
+        moved = self._set(
+            {
+                **{newer: self._named(older) for newer, older in pairwise(was)},
+                _FORMER[-1]: sa.literal(_NOTHING),
+                "announced": sa.literal(_NOTHING),
+            },
+            token,
+            self._named("previous") > _NOTHING,
+        )
+        if not moved:
+            raise NoPrevious(self.name, self.live().champion)
+        return self.live()
+
+    def _named(self, alias: str) -> sa.ColumnElement[int]:
+        """SQL: the version that `alias` names before the statement, `_NOTHING` when it names none."""
+        before = aliases.alias()
+        version = sa.select(before.c.version).where(before.c.name == self.name, before.c.alias == alias)
+        return sa.func.coalesce(version.scalar_subquery(), _NOTHING)
+
+    def _set(
+        self, moves: dict[str, sa.ColumnElement[int]], token: int, condition: sa.ColumnElement[bool] | None = None
+    ) -> bool:
+        """True when every alias in `moves` was set, all in one fenced statement; False when `condition` was not met.
+
+        The right sides see the aliases as they were before. The fence stands once, so it is asked once.
+        """
+        rows = sa.union_all(
+            *(
+                sa.select(sa.literal(alias, sa.Text).label("alias"), version.label("version"))
+                for alias, version in moves.items()
+            )
+        ).subquery("moves")
+        source = sa.select(
+            sa.literal(self.name, sa.Text), rows.c.alias, rows.c.version, sa.literal(1.0), db_now(self._engine)
+        ).where(fence(self._engine, token, self._lease), sa.true() if condition is None else condition)
+        insert = upsert(self._engine, aliases).from_select(list(aliases.c), source)
+        write = insert.on_conflict_do_update(
+            index_elements=[aliases.c.name, aliases.c.alias],
+            set_={"version": insert.excluded.version, "changed_at": insert.excluded.changed_at},
+        )
+        return bool(write_fenced(self._engine, write.returning(aliases.c.alias), token, self._lease))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """`path` exists and is locked by this process; a death of any kind releases it."""
+    while True:
+        with path.open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(held.fileno()).st_ino:
+                yield
+                return
+            # `clean` deleted it between `open` and `flock`: take a new one
+
+
+def _version(row: Any) -> Version:
+    return Version(row.version, row.created_at, row.origin, msgspec.json.decode(row.manifest))
+
+
+def _sync(folder: Path) -> None:
+    """The files of `folder` are on the disk, not only in the page cache."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,315 @@
+"""Every decision as a row: what was asked for, by whom, why, what came of it, "no" included.
+
+A run is `queued` (by a person or a check), `running` (claimed by the one holder of the lease), then `done` or
+`failed`. Asking needs no lease; claiming, starting and finishing are fenced with its token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+import sqlalchemy as sa
+
+from monitoring.store import checks, runs
+from training.lease import CONTROLLER, fence, write_fenced
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+State = Literal["queued", "running", "done", "failed"]
+
+NO_ACTION: Final = "no_action"
+"""Outcome of a check that decided against training."""
+
+
+class UnknownRun(LookupError):
+    """Raised when no run has this id, or when it is not in the state that the step needs."""
+
+    def __init__(self, run_id: int, state: str | None = None) -> None:
+        self.run_id, self.state = run_id, state
+        what = "does not exist" if state is None else f"is {state!r}, not running, and cannot be finished"
+        super().__init__(f"run {run_id} {what}; `evergreen runs` lists them")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One row of the table `runs`; times are seconds since 1970 UTC."""
+
+    id: int
+    kind: str  # check | retrain | push | promote | rollback | bootstrap
+    state: State
+    outcome: str | None  # promoted | kept | refused | no_action | crashed | rolled_back | interrupted
+    trigger: str  # drift | quality | schedule | manual | start
+    who: str
+    why: str
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    version: int | None  # version it made or moved to
+    record: dict[str, Any]  # the full story; what was asked for stands under "payload"
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What the one who queued it handed along."""
+        payload = self.record.get("payload", {})
+        return dict(payload) if isinstance(payload, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One row of the table `checks`: what was measured and what was decided from it."""
+
+    id: int
+    at: float
+    version: int
+    drift: dict[str, Any] | None
+    quality: dict[str, Any] | None
+    decision: dict[str, Any]
+
+
+class Runs:
+    """The tables `runs` and `checks` of one store."""
+
+    def __init__(self, engine: sa.Engine, lease: str = CONTROLLER) -> None:
+        self._engine, self._lease = engine, lease
+
+    def queue(
+        self, kind: str, *, trigger: str, who: str, why: str, now: float, payload: Mapping[str, Any] | None = None
+    ) -> int:
+        """Id of a new run that waits for the holder of the lease; anyone may ask, so it is not fenced."""
+        row = runs.insert().values(
+            kind=kind,
+            state="queued",
+            trigger=trigger,
+            who=who,
+            why=why,
+            created_at=now,
+            record=_json({"payload": dict(payload)} if payload else {}),
+        )
+        with self._engine.begin() as connection:
+            return int(connection.execute(row.returning(runs.c.id)).scalar_one())
+
+    def claim(self, token: int, now: float) -> Run | None:
+        """The oldest queued run, now running; None when nothing waits. Raises `LeaseLost`."""
+        # Read first: asking every second must not make every second a write transaction.
+        with self._engine.connect() as connection:
+            waiting = connection.scalar(sa.select(sa.func.min(runs.c.id)).where(runs.c.state == "queued"))
+        if waiting is None:
+            return None
+        take = (
+            runs.update()
+            .where(runs.c.id == waiting, runs.c.state == "queued", self._fence(token))
+            .values(state="running", started_at=now)
+            .returning(*runs.c)
+        )
+        rows = write_fenced(self._engine, take, token, self._lease)
+        return _run(rows[0]) if rows else None
+
+    def start(self, kind: str, *, trigger: str, who: str, why: str, now: float, token: int) -> int:
+        """Id of a new run that is running already, begun by the holder of the lease itself. Raises `LeaseLost`."""
+        return self._insert(
+            token,
+            kind=kind,
+            state="running",
+            trigger=trigger,
+            who=who,
+            why=why,
+            created_at=now,
+            started_at=now,
+        )
+
+    def note(
+        self,
+        kind: str,
+        *,
+        trigger: str,
+        who: str,
+        why: str,
+        now: float,
+        token: int,
+        outcome: str = NO_ACTION,
+        version: int | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Id of a run that was over the moment it was decided, such as a check's "no". Raises `LeaseLost`."""
+        return self._insert(
+            token,
+            kind=kind,
+            state="done",
+            outcome=outcome,
+            trigger=trigger,
+            who=who,
+            why=why,
+            created_at=now,
+            started_at=now,
+            finished_at=now,
+            version=version,
+            record=_json(dict(record or {})),
+        )
+
+    def finish(
+        self,
+        run_id: int,
+        *,
+        state: Literal["done", "failed"],
+        outcome: str,
+        now: float,
+        token: int,
+        version: int | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """The run as it ended; `record` is added to what stands there. Raises `LeaseLost` and `UnknownRun`."""
+        before = self.get(run_id)
+        end = (
+            runs.update()
+            .where(runs.c.id == run_id, runs.c.state == "running", self._fence(token))
+            .values(
+                state=state,
+                outcome=outcome,
+                version=version,
+                finished_at=now,
+                record=_json({**before.record, **(record or {})}),
+            )
+            .returning(*runs.c)
+        )
+        rows = write_fenced(self._engine, end, token, self._lease)
+        if not rows:
+            raise UnknownRun(run_id, self.get(run_id).state)
+        return _run(rows[0])
+
+    def get(self, run_id: int) -> Run:
+        """The run with this id. Raises `UnknownRun`."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(*runs.c).where(runs.c.id == run_id)).first()
+        if row is None:
+            raise UnknownRun(run_id)
+        return _run(row)
+
+    def list(
+        self, *, limit: int = 50, before: int | None = None, kind: str | None = None, outcome: str | None = None
+    ) -> list[Run]:
+        """At most `limit` runs, newest first; `before` is the id to page on from."""
+        wanted = sa.select(*runs.c).order_by(runs.c.id.desc()).limit(limit)
+        if before is not None:
+            wanted = wanted.where(runs.c.id < before)
+        if kind is not None:
+            wanted = wanted.where(runs.c.kind == kind)
+        if outcome is not None:
+            wanted = wanted.where(runs.c.outcome == outcome)
+        with self._engine.connect() as connection:
+            return [_run(row) for row in connection.execute(wanted)]
+
+    def running(self) -> Run | None:
+        """The run that is under way, None when there is none."""
+        with self._engine.connect() as connection:
+            row = connection.execute(
+                sa.select(*runs.c).where(runs.c.state == "running").order_by(runs.c.id.desc()).limit(1)
+            ).first()
+        return None if row is None else _run(row)
+
+    def recover(self, token: int, now: float) -> tuple[int, ...]:
+        """Ids of the runs that a dead or replaced holder left running; they are `failed`, `interrupted` now.
+
+        Call it once after the lease was acquired, before anything is started with its token. Raises `LeaseLost`.
+        """
+        with self._engine.connect() as connection:
+            left = [_run(row) for row in connection.execute(sa.select(*runs.c).where(runs.c.state == "running"))]
+        error = "the process that ran it died or lost the lease; the champion was not changed by it after that"
+        for run in left:
+            end = (
+                runs.update()
+                .where(runs.c.id == run.id, runs.c.state == "running", self._fence(token))
+                .values(
+                    state="failed",
+                    outcome="interrupted",
+                    finished_at=now,
+                    record=_json({**run.record, "error": error}),
+                )
+                .returning(runs.c.id)
+            )
+            write_fenced(self._engine, end, token, self._lease)
+        return tuple(run.id for run in left)
+
+    def check(
+        self,
+        *,
+        at: float,
+        version: int,
+        drift: Mapping[str, Any] | None,
+        quality: Mapping[str, Any] | None,
+        decision: Mapping[str, Any],
+        token: int,
+    ) -> int:
+        """Id of the stored check. Raises `LeaseLost`."""
+        values = {
+            "at": at,
+            "version": version,
+            "drift": None if drift is None else _json(drift),
+            "quality": None if quality is None else _json(quality),
+            "decision": _json(decision),
+        }
+        rows = write_fenced(
+            self._engine, _insert_fenced(checks, values, self._fence(token)).returning(checks.c.id), token, self._lease
+        )
+        return int(rows[0][0])
+
+    def checks(self, *, limit: int = 50, version: int | None = None) -> tuple[Check, ...]:
+        """At most `limit` checks, newest first."""
+        wanted = sa.select(*checks.c).order_by(checks.c.id.desc()).limit(limit)
+        if version is not None:
+            wanted = wanted.where(checks.c.version == version)
+        with self._engine.connect() as connection:
+            return tuple(_check(row) for row in connection.execute(wanted))
+
+    def prune(self, *, before: float, keep: int = 1000) -> int:
+        """How many rows were deleted: checks and their "no" runs older than `before`, the newest `keep` excepted.
+
+        A run that did something (trained, promoted, refused, crashed, rolled back) is never deleted.
+        """
+        if keep < 1:  # the newest id must survive: SQLite gives the largest id plus one
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        deleted = 0
+        with self._engine.begin() as connection:
+            for table, old in (
+                (runs, (runs.c.created_at < before) & (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")),
+                (checks, checks.c.at < before),
+            ):
+                newest = sa.select(table.c.id).order_by(table.c.id.desc()).limit(1).offset(keep - 1).scalar_subquery()
+                deleted += connection.execute(table.delete().where(old, table.c.id < newest)).rowcount
+        return deleted
+
+    def _fence(self, token: int) -> sa.ColumnElement[bool]:
+        return fence(self._engine, token, self._lease)
+
+    def _insert(self, token: int, **values: Any) -> int:
+        values.setdefault("record", "{}")
+        row = _insert_fenced(runs, values, self._fence(token)).returning(runs.c.id)
+        return int(write_fenced(self._engine, row, token, self._lease)[0][0])
+
+
+def _insert_fenced(table: sa.Table, values: Mapping[str, Any], condition: sa.ColumnElement[bool]) -> sa.Insert:
+    columns = [table.c[name] for name in values]
+    # The casts give PostgreSQL the types of parameters that stand in a SELECT.
+    row = sa.select(*(sa.cast(sa.literal(values[c.name], c.type), c.type) for c in columns))
+    return table.insert().from_select(columns, row.where(condition))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    """JSON text; NaN and infinity become null, numpy's scalars numbers, anything else unknown its text."""
+    return msgspec.json.encode(value, enc_hook=lambda odd: odd.item() if hasattr(odd, "item") else str(odd)).decode()
+
+
+def _run(row: sa.Row[Any]) -> Run:
+    values = row._asdict()
+    for name in ("created_at", "started_at", "finished_at"):  # SQLite's RETURNING gives 3 for a stored 3.0
+        values[name] = None if values[name] is None else float(values[name])
+    return Run(**{**values, "record": msgspec.json.decode(values["record"])})
+
+
+def _check(row: sa.Row[Any]) -> Check:
+    values = row._asdict()
+    for name in ("drift", "quality", "decision"):
+        values[name] = None if values[name] is None else msgspec.json.decode(values[name])
+    return Check(**values)

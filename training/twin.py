@@ -1,0 +1,187 @@
+"""The ONNX twin of a pipeline: the same predictions in microseconds, without scikit-learn or pandas.
+
+Imported by API workers: NumPy at import, onnxruntime when a twin is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from training.artefact import SCHEMA, TWIN, ArtefactError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
+    from monitoring.schema import FeatureSchema
+
+Row = Sequence[str | None]
+
+
+class Encoded(Protocol):
+    """What a twin reads of a decoded request (`monitoring.schema.Batch` is one)."""
+
+    @property
+    def n(self) -> int: ...
+    def numeric(self) -> npt.NDArray[np.float32]: ...
+    def categorical(self) -> Sequence[Row]: ...
+
+
+class Codes(dict[str | None, float]):
+    """The number a fitted encoder gives each category; `None` is the missing value, anything else is `unknown`."""
+
+    __slots__ = ("unknown",)
+
+    def __init__(self, codes: Mapping[str, float], *, unknown: float, missing: float) -> None:
+        super().__init__(codes)
+        self[None] = missing
+        self.unknown = unknown
+
+    def __missing__(self, category: str | None) -> float:
+        return self.unknown
+
+
+class Twin:
+    """A loaded twin. `predict` may be called from several threads at once.
+
+    `folder` is an artefact folder, `manifest` its manifest, already verified. Raises `ArtefactError` when the version
+    has no twin or onnxruntime cannot load it.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        from monitoring.schema import FeatureSchema
+
+        plan = manifest.get("twin")
+        if not plan:
+            reason = (manifest.get("parity") or {}).get("reason", "no reason in the manifest")
+            raise ArtefactError(f"{folder} has no ONNX twin ({reason}): let the scikit-learn pipeline serve it")
+        schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
+        self._open((folder / TWIN).read_bytes(), plan, schema, str(folder / TWIN))
+
+    @classmethod
+    def of(cls, model: bytes, plan: Mapping[str, Any], schema: FeatureSchema) -> Twin:
+        """A twin from the bytes of an ONNX model and the manifest's `twin` entry: what the exporter checks."""
+        twin = cls.__new__(cls)
+        twin._open(model, plan, schema, "the exported model")
+        return twin
+
+    def _open(self, model: bytes, plan: Mapping[str, Any], schema: FeatureSchema, what: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # several workers share the processors; a pool in each only adds switches
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no class of their own
+            raise ArtefactError(f"onnxruntime {onnxruntime.__version__} cannot load {what}: {error}") from error
+        self._outputs = [str(plan["output"])]
+        self._single_column = schema.task == "regression"
+        self._numeric_names = tuple(schema.numeric_names)
+        self._categorical_names = tuple(schema.categorical_names)
+        self._dtype = np.dtype(plan.get("dtype", "float32"))
+        numeric_at = {name: index for index, name in enumerate(self._numeric_names)}
+        categorical_at = {name: index for index, name in enumerate(self._categorical_names)}
+        self._matrix = plan["layout"] == "matrix"
+        if self._matrix:
+            self._input = str(plan["input"])
+            columns = plan["columns"]
+            self._width = len(columns)
+            numbers = [(at, numeric_at[c["feature"]]) for at, c in enumerate(columns) if "codes" not in c]
+            encoded = [(at, categorical_at[c["feature"]], _codes(c)) for at, c in enumerate(columns) if "codes" in c]
+            self._numbers_to = [at for at, _ in numbers]
+            self._numbers_from = [at for _, at in numbers]
+            self._encoded = encoded
+            # The order our own pipelines have: all numbers as they come, then all categories as they come.
+            self._in_order = [at for _, at in numbers] == list(range(len(self._numeric_names))) and [
+                at for at, *_ in numbers
+            ] == list(range(len(numbers)))
+            self._codes_in_order: list[Codes] | None = None
+            if self._in_order and [at for _, at, _ in encoded] == list(range(len(self._categorical_names))):
+                self._codes_in_order = [codes for *_, codes in encoded]
+        else:
+            self._missing_category = str(plan.get("missing_category", ""))
+            self._inputs: list[tuple[str, bool, int]] = [
+                (i["input"], True, numeric_at[i["feature"]])
+                if i["type"] == "float"
+                else (i["input"], False, categorical_at[i["feature"]])
+                for i in plan["inputs"]
+            ]
+
+    def predict(self, batch: Encoded) -> npt.NDArray[Any]:
+        """Probabilities, n × classes in the schema's order; for regression n values. float32 (float64 when the twin
+        computes in float64)."""
+        if self._matrix:
+            feed = {self._input: self.encode(batch.numeric(), batch.categorical() if self._encoded else ())}
+        else:
+            feed = self._columns(batch.numeric(), batch.categorical())
+        answer: npt.NDArray[Any] = self._session.run(self._outputs, feed)[0]
+        return answer.reshape(-1) if self._single_column else answer
+
+    def predict_frame(self, frame: pd.DataFrame) -> npt.NDArray[Any]:
+        """The same for a canonical frame (see `FeatureSchema.canonical`)."""
+        return self.predict(_Frame(frame, self._numeric_names, self._categorical_names))
+
+    def encode(self, numeric: npt.NDArray[np.float32], categorical: Sequence[Row]) -> npt.NDArray[Any]:
+        """The matrix the ONNX model reads: rows × its columns."""
+        if not self._encoded and self._in_order and self._dtype == np.float32:
+            return numeric
+        rows = len(numeric)
+        matrix = np.empty((rows, self._width), self._dtype)
+        if self._in_order:
+            numbers = len(self._numbers_to)
+            matrix[:, :numbers] = numeric
+            if rows == 1 and self._codes_in_order is not None:
+                matrix[0, numbers:] = [
+                    codes[value] for codes, value in zip(self._codes_in_order, categorical[0], strict=True)
+                ]
+                return matrix
+        else:
+            matrix[:, self._numbers_to] = numeric[:, self._numbers_from]
+        if self._encoded:
+            by_column = list(zip(*categorical, strict=True))
+            for to, source, codes in self._encoded:
+                matrix[:, to] = list(map(codes.__getitem__, by_column[source]))
+        return matrix
+
+    def _columns(self, numeric: npt.NDArray[np.float32], categorical: Sequence[Row]) -> dict[str, npt.NDArray[Any]]:
+        feed: dict[str, npt.NDArray[Any]] = {}
+        by_column = list(zip(*categorical, strict=True)) if self._categorical_names else []
+        for name, is_number, source in self._inputs:
+            if is_number:
+                feed[name] = numeric[:, source : source + 1]
+            else:
+                missing = self._missing_category
+                values = [missing if value is None else value for value in by_column[source]]
+                feed[name] = np.array(values, dtype=object).reshape(-1, 1)
+        return feed
+
+
+def _codes(column: Mapping[str, Any]) -> Codes:
+    return Codes(column["codes"], unknown=_number(column["unknown"]), missing=_number(column["missing"]))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)  # JSON has no NaN: the manifest writes null
+
+
+class _Frame:
+    """A canonical frame seen as a decoded request."""
+
+    def __init__(self, frame: pd.DataFrame, numeric: Sequence[str], categorical: Sequence[str]) -> None:
+        self.n = len(frame)
+        self._frame, self._numeric, self._categorical = frame, list(numeric), list(categorical)
+
+    def numeric(self) -> npt.NDArray[np.float32]:
+        return self._frame[self._numeric].to_numpy(dtype=np.float32)
+
+    def categorical(self) -> list[tuple[str | None, ...]]:
+        columns = [
+            [value if isinstance(value, str) else None for value in self._frame[name]] for name in self._categorical
+        ]
+        return list(zip(*columns, strict=True)) if columns else [()] * self.n
