@@ -227,7 +227,11 @@ class Drainer:
         """Records behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
         progress = self._progress.get(segment)
         if progress is None:
-            progress = self._progress[segment] = _Progress(_last_committed(self._engine, segment))
+            try:
+                resume = _last_committed(self._engine, segment)
+            except Exception as error:
+                raise DrainFailed(error) from error
+            progress = self._progress[segment] = _Progress(resume)
         size = os.fstat(fd).st_size
         offset, length = progress.offset, _CHUNK_BYTES
         while offset < size:

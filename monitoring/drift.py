@@ -20,12 +20,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
+
+from monitoring.schema import MAX_CATEGORIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +70,10 @@ class DriftPolicy(BaseModel):
         "about one false alarm in 10,000 columns checked (measured: tests/test_drift.py)",
     )
     permutations: int = Field(
-        50, ge=20, description="random splits of a column that is over the threshold; 50 give the deviation to 10 %"
+        500,
+        ge=20,
+        description="random splits of a column that is over the threshold; 500 keep false alarms under 1 in 500 columns "
+        "whatever the distribution, and cost 30 ms",
     )
     missing_threshold: float = Field(
         0.1, gt=0, le=1, description="change in the share of missing values that is drift in itself; 0.1 = ten points"
@@ -217,7 +222,7 @@ def _require_columns(
 
 
 def _feature_drift(
-    feature: Feature, reference: pd.Series, current: pd.Series, policy: DriftPolicy, rng: np.random.Generator
+    feature: Feature, reference: pd.Series[Any], current: pd.Series[Any], policy: DriftPolicy, rng: np.random.Generator
 ) -> FeatureDrift:
     counted = feature.name not in policy.ignored_features and (
         feature.kind != "datetime" or feature.name in policy.key_features
@@ -233,7 +238,7 @@ def _feature_drift(
     old, new = _keys(reference), _keys(current)
     drift = _categorical_drift(feature.name, old, new, policy, rng)
     unseen = 0
-    if feature.kind == "categorical" and feature.categories:
+    if feature.kind == "categorical" and len(feature.categories) < MAX_CATEGORIES:  # at the cap the list is cut
         seen = {*feature.categories, *old}
         unseen = sum(1 for key in new if key is not None and key not in seen)
     return msgspec.structs.replace(drift, counted=counted, unseen=unseen)
@@ -263,11 +268,12 @@ def _numeric_drift(
         return _verdict(name, policy.numeric_test, None, policy.threshold, missing, shortage, policy)
     if old.min() == old.max():
         codes = np.zeros(len(old), np.int64), (new != old[0]).astype(np.int64)
-        score, threshold = _score(_distance(policy.categorical_test, "cat"), *codes, policy, rng)
-        note = f"constant {old[0]:g} in the reference, different in {codes[1].mean():.1%} of the window"
+        score, threshold = _score(policy.categorical_test, "cat", *codes, policy, rng)
+        differing = codes[1].mean()
+        note = f"constant {old[0]:g} in the reference, different in {differing:.1%} of the window" if differing else ""
         return _verdict(name, policy.categorical_test, score, threshold, missing, note, policy)
     old, new = _scaled(old, new)
-    score, threshold = _score(_distance(policy.numeric_test, "num"), old, new, policy, rng)
+    score, threshold = _score(policy.numeric_test, "num", old, new, policy, rng)
     note = "constant in the window" if new.min() == new.max() else ""
     return _verdict(name, policy.numeric_test, score, threshold, missing, note, policy)
 
@@ -281,7 +287,7 @@ def _categorical_drift(
     if (shortage := _shortage(len(old), len(new), policy)) is not None:
         return _verdict(name, policy.categorical_test, None, policy.threshold, missing, shortage, policy)
     codes, distinct = _buckets(old, new, policy.max_categories)
-    score, threshold = _score(_distance(policy.categorical_test, "cat"), *codes, policy, rng)
+    score, threshold = _score(policy.categorical_test, "cat", *codes, policy, rng)
     tail = f"{distinct} categories, all but the {policy.max_categories} most frequent in one bucket"
     note = tail if distinct > policy.max_categories else ""
     return _verdict(name, policy.categorical_test, score, threshold, missing, note, policy)
@@ -343,24 +349,66 @@ def _verdict(
 
 
 def _score(
-    distance: _Distance,
+    test: str,
+    column_type: Literal["num", "cat"],
     old: Array | _Codes,
     new: Array | _Codes,
     policy: DriftPolicy,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
     """Return the distance and what it has to reach at these sizes."""
+    distance = _distance(test, column_type)
     score = distance(old, new)
     if score < policy.threshold or policy.noise_sigmas == 0:
         return score, policy.threshold
+    if test == "wasserstein":
+        splits = _wasserstein_splits(old, new, policy.permutations, rng)
+    elif test == "jensenshannon" and column_type == "cat":
+        splits = _jensenshannon_splits(old, new, policy.permutations, rng)
+    else:
+        splits = _splits(distance, old, new, policy.permutations, rng)
+    # The largest split bounds false alarms at 1 in permutations + 1 whatever the distribution; for skewed columns the
+    # deviation alone does not: with 10 % log-normal values and 200 rows 5 deviations were passed in 2 % of checks.
+    beyond = float(splits.mean()) + policy.noise_sigmas * float(splits.std(ddof=1))
+    return score, max(policy.threshold, beyond, float(splits.max()))
+
+
+def _splits(
+    distance: _Distance, old: Array | _Codes, new: Array | _Codes, count: int, rng: np.random.Generator
+) -> Array:
+    """Distances of random splits of both samples laid together, at their sizes; about 1 ms each."""
     together = np.concatenate([old, new])
-    splits = []
-    for _ in range(policy.permutations):
+    distances = np.empty(count)
+    for position in range(count):
         shuffled = rng.permutation(together)
-        splits.append(distance(shuffled[: len(old)], shuffled[len(old) :]))
-    # The largest split counts too: for skewed columns the deviation of 50 splits understates the tail.
-    noise = float(max(np.mean(splits) + policy.noise_sigmas * np.std(splits, ddof=1), max(splits)))
-    return score, max(policy.threshold, noise)
+        distances[position] = distance(shuffled[: len(old)], shuffled[len(old) :])
+    return distances
+
+
+def _wasserstein_splits(old: Array | _Codes, new: Array | _Codes, count: int, rng: np.random.Generator) -> Array:
+    """`_splits` for Evidently's normed Wasserstein distance, ten times as fast because values are sorted once."""
+    values = np.sort(np.concatenate([old, new]))
+    steps = np.diff(values)
+    ranks = np.arange(1, len(values))
+    is_old = np.arange(len(values)) < len(old)
+    distances = np.empty(count)
+    for position in range(count):
+        rng.shuffle(is_old)
+        below = np.cumsum(is_old)[:-1]
+        gaps = np.abs(below / len(old) - (ranks - below) / len(new))
+        distances[position] = gaps @ steps / max(float(values[is_old].std()), 0.001)
+    return distances
+
+
+def _jensenshannon_splits(old: Array | _Codes, new: Array | _Codes, count: int, rng: np.random.Generator) -> Array:
+    """`_splits` for the Jensen-Shannon distance of codes, drawn as counts of each code."""
+    from scipy.spatial.distance import jensenshannon
+
+    counts = np.unique(np.concatenate([old, new]), return_counts=True)[1]
+    drawn = rng.multivariate_hypergeometric(counts, len(old), size=count)
+    with np.errstate(invalid="ignore"):
+        distances = jensenshannon(drawn / len(old), (counts - drawn) / len(new), axis=1)
+    return np.nan_to_num(np.asarray(distances, dtype=np.float64))
 
 
 def _distance(test: str, column_type: Literal["num", "cat"]) -> _Distance:
@@ -416,13 +464,13 @@ def _buckets(old: list[str], new: list[str], most: int) -> tuple[tuple[_Codes, _
     return (codes[: len(old)], codes[len(old) :]), len(distinct)
 
 
-def _numbers(series: pd.Series) -> Array:
+def _numbers(series: pd.Series[Any]) -> Array:
     """Float64 values; what is missing or infinite is NaN."""
     values = series.to_numpy(dtype=np.float64, na_value=np.nan)
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _keys(series: pd.Series) -> list[str | None]:
+def _keys(series: pd.Series[Any]) -> list[str | None]:
     """Values as text; numbers and booleans alike whether they come as int, float or bool. Missing is None."""
     return [
         None if missing else (value if isinstance(value, str) else repr(float(value)))

@@ -42,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: loading rich for it took most of the time that `evergreen --help` takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -114,18 +115,23 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Version of Evergreen", is_eager=True)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one-line errors")] = False,
-) -> None:
-    """A prediction service that keeps its own model fresh."""
-    _Shown.traceback = debug
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         import importlib.metadata
 
         typer.echo(f"evergreen {importlib.metadata.version('evergreen')}")
         raise typer.Exit(OK)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Version of Evergreen", is_eager=True, callback=_print_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one-line errors")] = False,
+) -> None:
+    """A prediction service that keeps its own model fresh."""
+    _Shown.traceback = debug
 
 
 # What runs here
@@ -147,7 +153,8 @@ def init(
     """Write a commented evergreen.toml for a data file."""
     from service.init import init as write
 
-    done = write(data, target, time=time_column, ignore=_columns(ignore), task=task, out=out, force=force)
+    with show.open_console(stderr=True).status(f"looking at {data}"):
+        done = write(data, target, time=time_column, ignore=_columns(ignore), task=task, out=out, force=force)
     if as_json:
         show.print_json(
             {
@@ -204,14 +211,17 @@ def serve(
         "EVERGREEN_SERVE__WORKERS": "" if workers is None else str(workers),
     }
     settings = _settings(config, {name: value for name, value in given.items() if value})
-    raise typer.Exit(server.run(settings, config=settings.config_file))
+    raise typer.Exit(server.run(settings))
 
 
 @command("demo")
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running and say where")] = False,
 ) -> None:
-    """Watch the whole loop on the sample stream: drift, retrain, gates, swap, recovery. Under three minutes."""
+    """The whole loop on the sample stream, in three minutes.
+
+    Drift is noticed, a candidate trained, judged and swapped in, and quality recovers.
+    """
     from service import demo as whole_loop
 
     raise typer.Exit(whole_loop.run(keep=keep))
@@ -270,7 +280,7 @@ def runs(
 def drift(
     url: UrlOption = "", token: TokenOption = "", config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """The newest check: which features moved, and how good the model is."""
+    """The newest check: what moved, how good the model is."""
     with _client(config, url, token) as client:
         checks = client.drift()
     if as_json:
@@ -291,7 +301,7 @@ def retrain(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a candidate now; the gates decide whether it is promoted."""
+    """Train a candidate now; the gates decide."""
     with _client(config, url, token) as client:
         _asked(client, client.retrain(why), wait, as_json, good=("promoted", "kept"))
 
@@ -306,7 +316,7 @@ def push(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand in a model of your own; the gates decide whether it is promoted."""
+    """Hand in a model of your own; the gates decide."""
     try:
         model = file.read_bytes()
     except OSError as error:
@@ -382,7 +392,10 @@ def traffic(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay rows in time order against a running service, and send their labels back later."""
+    """Replay rows against a service, labels later.
+
+    Rows go out in time order, at a steady rate; each one's label follows after its delay.
+    """
     from service import sample
     from service.rows import read_rows
     from service.settings import SAMPLE
@@ -433,7 +446,7 @@ def traffic(
 
 @command("doctor")
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check this machine and these settings for what usually goes wrong."""
+    """Look for what usually goes wrong."""
     from service.doctor import examine
 
     found = examine(config)

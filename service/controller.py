@@ -35,6 +35,8 @@ logger = logging.getLogger("evergreen.controller")
 
 STORE_RETRY_S: Final = 1.0
 REPORT_EVERY_S: Final = 1.0
+CONTROLLER_NICE: Final = 5
+"""The workers come first: a late drain or check harms nobody, a late answer does."""
 
 
 class Controller:
@@ -62,6 +64,7 @@ class Controller:
         """Start the threads and return at once: a service whose start hangs is never ready."""
         if self.tree.role == "gate":
             return
+        os.nice(CONTROLLER_NICE)
         for name, work in (("drain", self._drain), ("mirror", self._mirror), ("lead", self._lead)):
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
             thread.start()

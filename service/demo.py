@@ -238,9 +238,8 @@ Phase = tuple[float, int] | None
 def _phases(answers: list[Answered], story: Story) -> tuple[Phase, Phase, Phase]:
     """(AUC, rows) measured from the answers and what turned out true: before the drift, in it, with the new version."""
     calm_rows = int(RATE * CALM_S)
-    first = sample.TRAINING_ROWS
-    before = [a for a in answers if a.first_row - first < calm_rows]
-    during = [a for a in answers if a.first_row - first >= calm_rows and a.version == 1]
+    before = [a for a in answers if a.first_row < calm_rows]
+    during = [a for a in answers if a.first_row >= calm_rows and a.version == 1]
     after = [a for a in answers if a.version == story.version and story.version > 1]
     return _auc(before), _auc(during), _auc(after)
 

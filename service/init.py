@@ -33,17 +33,17 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "data": ("source", "target", "time", "ignore", "task", "first", "sensitive"),
     "serve": ("host", "port", "workers", "max_records"),
     "store": ("url", "var"),
-    "log": (),
-    "drift": (),
-    "quality": (),
-    "retrain": (),
-    "gates": (),
-    "training": ("trials", "threads", "timeout_s", "max_rows", "holdout_share"),
+    "log": ("fsync", "max_spool_bytes"),
+    "drift": ("threshold", "share", "window_rows", "min_rows", "key_features", "ignored_features"),
+    "quality": ("metric", "window_rows", "max_fall"),
+    "retrain": ("on_drift", "on_quality", "every_s", "cooldown_s", "min_labelled_rows"),
+    "gates": ("metric", "min_gain", "confidence", "max_segment_loss"),
+    "training": ("trials", "threads", "memory_mb", "timeout_s", "max_rows", "holdout_share"),
     "schedule": ("check_interval_s",),
     "security": ("token", "trusted_types"),
     "alerts": ("webhook_url",),
 }
-"""Keys that the written file shows, by section; () means all of them."""
+"""Keys that the written file shows, by section; the README has all of them."""
 
 
 class InitError(ValueError):
@@ -78,12 +78,12 @@ def init(
     Raises `InitError`, before anything is written.
     """
     from monitoring.schema import FeatureSchema
-    from service.rows import read_table
+    from training.data import load_source
 
     path = Path(os.path.abspath(out or FILE_NAME))
     if path.exists() and not force:
         raise InitError(f"{path} exists already: --force replaces it")
-    frame = read_table(data)
+    frame = load_source(data)
     columns = [str(name) for name in frame.columns]
     for option, column in (
         ("--target", target),
@@ -143,7 +143,8 @@ def suspicious_columns(
             if time and rows[time].dtype.kind == "M" and (later := float((column > rows[time]).mean())) > 0.01:
                 found.append(f'"{name}" is later than "{time}" in {later:.0%} of the rows: known only afterwards?')
         elif _is_id(column, different):
-            found.append(f'"{name}" looks like an id ({different} different values in {len(values)} rows): ignore it')
+            or_time = f", or say --time {name} if it orders them" if not time and column.dtype.kind in "iu" else ""
+            found.append(f'"{name}" names rows ({different} different values in {len(values)}): ignore it{or_time}')
         else:
             codes = column.to_numpy(dtype=float, na_value=np.nan) if column.dtype.kind in "iufb" else _codes(column)
             score = _tells(codes.astype(np.float64), aim, regression)
@@ -239,20 +240,22 @@ def _adds_up(numbers: dict[str, npt.NDArray[np.float64]], aim: npt.NDArray[Any])
     return [name for name, part in zip(names, share, strict=False) if part > 1e-3]
 
 
+_COMMENT: Final[dict[str, Any]] = {"width": 117, "initial_indent": "# ", "subsequent_indent": "# "}
+
+
 def _toml(data: dict[str, Any], schema: FeatureSchema, rows: int, warnings: Sequence[str]) -> str:
     """The file's text: what was asked for is set, every other key stands behind `#` with its default."""
-    lines = [
-        "# Settings of Evergreen, written by `evergreen init`. What stands behind a # is the default; take the #",
-        "# away to change it. Relative paths are relative to this file. EVERGREEN_<SECTION>__<KEY> in the",
-        "# environment wins.",
-    ]
+    lines = textwrap.wrap(
+        "Settings of Evergreen, written by `evergreen init`. What stands behind a # is the default; take the # away to "
+        "change it. Relative paths are relative to this file. EVERGREEN_<SECTION>__<KEY> in the environment wins.",
+        **_COMMENT,
+    )
     defaults = {row.key: row for row in table()}
     for section in SECTIONS:
         lines += ["", f"[{section}]"]
-        keys = USEFUL.get(section) or tuple(SECTIONS[section].model_fields)
-        for key in keys:
+        for key in USEFUL[section]:
             row = defaults[f"{section}.{key}"]
-            lines += textwrap.wrap(row.description, 117, initial_indent="# ", subsequent_indent="# ")
+            lines += textwrap.wrap(row.description, **_COMMENT)
             value = data.get(key) if section == "data" else None
             if value and value != "auto":
                 lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")

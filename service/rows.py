@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from monitoring.schema import Task
 from service.settings import SAMPLE, nearest, row_at
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Wanted:
     kinds: dict[str, str]
     """Feature → numeric | boolean | categorical | datetime."""
     target: str
-    task: str
+    task: Task
     classes: tuple[Any, ...]
 
 
@@ -50,12 +50,15 @@ def read_rows(
 ) -> pd.DataFrame:
     """Rows `first` … `until` (marks: "20%", "3000") of a file in time order, or of the sample stream.
 
-    The sample begins behind its training rows and goes on for 10,000; its scenario begins at `drift_at`, by default
-    2,000 rows after `first`. The index is each row's number. Raises `RowsError`.
+    The index is each row's number in that order, from 0. The sample begins behind its training rows and goes on for
+    10,000; its scenario begins at `drift_at`, by default 2,000 rows after `first`.
+    Raises `RowsError`, or `training.data.DataError` when the file cannot be read.
     """
+    from training.data import load_source
+
     if source == SAMPLE:
         return _sample_rows(first, until, scenario, drift_at, over_rows, seed)
-    rows = read_table(Path(source))
+    rows = load_source(Path(source))
     for column in (target, time_column):
         if column and column not in rows.columns:
             known = [str(name) for name in rows.columns]
@@ -63,7 +66,7 @@ def read_rows(
                 f'{source} has no column "{column}"{nearest(column, known) or "; it has " + ", ".join(known)}'
             )
     if time_column:
-        rows = rows.iloc[_order(rows[time_column])]
+        rows = rows.iloc[time_order(rows[time_column])]
     rows = rows.reset_index(drop=True)
     try:
         start, end = row_at(first or "0", len(rows)), row_at(until or "100%", len(rows))
@@ -72,21 +75,6 @@ def read_rows(
     if start >= end:
         raise RowsError(f"no rows from {first or 0} until {until or '100%'}: {source} has {len(rows)}")
     return rows.iloc[start:end]
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A Parquet or CSV file (also compressed) as a frame. Raises `RowsError` naming the file."""
-    import pandas as pd
-
-    if not path.is_file():
-        raise RowsError(f"no file {path}")
-    try:
-        if ".csv" in path.suffixes or ".tsv" in path.suffixes:
-            return pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",", low_memory=False)
-        return pd.read_parquet(path)
-    except Exception as error:  # pandas and pyarrow raise a zoo; the file is what matters here
-        words = " ".join(str(error).split())[:200]
-        raise RowsError(f"{path}: neither Parquet nor CSV (by its name): {words}") from None
 
 
 def _sample_rows(
@@ -107,14 +95,19 @@ def _sample_rows(
     return sample.frame(end - start, start=start, seed=seed, scenario=scenario, at_row=at_row, over_rows=over_rows)
 
 
-def _order(column: pd.Series) -> Any:
-    """Positions in time order; equal times keep their order."""
+def time_order(column: pd.Series) -> Any:
+    """Positions in time order, as `training.data.prepare` has it: equal times keep their order, missing ones end it."""
+    import numpy as np
     import pandas as pd
 
-    if column.dtype == object:
-        with contextlib.suppress(ValueError, TypeError):
-            column = pd.to_datetime(column, format="mixed", utc=True)
-    return column.argsort(kind="stable") if not column.isna().any() else column.rank(method="first").argsort()
+    moments = column
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        try:
+            moments = pd.to_datetime(column, utc=True).dt.tz_localize(None)
+        except (ValueError, TypeError, OverflowError) as error:
+            words = " ".join(str(error).split())[:160]
+            raise RowsError(f'the time column "{column.name}" holds neither numbers nor dates: {words}') from None
+    return np.argsort(moments.to_numpy(), kind="stable")
 
 
 def read_schema(answer: dict[str, Any]) -> Wanted:
@@ -161,7 +154,7 @@ def _json_column(column: pd.Series, kind: str) -> list[Any]:
         elif kind == "boolean":
             values = [None if none else _SWITCHES[value] for value, none in zip(column.tolist(), gone, strict=True)]
         elif kind == "datetime":
-            moments = pd.to_datetime(column, utc=True)
+            moments = pd.to_datetime(column, utc=True).dt.tz_localize(None)
             gone = moments.isna().to_numpy()
             values = moments.dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ").tolist()
         else:

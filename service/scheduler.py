@@ -1,6 +1,206 @@
-"""stub"""
+"""Scheduled work, done by the one replica that holds the lease: checks, retraining, what people asked for, pruning."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from monitoring.alerts import send
+from monitoring.metrics import Metrics
+from service.loop import assemble
+from service.settings import Settings
+from training.cycle import Loop, bootstrap, run_cycle, take_over, work_off
+from training.lease import Lease, LeaseLost
+from training.registry import NoChampion
+
+if TYPE_CHECKING:
+    from training.runs import Run
+
+logger = logging.getLogger("evergreen.scheduler")
+
+COMMANDS_EVERY_S: Final = 0.5
+PRUNE_EVERY_S: Final = 3600.0
+KEEP_CHECKS_S: Final = 30 * 86_400.0
+RETRY_BOOTSTRAP_S: Final = 60.0
+
+
 class Scheduler:
-    bootstrap_state = ""
-    def __init__(self, *a): pass
-    def run(self, stopping, say): stopping.wait()
-    def close(self): pass
+    """APScheduler's jobs under the lease.
+
+    Args:
+        settings: of this deployment.
+        engine: the store.
+        metrics: of the controller process.
+        holder: name of this process in the lease.
+    """
+
+    def __init__(self, settings: Settings, engine: sa.Engine, metrics: Metrics, holder: str) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        self.holder = holder
+        self.bootstrap_state = ""
+        self.lease = Lease(engine, holder=holder, seconds=settings.schedule.lease_s)
+        self._stopping: threading.Event = threading.Event()
+        self._jobs: BackgroundScheduler | None = None
+        self._loop: Loop | None = None
+        self._turn = threading.Lock()  # one step of the loop at a time
+        self._bootstrap_after = 0.0
+
+    def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
+        """Hold the lease when it is free and work while it is held, until `stopping`."""
+        self._stopping = stopping
+        leading = False
+        while not stopping.is_set():
+            held = self.lease.acquire()
+            if held != leading:
+                leading = held
+                logger.info("scheduled work runs here" if held else "scheduled work stops here: %s", *self._reason(held))
+                (self._begin if held else self._end)()
+                self.metrics.scheduler_leader.set(int(held))
+                say_leader(held)
+            elif held and self._loop is not None and self._loop.token != self.lease.token:
+                self._end()
+                self._begin()
+            stopping.wait(self.settings.schedule.lease_s / 3)
+
+    def close(self) -> None:
+        """Stop the jobs, end a training under way, and free the lease for another replica."""
+        self._end()
+        self.lease.release()
+        self.metrics.scheduler_leader.set(0)
+
+    def _reason(self, held: bool) -> tuple[str, ...]:
+        return () if held else (self.lease.reason,)
+
+    def _begin(self) -> None:
+        token = self.lease.token
+        assert token is not None
+        self._loop = assemble(
+            self.settings,
+            self.engine,
+            token,
+            self.holder,
+            on_event=self._on_event,
+            stopped=lambda: self._stopping.is_set() or self.lease.token != token,
+        )
+        left = take_over(self._loop)
+        if left:
+            logger.warning("runs %s were left by the holder before; they count as failed", ", ".join(map(str, left)))
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a turn skipped because the last one runs is no news
+        jobs = BackgroundScheduler(
+            job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None}, timezone="UTC"
+        )
+        for name, work, seconds in (
+            ("commands", self._commands, COMMANDS_EVERY_S),
+            ("check", self._check, self.settings.schedule.check_interval_s),
+            ("prune", self._prune, PRUNE_EVERY_S),
+        ):
+            jobs.add_job(self._guarded, "interval", seconds=seconds, args=(name, work), id=name)
+        jobs.start()
+        self._jobs = jobs
+
+    def _end(self) -> None:
+        if self._jobs is not None:
+            self._jobs.shutdown(wait=False)
+            self._jobs = None
+        self._loop = None
+
+    # --- the jobs ------------------------------------------------------------------------------------------------
+
+    def _guarded(self, name: str, work: Callable[[Loop], None]) -> None:
+        """One turn of a job: what it raises is counted and logged, and the next turn comes as planned."""
+        loop = self._loop
+        if loop is None or self._stopping.is_set():
+            return
+        try:
+            work(loop)
+        except LeaseLost as error:
+            logger.warning("%s: %s", name, error)
+        except sa.exc.SQLAlchemyError as error:
+            self.metrics.job_failures.labels(name).inc()
+            logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
+        except Exception:
+            self.metrics.job_failures.labels(name).inc()
+            logger.exception("the job %r failed", name)
+        else:
+            self.metrics.last_success.labels(name).set(time.time())
+
+    def _commands(self, loop: Loop) -> None:
+        if not self._turn.acquire(blocking=False):
+            return  # a step is under way; what is queued waits for it
+        try:
+            while not self._stopping.is_set() and work_off(loop) is not None:
+                pass
+            if loop.registry.live().champion is None and time.monotonic() >= self._bootstrap_after:
+                self._bootstrap(loop)
+        finally:
+            self._turn.release()
+
+    def _bootstrap(self, loop: Loop) -> None:
+        self.bootstrap_state = f"the first version is being trained from {self.settings.data.source}"
+        run = bootstrap(loop)
+        if run is not None and run.outcome != "promoted":
+            self._bootstrap_after = time.monotonic() + RETRY_BOOTSTRAP_S
+            why = run.record.get("error") or run.record.get("verdict")
+            self.bootstrap_state = f"training the first version ended as {run.outcome} (run {run.id}): {why}"[:500]
+            logger.error("%s", self.bootstrap_state)
+
+    def _check(self, loop: Loop) -> None:
+        with self._turn:
+            try:
+                run_cycle(loop)
+            except NoChampion:
+                return  # the first version is on its way
+
+    def _prune(self, loop: Loop) -> None:
+        loop.runs.prune(before=time.time() - KEEP_CHECKS_S)
+
+    # --- what happened, for metrics and alerts --------------------------------------------------------------------
+
+    def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name == "checked":
+            self._count_check(fields)
+        elif name == "judged":
+            for gate in fields["result"].verdict.gates:
+                self.metrics.gate_results.labels(gate.name, "passed" if gate.passed else "failed").inc()
+            self.metrics.retrain_seconds.observe(fields["result"].seconds)
+        elif name == "run_finished":
+            self._count_run(fields["run"])
+
+    def _count_check(self, fields: Mapping[str, Any]) -> None:
+        metrics, seen = self.metrics, fields["seen"]
+        drift, quality = seen.drift, seen.quality.measured
+        for feature in drift.features:
+            if feature.score is not None:
+                metrics.drift_score.labels(feature.name).set(feature.score)
+        metrics.drift_share.set(drift.share)
+        metrics.drift_detected.set(int(drift.detected))
+        for metric, value in quality.metrics.items():
+            metrics.quality.labels(metric, quality.kind).set(value)
+        if drift.detected:
+            self._alert("drift", {"version": seen.champion, "features": drift.drifted, "reasons": drift.reasons})
+        if seen.quality.lost:
+            self._alert("quality", {"version": seen.champion, "reason": seen.quality.lost})
+
+    def _count_run(self, run: Run) -> None:
+        if run.kind != "check":
+            self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
+            facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
+            logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)
+            self._alert("run", {**facts, "error": run.record.get("error")})
+
+    def _alert(self, event: str, facts: Mapping[str, Any]) -> None:
+        url = self.settings.alerts.webhook_url
+        if not url:
+            return
+        body = {"event": event, "model": self.settings.model.name, "at": time.time(), **facts}
+        threading.Thread(
+            target=send, args=(url, body, self.settings.alerts.timeout_s), name="evergreen-alert", daemon=True
+        ).start()

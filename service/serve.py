@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Final
 
 from service.settings import (
-    CONFIG_VARIABLE,
-    HOME_VARIABLE,
     ROLE_VARIABLE,
     RUN_DIR_VARIABLE,
     Settings,
@@ -66,23 +64,21 @@ def check_packages(directory: Path) -> None:
             )
 
 
-def environment(
-    settings: Settings, config: Path | None, run_dir: Path, role: str, base: Mapping[str, str]
-) -> dict[str, str]:
+def environment(settings: Settings, run_dir: Path, role: str, base: Mapping[str, str]) -> dict[str, str]:
     """What every process of the server finds in its environment, beside what the user set."""
     env = dict(base)
     for name in ("BENTOML_CONTAINERIZED", "BENTOCLOUD_DEPLOYMENT_URL"):
         env.pop(name, None)  # container mode respawns no killed worker
+    env |= settings.exports()
     env |= {
+        "EVERGREEN_SERVE__HOST": settings.serve.host,  # options of the command may stand above file and environment
+        "EVERGREEN_SERVE__PORT": str(settings.serve.port),
+        "EVERGREEN_SERVE__WORKERS": str(settings.serve.workers),
         "BENTOML_DO_NOT_TRACK": "True",
-        "BENTOML_HOME": str(settings.models_dir.parent),
-        HOME_VARIABLE: str(settings.home),
         RUN_DIR_VARIABLE: str(run_dir),
         ROLE_VARIABLE: role,
         "PYTHONUNBUFFERED": "1",
     }
-    if config is not None:
-        env[CONFIG_VARIABLE] = str(config.resolve())
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         env.setdefault(name, "1")  # OpenMP threads took one predict from 5 to 1,170 ms on two busy cores
     env.setdefault("MALLOC_ARENA_MAX", "2")
@@ -92,7 +88,6 @@ def environment(
 def run(
     settings: Settings,
     *,
-    config: Path | None = None,
     role: str = "serve",
     say: Callable[[str], None] = print,
 ) -> int:
@@ -108,7 +103,7 @@ def run(
     token, new = management_token(settings)
     if new:
         say(f"management token (kept in {settings.token_file}): {token}")
-    env = environment(settings, config, run_dir, role, os.environ)
+    env = environment(settings, run_dir, role, os.environ)
     command = [
         *(sys.executable, "-m", "bentoml", "serve", "service.app:PredictionService"),
         *("--working-dir", str(INSTALL_ROOT)),

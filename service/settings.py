@@ -31,25 +31,12 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-# TEMPORARY: until the policies of the lower packages are there.
-import importlib as _importlib
-
-
-def _policy(module: str, name: str) -> Any:
-    try:
-        return getattr(_importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        return type(
-            name, (BaseModel,), {"model_config": ConfigDict(frozen=True, extra="forbid"), "__module__": __name__}
-        )
-
-
-DriftPolicy = _policy("monitoring.drift", "DriftPolicy")
-LogPolicy = _policy("monitoring.log", "LogPolicy")
-QualityPolicy = _policy("monitoring.quality", "QualityPolicy")
-GatePolicy = _policy("training.gates", "GatePolicy")
-RetrainPolicy = _policy("training.policy", "RetrainPolicy")
-# END TEMPORARY
+from monitoring.drift import DriftPolicy
+from monitoring.log import LogPolicy
+from monitoring.quality import QualityPolicy
+from training.gates import GatePolicy
+from training.job import TrainPolicy
+from training.policy import RetrainPolicy
 
 PREFIX: Final = "EVERGREEN_"
 FILE_NAME: Final = "evergreen.toml"
@@ -120,8 +107,9 @@ class DataSettings(Section):
     first: RowMark = Field(
         "", description='share ("20%") or rows; the part of the source that trains the first model (empty: all of it)'
     )
+
     sensitive: tuple[str, ...] = Field(
-        (), description="features; the gates also compare quality within each of their groups"
+        (), description="features; the gates compare quality within each of their groups too, as with gates.sensitive"
     )
 
     @model_validator(mode="after")
@@ -164,19 +152,16 @@ class StoreSettings(Section):
     var: str = Field("", description="folder; record, models and token live here (empty: `var` beside the file)")
 
 
-class TrainingSettings(Section):
-    trials: int = Field(12, ge=1, le=1000, description="fits; hyper-parameter trials of one training (about a minute)")
+class TrainingSettings(TrainPolicy):
     threads: int = Field(1, ge=1, le=256, description="threads; training must not starve serving")
-    memory_mb: int = Field(4096, ge=512, description="MB of address space; a training that grows beyond it is ended")
+    memory_mb: int = Field(4096, ge=512, description="MB of private memory; a training that grows beyond it is ended")
     timeout_s: float = Field(1800.0, gt=0, description="seconds; a training that takes longer is ended, champion stays")
     nice: int = Field(10, ge=0, le=19, description="priority; the kernel gives serving the processor first")
-    max_rows: int = Field(100_000, ge=100, description="rows; the newest that a training reads, bounds time and memory")
-    holdout_share: float = Field(
-        0.25, gt=0, lt=1, description="share; the newest rows, fitted by neither model, on which both are judged"
-    )
-    min_holdout_rows: int = Field(
-        200, ge=20, description="rows; below it a comparison is mostly luck, and the champion stays"
-    )
+
+    @property
+    def policy(self) -> TrainPolicy:
+        """The part that the training itself reads."""
+        return TrainPolicy(**{name: getattr(self, name) for name in TrainPolicy.model_fields})
 
 
 class ScheduleSettings(Section):
@@ -277,7 +262,7 @@ class Settings(BaseModel):
         return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{self.serve.port}"
 
     def exports(self) -> dict[str, str]:
-        """The environment a child process needs, beside its parent's, to load these very settings from any directory."""
+        """What a child process needs, beside its parent's environment, to load these settings from any directory."""
         variables = {HOME_VARIABLE: str(self.home), "BENTOML_HOME": str(self.bentoml_folder)}
         if self.config_file is not None:
             variables[CONFIG_VARIABLE] = str(self.config_file)

@@ -264,7 +264,7 @@ def print_summary(summary: TrafficSummary, as_json: bool) -> None:
     if as_json:
         print_json(summary.to_dict())
         return
-    rate = summary.rows_sent / summary.duration_s if summary.duration_s else 0.0
+    rate = summary.rows_sent / summary.sending_s if summary.sending_s else 0.0
     versions = _listed(f"{version} ({rows:,} rows)" for version, rows in summary.versions.items())
     lines = [
         ("rows sent", f"{summary.rows_sent:,} of {summary.rows:,}"),
@@ -275,6 +275,10 @@ def print_summary(summary: TrafficSummary, as_json: bool) -> None:
         ("latency", f"p50 {summary.p50_ms:.1f} ms, p99 {summary.p99_ms:.1f} ms a request"),
         ("took", f"{summary.duration_s:.1f} s, {rate:,.0f} rows/s"),
     ]
+    if (overall := summary.quality()) and overall.value is not None:
+        parts = [(f"version {version}", summary.quality(version)) for version in summary.versions]
+        each = _listed(f"{name} {part.value:.3f}" for name, part in parts if part and part.value is not None)
+        lines.append(("quality", f"{overall.metric} {overall.value:.3f} of {overall.rows:,} labelled rows ({each})"))
     if summary.retries:
         lines.insert(4, ("connections retried", f"{summary.retries:,}"))
     width = max(len(name) for name, _ in lines)

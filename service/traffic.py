@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -25,6 +25,9 @@ from service.rows import RowsError, Wanted, json_columns, json_labels, read_sche
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from monitoring.quality import Quality
+    from monitoring.schema import Task
 
 
 LABELS_A_REQUEST: Final = 1000
@@ -86,12 +89,14 @@ class TrafficSummary:
     """Rows answered by each version, in the order the versions were first seen."""
     p50_ms: float
     p99_ms: float
+    sending_s: float
+    """Until the last row was answered; the labels took the rest of `duration_s`."""
     duration_s: float
     reasons: dict[str, int]
     """Why requests failed, with counts."""
     stopped: bool = False
     """Ended before all rows were offered."""
-    task: str = ""
+    task: Task = "binary"
     classes: tuple[Any, ...] = ()
     answers: tuple[Answered, ...] = field(default=(), repr=False)
 
@@ -99,11 +104,39 @@ class TrafficSummary:
     def ok(self) -> bool:
         return not self.rows_failed and not self.labels_failed
 
+    def quality(self, version: int | None = None) -> Quality | None:
+        """How good the answers kept were, of all versions or of one; None where no label is known."""
+        answers = [answer for answer in self.answers if version is None or answer.version == version]
+        return measure_answers(answers, self.task, self.classes)
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the answers."""
-        fields = {name: value for name, value in asdict(self).items() if name not in ("answers", "task", "classes")}
+        """Everything but the answers, and instead of them how good they were."""
+        fields: dict[str, Any] = {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("answers", "classes", "versions")
+        }
         fields["versions"] = {str(version): rows for version, rows in self.versions.items()}
+        measured = {"all": self.quality()} | {str(version): self.quality(version) for version in self.versions}
+        fields["quality"] = {
+            name: {"metric": each.metric, "value": each.value, "rows": each.rows}
+            for name, each in measured.items()
+            if each is not None and each.value is not None
+        }
         return fields
+
+
+def measure_answers(answers: Sequence[Answered], task: Task, classes: tuple[Any, ...]) -> Quality | None:
+    """The measured quality of answers against the labels known of their rows; None where there is none."""
+    from monitoring.quality import QualityPolicy, measure
+
+    known: list[tuple[Any, Any, Any]] = []
+    for answer in answers:
+        chances: Sequence[Any] = answer.probabilities or [None] * len(answer.ids)
+        rows = zip(answer.labels, answer.predictions, chances, strict=True)
+        known += [row for row in rows if row[0] is not None]
+    if not known:
+        return None
+    labels, predictions, scores = (list(each) for each in zip(*known, strict=True))
+    return measure(labels, predictions, None if task == "regression" else scores, task, classes, QualityPolicy())
 
 
 def replay_traffic(
@@ -273,6 +306,7 @@ class _Replay:
         sending = [asyncio.create_task(self._send_rows(starts, batch, rate, began, stop)) for _ in range(clients)]
         try:
             await asyncio.gather(*sending)
+            sending_s = time.monotonic() - began
             ended.set()
             await labelling
         finally:
@@ -293,6 +327,7 @@ class _Replay:
             versions=tally.versions,
             p50_ms=round(1000 * _quantile(ordered, 0.50), 3),
             p99_ms=round(1000 * _quantile(ordered, 0.99), 3),
+            sending_s=round(sending_s, 3),
             duration_s=round(time.monotonic() - began, 3),
             reasons=tally.reasons,
             stopped=tally.rows_sent + tally.rows_failed < self.rows,

@@ -89,7 +89,7 @@ def test_a_stale_holder_cannot_write(engine: sa.Engine) -> None:
     run_out(engine)
     current = taken(engine, "b")
 
-    with pytest.raises(LeaseLost, match="'b' took it with token 2.*nothing was written"):
+    with pytest.raises(LeaseLost, match=r"'b' took it with token 2.*nothing was written"):
         note(engine, 1)
     assert count(engine) == 0
     assert current.token is not None and note(engine, current.token)

@@ -203,18 +203,18 @@ def test_a_disk_without_room_for_one_row_breeds_no_segments_and_counts_every_row
     assert list((tmp_path / "20").iterdir()) == []
 
 
-APPENDER = """
-import os, sys
+APPENDER = r"""
+import os, sys  # os.write, because print() may be killed before its newline
 from pathlib import Path
 from monitoring.log import LogPolicy, PredictionLog
 for round_ in range(6):  # forked, so that the imports are paid for once
     if os.fork() == 0:
-        print("pid", os.getpid(), flush=True)
-        log = PredictionLog(Path(sys.argv[1]), LogPolicy(segment_bytes=2000))
+        os.write(1, b"pid %d\n" % os.getpid())
+        log = PredictionLog(Path(sys.argv[1]), LogPolicy(segment_bytes=2000, fsync="never"))
         number = 0
         while True:
             if log.append(2, 1.0, 1, b"%d-%08d" % (round_, number)):
-                print(number, flush=True)
+                os.write(1, b"%d\n" % number)
             number += 1
     os.wait()
 """

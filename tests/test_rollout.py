@@ -71,9 +71,7 @@ def worker(slot: str, *ready: int, failed: dict[int, str] | None = None) -> Work
 
 def test_it_flips_once_every_live_worker_has_the_version_loaded(registry: Registry) -> None:
     seen = []
-    replica = Replica(
-        [worker("0"), worker("1")], [worker("0", 2), worker("1")], [worker("0", 2), worker("1", 2)]
-    )
+    replica = Replica([worker("0"), worker("1")], [worker("0", 2), worker("1")], [worker("0", 2), worker("1", 2)])
 
     def sleep(seconds: float) -> None:
         seen.append((registry.live().champion, registry.live().announced))
@@ -146,6 +144,17 @@ def test_an_unknown_version_or_a_stale_token_changes_nothing(registry: Registry)
                 sleep=replica.sleep,
                 clock=replica.clock,
             )
+    assert (registry.live().champion, registry.live().announced) == (1, None)
+
+
+def test_a_rollout_that_is_cut_off_is_withdrawn(registry: Registry) -> None:
+    replica = Replica([worker("0")])
+
+    def stopped(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        promote(registry, 2, TOKEN, live_workers=replica.workers, timeout_s=30, sleep=stopped, clock=replica.clock)
     assert (registry.live().champion, registry.live().announced) == (1, None)
 
 

@@ -144,5 +144,10 @@ def test_a_check_comes_back_as_it_was_stored(table: Runs) -> None:
     table.check(at=2.0, version=2, drift=None, quality={"value": 0.7}, decision={"train": False}, token=TOKEN)
 
     newest, oldest = table.checks()
-    assert (newest.version, newest.drift, newest.quality, newest.decision) == (2, None, {"value": 0.7}, {"train": False})
+    assert (newest.version, newest.drift, newest.quality, newest.decision) == (
+        2,
+        None,
+        {"value": 0.7},
+        {"train": False},
+    )
     assert table.checks(version=1) == (oldest,)

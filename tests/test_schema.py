@@ -417,7 +417,7 @@ def test_a_missing_or_repeated_column_is_named(schema: FeatureSchema, frame: pd.
 
 
 def test_records_become_the_same_frame_as_the_data_they_came_from(schema: FeatureSchema, frame: pd.DataFrame) -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"when": "2026-01-01T00:00:00Z", "age": 31, "member": True, "city": "Bonn", "score": 0.5},
         {"when": "2026-01-02", "age": 52.0, "member": None, "city": None, "score": None},
         {"when": None, "age": 18, "member": False, "city": "", "score": -1},

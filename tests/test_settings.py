@@ -21,6 +21,7 @@ from service.settings import (
     row_at,
     table,
 )
+from training.job import TrainPolicy
 
 
 def written(folder: Path, text: str) -> Path:
@@ -80,11 +81,16 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_variable_may_be_a_list_a_switch_or_a_number() -> None:
-    environ = {"EVERGREEN_DATA__IGNORE": "a, b", "EVERGREEN_DATA__SENSITIVE": '["x,y"]', "EVERGREEN_DATA__FIRST": "2000"}
+    environ = {
+        "EVERGREEN_DATA__IGNORE": "a, b",
+        "EVERGREEN_GATES__SENSITIVE": '["x,y"]',
+        "EVERGREEN_DATA__FIRST": "2000",
+    }
 
-    data = load(environ=environ).data
+    settings = load(environ=environ)
 
-    assert (data.ignore, data.sensitive, data.first) == (("a", "b"), ("x,y",), "2000")
+    assert (settings.data.ignore, settings.data.first) == (("a", "b"), "2000")
+    assert settings.gates.sensitive == ("x,y",)
 
 
 def test_a_table_inside_a_file_may_say_the_first_rows_as_a_number(tmp_path: Path) -> None:
@@ -169,7 +175,9 @@ def test_a_secret_is_neither_in_an_error_nor_in_the_settings_text() -> None:
     secret = "two words"
     assert secret not in error_of(EVERGREEN_SECURITY__TOKEN=secret)
 
-    settings = load(environ={"EVERGREEN_SECURITY__TOKEN": "hidden-1", "EVERGREEN_STORE__URL": "postgresql://u:hidden-2@h/d"})
+    settings = load(
+        environ={"EVERGREEN_SECURITY__TOKEN": "hidden-1", "EVERGREEN_STORE__URL": "postgresql://u:hidden-2@h/d"}
+    )
 
     assert "hidden" not in repr(settings) and "hidden" not in str(settings)
 
@@ -237,7 +245,12 @@ def test_a_child_in_another_directory_loads_the_same_settings_from_the_exports(
 
 @pytest.mark.parametrize(
     ("host", "address"),
-    [("0.0.0.0", "http://127.0.0.1:3000"), ("::1", "http://[::1]:3000"), ("::", "http://[::1]:3000"), ("box", "http://box:3000")],
+    [
+        ("0.0.0.0", "http://127.0.0.1:3000"),
+        ("::1", "http://[::1]:3000"),
+        ("::", "http://[::1]:3000"),
+        ("box", "http://box:3000"),
+    ],
 )
 def test_the_address_is_one_that_can_be_called(host: str, address: str) -> None:
     assert load(environ={"EVERGREEN_SERVE__HOST": host}).address == address
@@ -256,6 +269,13 @@ def test_anything_else_is_no_row_mark(mark: str) -> None:
         row_at(mark, 1000)
 
 
+def test_the_training_reads_its_own_part_of_its_section() -> None:
+    training = load(environ={"EVERGREEN_TRAINING__TRIALS": "3", "EVERGREEN_TRAINING__THREADS": "2"}).training
+
+    assert training.policy == TrainPolicy(trials=3)
+    assert training.threads == 2
+
+
 # The table
 
 
@@ -267,7 +287,9 @@ def test_every_setting_has_a_default_that_can_be_written_and_says_its_unit_and_w
         lines += [f"{key} = {row.default}"] if row.default else []
         assert len(row.description) > 20, f"{row.key} does not say its unit and why"
 
-    assert load(written(tmp_path, "\n".join(lines)), {}) == Settings(home=tmp_path, config_file=tmp_path / "evergreen.toml")
+    assert load(written(tmp_path, "\n".join(lines)), {}) == Settings(
+        home=tmp_path, config_file=tmp_path / "evergreen.toml"
+    )
 
 
 def test_every_setting_has_a_variable_that_sets_it() -> None:
@@ -324,7 +346,18 @@ def test_a_token_that_cannot_be_kept_is_said_with_the_remedy(tmp_path: Path) -> 
 
 
 def test_importing_the_settings_imports_nothing_heavy() -> None:
-    heavy = {"pandas", "sklearn", "skops", "evidently", "optuna", "apscheduler", "plotly", "scipy", "onnxruntime", "bentoml"}
+    heavy = {
+        "pandas",
+        "sklearn",
+        "skops",
+        "evidently",
+        "optuna",
+        "apscheduler",
+        "plotly",
+        "scipy",
+        "onnxruntime",
+        "bentoml",
+    }
     program = f"import sys, service.settings; print(*(set(sys.modules) & {heavy!r}))"
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -122,7 +122,9 @@ def prepare(
     untimed = frame[time].isna() if time else unlabelled & False
     kept = frame[~(unlabelled | untimed)]
     if not len(kept):
-        raise DataError(f"none of the {rows} rows has a label in {target!r}{f' and a time in {time!r}' if time else ''}")
+        raise DataError(
+            f"none of the {rows} rows has a label in {target!r}{f' and a time in {time!r}' if time else ''}"
+        )
     at = _seconds(kept[time], time) if time else np.arange(-len(kept), 0, dtype=np.float64)
     in_order = bool((np.diff(at) >= 0).all())
     if not in_order:
@@ -241,10 +243,10 @@ def _seconds(column: pd.Series[Any], name: str) -> Any:
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64)
     try:
-        moments = pd.to_datetime(column, utc=True)
+        moments = pd.to_datetime(column, utc=True, format="ISO8601")
     except (ValueError, TypeError, OverflowError) as error:
         text = " ".join(str(error).split())[:160]
-        raise DataError(f"the time column {name!r} holds neither numbers nor dates: {text}") from None
+        raise DataError(f"the time column {name!r} holds neither numbers nor ISO-8601 dates: {text}") from None
     return moments.dt.tz_localize(None).to_numpy(dtype="datetime64[us]").astype(np.int64) / 1e6
 
 

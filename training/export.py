@@ -1,8 +1,9 @@
 """A fitted pipeline -> an artefact folder: the skops file, its ONNX twin and the proof that they agree; and back.
 
-Tolerance of the proof (`TOLERANCE`): 1e-5 on every probability and the same label on every row whose two best
-probabilities do not tie within that tolerance; for regression 1e-5 of the distance from the median prediction, or of the predictions' standard deviation where that is larger. The rows of the
-proof are the check frame plus rows with each value missing, unseen categories and numbers up to ±1e30.
+Tolerance of the proof (`TOLERANCE`): 1e-5 on every probability, and the same label on every row whose two best
+probabilities do not tie within that tolerance; for regression 1e-5 of the distance from the median prediction, or of
+the predictions' standard deviation where that is larger. The rows of the proof are the check frame plus rows with each
+value missing, unseen categories and numbers up to 1e30 in size.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ MAX_MODEL_RATIO: Final = 200
 """A skops file may unpack to this many bytes, and to this many times its own size: more is a zip bomb."""
 
 _TREE_PREDICTOR: Final = "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"
-DEFAULT_TRUSTED: Final = (_TREE_PREDICTOR,)
-"""What skops does not trust by itself and our own pipelines need. skops' reason is that node indices are not checked
-before use: `load_skops` checks them (also those of `sklearn.tree._tree.Tree`, when that is put on the list)."""
+DEFAULT_TRUSTED: Final = (_TREE_PREDICTOR, "numpy.dtype")
+"""What skops does not trust by itself, and our own pipelines or a SimpleImputer (a dtype, plain data) need. skops' reason
+for the trees is that node indices are not checked before use: `load_skops` checks them, also those of
+`sklearn.tree._tree.Tree` when that is put on the list."""
 
 MAX_TREE_NODES: Final = 200_000
 """Larger forests get no twin: skl2onnx handles some 10,000 nodes a second, in Python."""
@@ -105,11 +107,12 @@ def export(
     check_frame: pd.DataFrame,
     reference: pd.DataFrame | None = None,
     manifest: Mapping[str, Any],
+    twin: bool = True,
 ) -> dict[str, Any]:
     """Write the artefact `folder` (made when absent) and return its manifest.
 
-    `check_frame` holds canonical features, `reference` the drift reference (canonical features, `_label`, `_prediction`,
-    `_score`), `manifest` everything the exporter does not find out itself: name, origin, data, quality, ….
+    `check_frame` holds canonical features, `reference` the drift reference (canonical features, `_label`,
+    `_prediction`, `_score`), `manifest` what the exporter does not find out itself: name, origin, data, ….
     The twin, its parity, `libraries`, `estimator` and the digests are added here.
     """
     import skops.io
@@ -119,7 +122,9 @@ def export(
     write_atomically(folder / SCHEMA, schema.to_json())
     if reference is not None:
         reference.to_parquet(folder / REFERENCE, index=False)
-    model, plan, parity = convert(pipeline, schema, check_frame)
+    model, plan, parity = None, None, Parity(0, None, False, "no twin was asked for")
+    if twin:
+        model, plan, parity = convert(pipeline, schema, check_frame)
     if model is not None:
         write_atomically(folder / TWIN, model)
     else:
@@ -144,9 +149,13 @@ def libraries() -> dict[str, str]:
 
 
 def predict(pipeline: Any, frame: pd.DataFrame, schema: FeatureSchema) -> npt.NDArray[Any]:
-    """What the pipeline says of a canonical frame: probabilities, rows × classes; for regression float64 values."""
+    """What the pipeline says of a canonical frame: probabilities, rows by classes; for regression float64 values.
+
+    A pushed model may have been fitted to the columns in another order: it gets them in its own.
+    """
     import numpy as np
 
+    frame = frame[_names_of(pipeline, schema)]
     if schema.task == "regression":
         return np.asarray(pipeline.predict(frame), dtype=np.float64).reshape(-1)
     answer: npt.NDArray[Any] = np.asarray(pipeline.predict_proba(frame))
@@ -239,7 +248,9 @@ def _expected(pipeline: Any, rows: pd.DataFrame, schema: FeatureSchema) -> tuple
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the made-up rows: overflow, unknown categories
         values = predict(pipeline, rows, schema)
-        labels = values if schema.task == "regression" else np.asarray(pipeline.predict(rows))
+        labels = (
+            values if schema.task == "regression" else np.asarray(pipeline.predict(rows[_names_of(pipeline, schema)]))
+        )
     return values, labels
 
 
@@ -270,7 +281,8 @@ def _compare(
     if schema.task != "regression":
         classes = np.asarray(schema.classes)
         best = np.sort(values, axis=1)[:, -2:]
-        decided = best[:, 1] - best[:, 0] > 2 * TOLERANCE  # a forest's votes tie often; float32 breaks a tie by rounding
+        # A forest's votes tie often, and float32 breaks a tie by rounding.
+        decided = best[:, 1] - best[:, 0] > 2 * TOLERANCE
         flipped = int(np.count_nonzero((classes[found.argmax(axis=1)] != labels) & decided))
         if flipped:
             return Parity(rows, worst, False, f"{flipped} of {rows} rows get another label")
@@ -654,9 +666,13 @@ def _check_trees(model: Any, path: Path) -> None:
         if not count:
             refuse("nodes are missing")
         # Both kinds store parents before their children; so an index that does not grow is a cycle.
-        if len(inner) and (min((left - inner).min(), (right - inner).min()) <= 0 or max(left.max(), right.max()) >= count):
+        if len(inner) and (
+            min((left - inner).min(), (right - inner).min()) <= 0 or max(left.max(), right.max()) >= count
+        ):
             refuse("node indices lead outside of it")
-        if len(inner) and (not isinstance(features, int) or feature.min() < 0 or feature.max() >= features):
+        if len(inner) and (
+            not isinstance(features, (int, np.integer)) or feature.min() < 0 or feature.max() >= features
+        ):
             refuse("feature indices lead outside of the row")
 
 

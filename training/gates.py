@@ -35,7 +35,10 @@ class GatePolicy(BaseModel):
     )
     min_gain: float = Field(0.0, ge=0, description="of the metric; the challenger must be better by more than this")
     confidence: float = Field(
-        0.9, ge=0.5, lt=1, description="probability; a gain must hold in this share of resampled holdouts, so luck is rare"
+        0.9,
+        ge=0.5,
+        lt=1,
+        description="probability; a gain must hold in this share of resampled holdouts, so luck is rare",
     )
     resamples: int = Field(500, ge=100, le=10_000, description="number; bootstrap samples, 500 settle a share of 0.9")
     min_holdout_rows: int = Field(200, ge=20, description="rows; fewer say nothing about a difference of a few percent")
@@ -79,7 +82,7 @@ class Verdict(msgspec.Struct, frozen=True):
 class Answers(msgspec.Struct, frozen=True):
     """What a model says of the holdout, and how long it takes to say it as it would in service."""
 
-    values: Any  # probabilities, rows × classes; for regression one value a row
+    values: Any  # probabilities, rows by classes; for regression one value a row
     one_row_ms: float | None = None  # median
     batch_ms: float | None = None  # median for 1000 rows
     twin: bool | None = None  # an ONNX twin answers; None: not known
@@ -97,7 +100,7 @@ def judge(
 ) -> Verdict:
     """The verdict on a challenger from the same holdout as the champion's answers; None for a first version.
 
-    `holdout` holds canonical features (rows × features), `labels` their canonical labels. A first version is judged by
+    `holdout` holds canonical features (rows by features), `labels` their canonical labels. A first version is judged by
     `holdout_rows` and `baseline` only (`parity` informs). The same arguments give the same verdict.
     """
     metric = metric_of(schema.task, policy)
@@ -361,7 +364,7 @@ def _chance_better(
 def _scores(
     values: npt.NDArray[Any], truth: Truth, metric: Metric, weights: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The metric for each row of `weights` (resamples × rows: how often each row was drawn)."""
+    """The metric for each row of `weights` (resamples by rows: how often each row was drawn)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "accuracy":
             right = (values.argmax(axis=1) == truth.values).astype(np.float64)
@@ -376,9 +379,7 @@ def _scores(
         return _auc(np.asarray(values[:, 1], dtype=np.float64), truth, weights)
 
 
-def _auc(
-    scores: npt.NDArray[np.float64], truth: Truth, weights: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _auc(scores: npt.NDArray[np.float64], truth: Truth, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Area under the ROC curve as the Mann-Whitney statistic, ties counting half (Hanley & McNeil 1982)."""
     order = np.argsort(scores, kind="stable")
     label = truth.values[order]

@@ -1,4 +1,4 @@
-"""What follows from a check: train now, or not, and every reason in numbers. Pure: the same values, the same decision."""
+"""What follows from a check: train now, or not, with every reason in numbers. Pure: same values, same decision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from monitoring.drift import DriftReport
-    from monitoring.quality import Fall
+    from monitoring.quality import Quality
 
 Trigger = Literal["manual", "quality", "drift", "schedule"]
 
@@ -42,6 +42,15 @@ class RetrainPolicy(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class QualityCheck:
+    """The champion's quality on the newest labelled rows, against that on its own holdout."""
+
+    measured: Quality
+    reference: float | None = None  # the same metric on the champion's holdout; None when it has none
+    lost: str | None = None  # what `monitoring.quality.fell` said: the loss in words, None when there was none
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """What the decision needs to know of the past."""
 
@@ -70,7 +79,7 @@ class Decision:
 
 def decide(
     drift: DriftReport | None,
-    quality: Fall | None,
+    quality: QualityCheck | None,
     history: History,
     now: float,
     policy: RetrainPolicy,
@@ -97,7 +106,7 @@ def cooldown_s(history: History, policy: RetrainPolicy) -> float:
 
 def _wishes(
     drift: DriftReport | None,
-    quality: Fall | None,
+    quality: QualityCheck | None,
     history: History,
     now: float,
     policy: RetrainPolicy,
@@ -108,16 +117,21 @@ def _wishes(
     seen: list[str] = ["a person asked"] if manual else []
 
     if quality is not None:
-        times = history.quality_checks + 1
-        if not quality.fell:
-            seen.append(quality.reason)
-        elif not policy.on_quality:
-            seen.append(f"{quality.reason}, but on_quality is off")
-        elif times < policy.confirmations:
-            seen.append(f"{quality.reason}, in {times} of {policy.confirmations} checks in a row")
-        else:
-            seen.append(quality.reason)
+        times, now_is = history.quality_checks + 1, quality.measured
+        if quality.lost is not None and not policy.on_quality:
+            seen.append(f"{quality.lost}, but on_quality is off")
+        elif quality.lost is not None and times < policy.confirmations:
+            seen.append(f"{quality.lost}, in {times} of {policy.confirmations} checks in a row")
+        elif quality.lost is not None:
+            seen.append(quality.lost)
             wishes.append("quality")
+        elif not now_is.usable or now_is.value is None:
+            seen.append(f"quality was not measured: {now_is.note or f'{now_is.rows} labelled rows'}")
+        elif quality.reference is None:
+            seen.append(f"{now_is.metric} {now_is.value:.4g} on {now_is.rows} rows, nothing to compare it with")
+        else:
+            against = f"{quality.reference:.4g} on the champion's holdout"
+            seen.append(f"quality held: {now_is.metric} {now_is.value:.4g} on {now_is.rows} rows, {against}")
 
     if drift is not None:
         times = history.drift_checks + 1

@@ -6,6 +6,7 @@ The workers' states come from the table `workers`, which each replica's controll
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -110,6 +111,24 @@ def _roll(
     clock: Callable[[], float],
 ) -> RolloutResult:
     registry.announce(version, token)
+    try:
+        return _wait_and_flip(registry, version, token, flip, live_workers, timeout_s, sleep, clock)
+    except BaseException:
+        with suppress(Exception):  # else the next holder of the lease withdraws it
+            registry.withdraw(token)
+        raise
+
+
+def _wait_and_flip(
+    registry: Registry,
+    version: int,
+    token: int,
+    flip: Callable[[], LiveSet],
+    live_workers: Callable[[], Sequence[WorkerState]],
+    timeout_s: float,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> RolloutResult:
     began = clock()
     while True:
         states = live_workers()

@@ -46,7 +46,9 @@ def search(
 
     def objective(trial: optuna.Trial) -> float:
         drawn: dict[str, Any] = {}
-        for name, (scale, low, high) in SPACE.items():
+        for name, (scale, lowest, highest) in SPACE.items():
+            begin = getattr(first, name)
+            low, high = min(lowest, begin), max(highest, begin)  # a start outside of the space widens it
             if scale == "integer":
                 drawn[name] = trial.suggest_int(name, int(low), int(high))
             else:

@@ -37,7 +37,8 @@ class Codes(dict[str | None, float]):
     __slots__ = ("unknown",)
 
     def __init__(self, codes: Mapping[str, float], *, unknown: float, missing: float) -> None:
-        super().__init__(codes)
+        super().__init__()
+        self.update(codes.items())
         self[None] = missing
         self.unknown = unknown
 
@@ -114,7 +115,7 @@ class Twin:
             ]
 
     def predict(self, batch: Encoded) -> npt.NDArray[Any]:
-        """Probabilities, n × classes in the schema's order; for regression n values. float32 (float64 when the twin
+        """Probabilities, n by classes in the schema's order; for regression n values. float32 (float64 when the twin
         computes in float64)."""
         if self._matrix:
             feed = {self._input: self.encode(batch.numeric(), batch.categorical() if self._encoded else ())}
@@ -125,10 +126,10 @@ class Twin:
 
     def predict_frame(self, frame: pd.DataFrame) -> npt.NDArray[Any]:
         """The same for a canonical frame (see `FeatureSchema.canonical`)."""
-        return self.predict(_Frame(frame, self._numeric_names, self._categorical_names))
+        return self.predict(Rows(frame, self._numeric_names, self._categorical_names))
 
     def encode(self, numeric: npt.NDArray[np.float32], categorical: Sequence[Row]) -> npt.NDArray[Any]:
-        """The matrix the ONNX model reads: rows × its columns."""
+        """The matrix the ONNX model reads: rows by its columns."""
         if not self._encoded and self._in_order and self._dtype == np.float32:
             return numeric
         rows = len(numeric)
@@ -137,9 +138,10 @@ class Twin:
             numbers = len(self._numbers_to)
             matrix[:, :numbers] = numeric
             if rows == 1 and self._codes_in_order is not None:
-                matrix[0, numbers:] = [
-                    codes[value] for codes, value in zip(self._codes_in_order, categorical[0], strict=True)
-                ]
+                at = numbers
+                for codes, value in zip(self._codes_in_order, categorical[0], strict=True):
+                    matrix[0, at] = codes[value]  # a quarter of the time of assigning a list to the slice
+                    at += 1
                 return matrix
         else:
             matrix[:, self._numbers_to] = numeric[:, self._numbers_from]
@@ -170,18 +172,17 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)  # JSON has no NaN: the manifest writes null
 
 
-class _Frame:
-    """A canonical frame seen as a decoded request."""
+class Rows:
+    """The rows of a canonical frame as a decoded request would hold them."""
 
     def __init__(self, frame: pd.DataFrame, numeric: Sequence[str], categorical: Sequence[str]) -> None:
         self.n = len(frame)
-        self._frame, self._numeric, self._categorical = frame, list(numeric), list(categorical)
+        self._numeric: npt.NDArray[np.float32] = frame[list(numeric)].to_numpy(dtype=np.float32)
+        columns = [[value if isinstance(value, str) else None for value in frame[name]] for name in categorical]
+        self._categorical: list[tuple[str | None, ...]] = list(zip(*columns, strict=True)) if columns else [()] * self.n
 
     def numeric(self) -> npt.NDArray[np.float32]:
-        return self._frame[self._numeric].to_numpy(dtype=np.float32)
+        return self._numeric
 
     def categorical(self) -> list[tuple[str | None, ...]]:
-        columns = [
-            [value if isinstance(value, str) else None for value in self._frame[name]] for name in self._categorical
-        ]
-        return list(zip(*columns, strict=True)) if columns else [()] * self.n
+        return self._categorical

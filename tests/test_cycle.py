@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+
+from monitoring.drift import DriftPolicy
+from monitoring.quality import QualityPolicy
+from monitoring.schema import FeatureSchema
+from monitoring.store import connect, labels, leases, open_store, predictions
+from training import cycle, job
+from training.artefact import SCHEMA
+from training.cycle import Loop, bootstrap, run_cycle, subprocess_job, take_over, work_off
+from training.data import Prepared, prepare
+from training.export import load_pipeline, predict
+from training.gates import GatePolicy
+from training.job import JobResult, JobSpec, TrainPolicy
+from training.lease import CONTROLLER, Lease, LeaseLost
+from training.pipeline import build
+from training.policy import RetrainPolicy
+from training.registry import NoChampion, Registry
+from training.rollout import WorkerState
+from training.runs import NO_ACTION, Run, Runs
+
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns
+
+TOKEN = 1
+START = 1_700_000_000.0
+
+
+def world(rows: int, seed: int, *, moved: bool = False) -> pd.DataFrame:
+    """Labelled rows of a small credit story; when the world has moved, incomes grew and the risk turned round."""
+    random = np.random.default_rng(seed)
+    income = random.normal(3.0 if moved else 0.0, 1.0, rows)
+    debt = random.normal(2.0 if moved else 0.0, 1.0, rows)
+    purpose = random.choice(["car", "home", "travel"], rows)
+    risk = (income - 3.0) - (debt - 2.0) if moved else debt - income
+    late = risk + (purpose == "travel") + random.normal(0, 0.5, rows) > 0
+    return pd.DataFrame({"income": income, "debt": debt, "purpose": purpose, "late": late})
+
+
+def source() -> Prepared:
+    return prepare(world(700, 0), target="late")
+
+
+class Place:
+    """One deployment in a folder: a clock that only moves when told, the events it heard, its loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now, self.heard = START, list[tuple[str, Mapping[str, Any]]]()
+        self.engine = connect(f"sqlite:///{folder}/evergreen.db")
+        self.registry = Registry(self.engine, folder / "bentoml" / "models", "credit")
+        self.runs = Runs(self.engine)
+        self.loop = Loop(
+            engine=self.engine,
+            registry=self.registry,
+            runs=self.runs,
+            token=TOKEN,
+            who="test",
+            seed=0,
+            drift=DriftPolicy(min_rows=100),
+            quality=QualityPolicy(min_labels=50),
+            retrain=RetrainPolicy(confirmations=2, cooldown_s=60, min_labelled_rows=300, min_new_labelled_rows=100),
+            gates=GatePolicy(min_holdout_rows=100),
+            training=TrainPolicy(window_shares=(1.0,), min_rows=100),
+            snapshots_dir=folder / "snapshots",
+            work_dir=folder / "work",
+            source=source,
+            run_job=job.run,
+            live_workers=lambda: (),
+            on_event=lambda event, fields: self.heard.append((event, fields)),
+            clock=lambda: self.now,
+            sleep=self.sleep,
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def answer(self, rows: int, seed: int, *, moved: bool, labelled: bool = True) -> None:
+        """The champion answers `rows` requests, one a second, and their labels come back: as the drain stores them."""
+        frame = world(rows, seed, moved=moved)
+        champion = self.registry.champion()
+        folder = self.registry.path(champion)
+        schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
+        chances = predict(load_pipeline(folder), schema.canonical(frame), schema)
+        key = {"day": 1, "segment": int(self.now * 1000)}
+        answered, known = [], []
+        for at, (row, p) in enumerate(zip(frame.to_dict("records"), chances, strict=True)):
+            late = bool(row.pop("late"))
+            self.now += 1
+            row_key = {**key, "position": at << 16}
+            answered.append(
+                {
+                    **row_key,
+                    "id": f"{seed}-{at}",
+                    "at": self.now,
+                    "version": champion,
+                    "features": json.dumps(row),
+                    "prediction": json.dumps(bool(p[1] > 0.5)),
+                    "probabilities": json.dumps(p.tolist()),
+                }
+            )
+            label = {"id": f"{seed}-{at}", "label": json.dumps(late), "observed_at": self.now, "received_at": self.now}
+            known.append({**row_key, **label})
+        with self.engine.begin() as connection:
+            connection.execute(predictions.insert(), answered)
+            if labelled:
+                connection.execute(labels.insert(), known)
+
+    def ask(self, kind: str, **payload: Any) -> Run:
+        """A person's wish, carried out."""
+        self.runs.queue(kind, trigger="manual", who="ana", why="because", now=self.now, payload=payload)
+        run = work_off(self.loop)
+        assert run is not None
+        return run
+
+    def events(self) -> list[str]:
+        return [event for event, _ in self.heard]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployment whose first version was trained in a process of its own."""
+    folder = tmp_path_factory.mktemp("first")
+    open_store(f"sqlite:///{folder}/evergreen.db").dispose()
+    place = Place(folder)
+    assert Lease(place.engine, CONTROLLER, "test", 86_400).acquire()
+    with pytest.raises(NoChampion):
+        run_cycle(place.loop)
+    run = bootstrap(replace(place.loop, run_job=partial(subprocess_job, timeout_s=120)))
+    assert run is not None and (run.state, run.outcome, run.version) == ("done", "promoted", 1), run
+    assert (run.kind, run.trigger, run.record["verdict"]["passed"]) == ("bootstrap", "start", True)
+    assert place.events() == ["training_started", "judged", "run_finished"]
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
+    place.engine.dispose()
+    return folder
+
+
+@pytest.fixture
+def place(first: Path, tmp_path: Path) -> Iterator[Place]:
+    """A deployment of its own, with version 1 in service."""
+    shutil.copytree(first, tmp_path / "home")
+    place = Place(tmp_path / "home")
+    yield place
+    place.engine.dispose()
+
+
+def turn(place: Place, **changes: Any) -> Run:
+    return run_cycle(replace(place.loop, **changes))
+
+
+def test_a_deployment_with_a_champion_is_not_bootstrapped_again(place: Place) -> None:
+    assert bootstrap(place.loop) is None
+    assert place.registry.live().champion == 1
+
+
+def test_nothing_moved_is_a_no_in_the_runs_with_its_reasons(place: Place) -> None:
+    place.answer(400, 1, moved=False)
+
+    run = turn(place)
+
+    assert (run.kind, run.state, run.outcome, run.version) == ("check", "done", NO_ACTION, 1)
+    assert "quality held: auc 0.9" in run.why and "no drift: 0 of 3 features moved" in run.why
+    (check,) = place.runs.checks()
+    assert check.drift is not None and check.drift["detected"] is False
+    assert check.quality is not None and check.quality["rows"] == 400
+    assert place.events() == ["checked", "run_finished"]
+
+
+def test_an_empty_record_is_a_no_that_says_what_is_missing(place: Place) -> None:
+    run = turn(place)
+
+    assert run.outcome == NO_ACTION
+    assert "the window has 0 rows; drift needs at least 100" in run.why
+    assert "quality was not measured" in run.why
+
+
+def test_when_the_world_moves_a_better_version_is_trained_judged_and_promoted(place: Place) -> None:
+    place.answer(600, 2, moved=True)
+
+    first_look = turn(place)
+    assert first_look.outcome == NO_ACTION and "in 1 of 2 checks in a row" in first_look.why
+    run = turn(place)
+
+    assert (run.kind, run.state, run.outcome, run.version) == ("retrain", "done", "promoted", 2), run.record
+    assert run.trigger == "quality"
+    assert place.registry.live().champion == 2 and place.registry.live().previous == 1
+    story = run.record
+    assert story["quality"]["challenger"] > story["quality"]["champion"] + 0.2
+    assert story["data"]["record_rows"] == 600 and story["data"]["rows"] == 1300
+    assert [gate["passed"] for gate in story["verdict"]["gates"]] == [True] * len(story["verdict"]["gates"])
+    assert story["rollout"]["reason"] == "no live workers to wait for"
+    assert place.runs.checks(limit=1)[0].id == story["check"]
+    assert place.registry.get(2).origin == "retrain"
+    assert place.registry.manifest(2)["data"]["snapshot"] == story["data"]["snapshot"]
+    assert place.events()[-4:] == ["checked", "training_started", "judged", "run_finished"]
+    assert list((place.loop.work_dir).iterdir()) == []
+
+
+def test_after_a_promotion_the_new_world_is_no_drift_and_the_cooldown_counts(place: Place) -> None:
+    place.answer(600, 2, moved=True)
+    turn(place)
+    turn(place)
+
+    place.answer(300, 3, moved=True)
+    run = turn(place)
+
+    assert run.outcome == NO_ACTION
+    assert "quality held" in run.why and "no drift" in run.why
+    history = cycle.past(place.loop, cycle.check(place.loop, 2))
+    assert (history.new_labelled_rows, history.crashes, history.drift_checks) == (300, 0, 0)
+    assert history.last_trained_at == START + 600
+
+
+def test_a_candidate_that_does_not_win_leaves_the_champion(place: Place) -> None:
+    place.answer(400, 4, moved=False)
+
+    run = place.ask("retrain")
+
+    assert (run.state, run.outcome, run.version) == ("done", "kept", None), run.record
+    assert place.registry.live().champion == 1
+    assert [known.version for known in place.registry.list()] == [1]
+    lost = [gate for gate in run.record["verdict"]["gates"] if not gate["passed"]]
+    assert lost and lost[0]["reason"]
+    assert place.now - START == 400 and run.who == "ana"
+
+
+def test_a_person_asking_with_too_few_labels_is_told_so(place: Place) -> None:
+    place.answer(20, 5, moved=False)
+
+    run = place.ask("retrain")
+
+    assert (run.state, run.outcome) == ("done", NO_ACTION)
+    assert "20 labelled rows, 300 needed" in run.record["error"]
+
+
+def test_a_training_that_is_killed_leaves_the_champion_and_the_run_says_why(place: Place) -> None:
+    place.answer(400, 6, moved=True)
+
+    place.runs.queue("retrain", trigger="manual", who="ana", why="x", now=place.now)
+    ended = work_off(replace(place.loop, run_job=partial(subprocess_job, timeout_s=0.0)))
+
+    assert ended is not None
+    assert (ended.state, ended.outcome) == ("failed", "crashed")
+    assert "was killed: it took longer than 0 s; the champion stays" in ended.record["error"]
+    assert place.registry.live().champion == 1
+    assert cycle.past(place.loop, cycle.check(place.loop, 1)).crashes == 1
+
+
+def test_a_training_that_cannot_be_done_is_failed_with_the_reason(place: Place) -> None:
+    place.answer(400, 6, moved=True)
+    demanding = replace(place.loop, gates=GatePolicy(min_holdout_rows=5000))
+    place.runs.queue("retrain", trigger="manual", who="ana", why="x", now=place.now)
+
+    run = work_off(demanding)
+
+    assert run is not None and (run.state, run.outcome) == ("failed", "failed")
+    assert "the holdout alone needs 5000: wait for more labels" in run.record["error"]
+    assert place.registry.live().champion == 1
+
+
+def test_a_fault_of_ours_is_a_failed_run_not_a_dead_loop(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.answer(400, 6, moved=True)
+
+    def broken(spec: JobSpec) -> JobResult:
+        raise ZeroDivisionError("division by zero")
+
+    place.runs.queue("retrain", trigger="manual", who="ana", why="x", now=place.now)
+    run = work_off(replace(place.loop, run_job=broken))
+
+    assert run is not None and (run.state, run.outcome) == ("failed", "crashed")
+    assert run.record["error"] == "ZeroDivisionError: division by zero"
+    assert "broken" in caplog.text, "the log has the trace"
+
+
+def test_a_training_ended_by_a_stopping_server_is_no_crash(place: Place) -> None:
+    place.answer(400, 6, moved=True)
+    place.runs.queue("retrain", trigger="manual", who="ana", why="x", now=place.now)
+
+    run = work_off(replace(place.loop, run_job=partial(subprocess_job, timeout_s=60, stopped=lambda: True)))
+
+    assert run is not None and (run.state, run.outcome) == ("failed", "stopped")
+    assert cycle.past(place.loop, cycle.check(place.loop, 1)).crashes == 0
+
+
+def test_a_version_that_a_worker_cannot_load_does_not_come_into_service(place: Place) -> None:
+    place.answer(600, 2, moved=True)
+    workers = (WorkerState("host", "0", 1, (1,), {2: "digest of model.onnx"}),)
+    place.runs.queue("retrain", trigger="manual", who="ana", why="x", now=place.now)
+
+    run = work_off(replace(place.loop, live_workers=lambda: workers))
+
+    assert run is not None and (run.state, run.outcome, run.version) == ("failed", "not_loaded", 2)
+    assert "host/0: digest of model.onnx" in run.record["error"]
+    assert (place.registry.live().champion, place.registry.live().announced) == (1, None)
+
+
+def pushed(place: Place, pipeline: Any, name: str = "model.skops") -> str:
+    import skops.io
+
+    path = place.loop.snapshots_dir.parent / name
+    skops.io.dump(pipeline, path)
+    return str(path)
+
+
+def fitted(place: Place, frame: pd.DataFrame) -> Any:
+    schema = FeatureSchema.from_json((place.registry.path(1) / SCHEMA).read_bytes())
+    return build(schema, {"max_iter": 30}).fit(schema.canonical(frame), schema.labels(frame["late"]))
+
+
+def test_a_pushed_model_that_wins_is_promoted(place: Place) -> None:
+    place.answer(400, 7, moved=True)
+
+    run = place.ask("push", path=pushed(place, fitted(place, world(600, 8, moved=True))), label="ana-7", temporary=True)
+
+    assert (run.state, run.outcome, run.version) == ("done", "promoted", 2), run.record
+    assert place.registry.get(2).origin == "push"
+    assert place.registry.manifest(2)["label"] == "ana-7"
+    assert place.registry.live().champion == 2
+    assert not Path(run.payload["path"]).exists()
+
+
+def test_a_pushed_model_that_loses_is_refused_with_the_gate(place: Place) -> None:
+    place.answer(400, 7, moved=False)
+
+    run = place.ask("push", path=pushed(place, fitted(place, world(600, 8, moved=True))))
+
+    assert (run.state, run.outcome) == ("done", "refused")
+    assert not run.record["verdict"]["passed"]
+    assert place.registry.live().champion == 1
+
+
+def test_a_pushed_pickle_or_a_model_of_another_schema_is_refused(place: Place, tmp_path: Path) -> None:
+    place.answer(400, 7, moved=False)
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    other = FeatureSchema.infer(pd.DataFrame({"x": [1.0, 2.0], "y": [True, False]}), "y")
+    frame = pd.DataFrame({"x": np.arange(40.0)})
+    foreign = build(other).fit(other.canonical(frame), np.arange(40) % 2 == 0)
+
+    as_pickle = place.ask("push", path=str(path))
+    as_foreign = place.ask("push", path=pushed(place, foreign))
+    gone = place.ask("push", path=str(tmp_path / "nothing"))
+
+    assert [run.outcome for run in (as_pickle, as_foreign, gone)] == ["refused"] * 3
+    assert as_pickle.record["error"]
+    assert "does not take the features income, debt, purpose" in as_foreign.record["error"]
+    assert "is not on this host: push it again" in gone.record["error"]
+    assert place.registry.live().champion == 1
+
+
+def test_a_person_rolls_back_and_promotes_and_both_are_runs(place: Place) -> None:
+    place.answer(600, 2, moved=True)
+    place.ask("retrain")
+
+    back = place.ask("rollback")
+    assert (back.state, back.outcome, back.version, back.record["from"]) == ("done", "rolled_back", 1, 2)
+    again = place.ask("rollback")
+    assert (again.state, again.outcome) == ("failed", "refused")
+    assert "no champion before version 1" in again.record["error"]
+    forward = place.ask("promote", version=2)
+    assert (forward.state, forward.outcome, forward.version) == ("done", "promoted", 2)
+    assert place.ask("promote", version=2).outcome == NO_ACTION
+    assert place.ask("promote", version=9).record["error"].startswith("the model 'credit' has no version 9")
+    assert place.ask("dance").record["error"] == "nobody knows runs of kind 'dance'"
+    assert work_off(place.loop) is None
+
+
+def test_who_lost_the_lease_while_training_promotes_nothing_and_the_next_holder_clears_up(place: Place) -> None:
+    place.answer(600, 2, moved=True)
+    place.runs.queue("retrain", trigger="manual", who="ana", why="x", now=place.now)
+
+    def slow(spec: JobSpec) -> JobResult:
+        result = job.run(spec)
+        with place.engine.begin() as connection:
+            connection.execute(leases.update().values(expires_at=0.0))
+        assert Lease(place.engine, CONTROLLER, "other", 86_400).acquire()
+        return result
+
+    with pytest.raises(LeaseLost):
+        work_off(replace(place.loop, run_job=slow))
+
+    assert place.registry.live().champion == 1
+    assert [known.version for known in place.registry.list()] == [1]
+    other = replace(place.loop, token=TOKEN + 1)
+    (left,) = take_over(other)
+    assert (place.runs.get(left).state, place.runs.get(left).outcome) == ("failed", "interrupted")
+    assert place.registry.live().announced is None
+    assert turn(place, token=TOKEN + 1).outcome == NO_ACTION
+
+
+def test_a_listener_that_fails_does_not_stop_the_loop(place: Place) -> None:
+    def deaf(event: str, fields: Mapping[str, Any]) -> None:
+        raise OSError("webhook down")
+
+    assert turn(place, on_event=deaf).outcome == NO_ACTION
+
+
+def test_without_the_old_snapshot_the_record_alone_is_used_and_that_is_noted(place: Place) -> None:
+    place.answer(600, 2, moved=True)
+    shutil.rmtree(place.loop.snapshots_dir)
+
+    run = place.ask("retrain")
+
+    assert run.outcome == "promoted", run.record
+    assert run.record["data"]["rows"] == run.record["data"]["record_rows"] == 600
+    assert "is gone: only the record was used" in run.record["notes"][0]
+
+
+def test_the_same_seed_and_data_give_the_same_decision_and_model(first: Path, tmp_path: Path) -> None:
+    stories = []
+    for name in ("a", "b"):
+        shutil.copytree(first, tmp_path / name)
+        place = Place(tmp_path / name)
+        place.answer(600, 2, moved=True)
+        run = place.ask("retrain")
+        stories.append((run.outcome, run.record["data"]["snapshot"], run.record["quality"], run.record["decision"]))
+        place.engine.dispose()
+
+    assert stories[0] == stories[1]
+
+
+def test_the_store_is_not_left_with_an_open_transaction(place: Place) -> None:
+    turn(place)
+
+    with place.engine.connect() as connection:
+        assert connection.execute(sa.text("pragma wal_checkpoint(truncate)")).first() == (0, 0, 0)

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skops.io
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+
+from monitoring.schema import Task
+from tests.world import known
+from training.artefact import ArtefactError, read_manifest, verify, write_manifest
+from training.export import UntrustedModel, check_rows, convert, export, load_pipeline, load_skops, predict
+from training.pipeline import build
+from training.twin import Twin
+
+NUMBERS, CATEGORIES = ["a", "b", "member", "joined"], ["city"]
+TREE = "sklearn.tree._tree.Tree"
+
+
+def columns(numbers: Any, categories: Any) -> ColumnTransformer:
+    return ColumnTransformer([("categories", categories, CATEGORIES), ("numbers", numbers, NUMBERS)])
+
+
+def imputed() -> Any:
+    return make_pipeline(SimpleImputer(), StandardScaler())
+
+
+def one_hot() -> OneHotEncoder:
+    return OneHotEncoder(handle_unknown="ignore")
+
+
+def ordinal() -> OrdinalEncoder:
+    return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+
+
+PUSHED: list[tuple[str, Task, Any]] = [
+    ("logistic with scaler", "binary", make_pipeline(columns(imputed(), one_hot()), LogisticRegression())),
+    ("three classes", "multiclass", make_pipeline(columns(imputed(), one_hot()), LogisticRegression())),
+    ("ridge", "regression", make_pipeline(columns(imputed(), one_hot()), Ridge())),
+    (
+        "forest",
+        "binary",
+        make_pipeline(columns(SimpleImputer(), one_hot()), RandomForestClassifier(10, random_state=0)),
+    ),
+    (
+        "boosting, categories first",
+        "binary",
+        make_pipeline(columns("passthrough", ordinal()), HistGradientBoostingClassifier(max_iter=20)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "pipeline"), [(t, p) for _, t, p in PUSHED], ids=[name for name, _, _ in PUSHED])
+def test_pipelines_of_the_usual_shapes_get_a_matrix_twin(tmp_path: Path, task: Task, pipeline: Any) -> None:
+    schema, features, labels = known(400, task=task)
+    pipeline.fit(features, labels)
+    manifest = export(pipeline, schema, tmp_path, check_frame=features, manifest={})
+    assert manifest["parity"]["agrees"], manifest["parity"]
+    assert manifest["twin"]["layout"] == "matrix"
+    found, expected = Twin(tmp_path, verify(tmp_path)).predict_frame(features), predict(pipeline, features, schema)
+    assert np.abs(found - expected).max() < 1e-5 * (expected.std() if task == "regression" else 1)
+
+
+def test_a_bare_estimator_on_numbers_gets_a_twin() -> None:
+    import pandas as pd
+
+    from monitoring.schema import FeatureSchema
+
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(random.normal(size=(200, 3)), columns=["x", "y", "z"]).assign(t=lambda f: f["x"] > 0)
+    schema = FeatureSchema.infer(frame, "t")
+    features = schema.canonical(frame)[["z", "x", "y"]]  # fitted in another order than the schema's
+    model = LogisticRegression().fit(features.fillna(0), schema.labels(frame["t"]))
+    _, plan, parity = convert(make_pipeline(SimpleImputer(), model).fit(features, frame["t"]), schema, features)
+    assert parity.agrees, parity
+    assert plan is not None
+    assert [column["feature"] for column in plan["columns"]] == ["z", "x", "y"]
+
+
+def test_a_pipeline_that_refuses_missing_values_gets_no_twin_that_would_answer_them() -> None:
+    schema, features, labels = known(300)
+    filled = features.fillna({"a": 0.0, "city": "Ulm"})
+    pipeline = make_pipeline(columns("passthrough", one_hot()), LogisticRegression(max_iter=2000)).fit(filled, labels)
+    model, plan, parity = convert(pipeline, schema, filled)
+    assert model is None
+    assert plan is None
+    assert not parity.agrees
+    assert "refuses rows with missing values" in parity.reason
+
+
+def test_a_pipeline_whose_twin_differs_gets_none_and_the_reason() -> None:
+    schema, features, labels = known(300)
+    boosting = HistGradientBoostingClassifier(max_iter=5, categorical_features=[0])
+    pipeline = make_pipeline(columns("passthrough", ordinal()), boosting).fit(features, labels)
+    model, _, parity = convert(pipeline, schema, features)
+    assert model is None
+    assert "categorical_features" in parity.reason
+
+
+def test_the_check_rows_hold_missing_unseen_and_extreme_values_of_every_feature() -> None:
+    schema, features, _ = known(50)
+    made = check_rows(features, schema).iloc[50:]
+    for name in schema.names:
+        assert made[name].isna().any()
+    assert (made["city"] == "").any()
+    assert made["b"].abs().max() == np.float32(1e30)
+    assert made.isna().all(axis=1).any()
+
+
+def test_a_changed_file_is_named_with_both_digests(tmp_path: Path) -> None:
+    schema, features, labels = known(200)
+    pipeline = build(schema, {"max_iter": 3}).fit(features, labels)
+    manifest = export(pipeline, schema, tmp_path, check_frame=features, reference=features, manifest={"name": "m"})
+    assert set(manifest["digests"]) == {"model.skops", "model.onnx", "schema.json", "reference.parquet"}
+    assert verify(tmp_path) == manifest
+    with (tmp_path / "model.onnx").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(
+        ArtefactError, match=rf"model\.onnx was changed: expected sha256 {manifest['digests']['model.onnx']}"
+    ):
+        verify(tmp_path)
+    (tmp_path / "model.onnx").unlink()
+    with pytest.raises(ArtefactError, match=r"model\.onnx does not exist"):
+        verify(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="is not an artefact folder"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ArtefactError, match="is not JSON"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(ArtefactError, match=r"format 99.*upgrade"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text(
+        '{"format": 1, "digests": {"model.skops": "", "schema.json": "", "../x": ""}}'
+    )
+    (tmp_path / "model.skops").write_bytes(b"")
+    with pytest.raises(ArtefactError):
+        verify(tmp_path)
+
+
+def test_a_manifest_holds_plain_json_whatever_numbers_it_is_given(tmp_path: Path) -> None:
+    written = write_manifest(tmp_path, {"quality": {"auc": np.float64("nan"), "rows": np.int64(3)}, "x": (1.5, np.inf)})
+    assert json.loads((tmp_path / "manifest.json").read_bytes()) == written
+    assert written["quality"] == {"auc": None, "rows": 3}
+    assert written["x"] == [1.5, None]
+
+
+def test_our_own_pipeline_loads_with_the_default_trust(tmp_path: Path) -> None:
+    schema, features, labels = known(200)
+    pipeline = build(schema, {"max_iter": 3}).fit(features, labels)
+    export(pipeline, schema, tmp_path, check_frame=features, manifest={}, twin=False)
+    assert np.array_equal(load_pipeline(tmp_path).predict_proba(features), pipeline.predict_proba(features))
+
+
+def test_untrusted_types_are_named_with_the_setting(tmp_path: Path) -> None:
+    path = tmp_path / "forest.skops"
+    skops.io.dump(RandomForestClassifier(2).fit([[0.0], [1.0]], [0, 1]), path)
+    with pytest.raises(UntrustedModel, match="`trusted_types`") as caught:
+        load_skops(path)
+    assert caught.value.types == (TREE,)
+    assert load_skops(path, [TREE]).predict([[1.0]]).shape == (1,)
+
+
+class Bomb:
+    """Would leave a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    path, mark = tmp_path / "model.skops", tmp_path / "was_run"
+    path.write_bytes(pickle.dumps(Bomb(mark)))
+    with pytest.raises(ArtefactError, match=r"not a skops file.*pickle and joblib files are never loaded"):
+        load_skops(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.pkl", pickle.dumps(Bomb(mark)))
+    with pytest.raises(ArtefactError, match="not a skops file"):
+        load_skops(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    ["", "[]", "{}", '{"__loader__": 3}', '{"__loader__": "no such"}', '{"__loader__": "MethodNode"}', "[" * 100_000],
+)
+def test_garbage_is_a_clear_error(tmp_path: Path, schema: str) -> None:
+    path = tmp_path / "model.skops"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("schema.json", schema)
+    with pytest.raises(ArtefactError, match=r"model\.skops"):
+        load_skops(path)
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "model.skops"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", b"0" * 50_000_000)
+    with pytest.raises(ArtefactError, match="zip bomb"):
+        load_skops(path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("left", 1_000_000), ("right", 0), ("feature_idx", 50)])
+def test_a_tree_that_points_outside_of_itself_is_refused(tmp_path: Path, field: str, value: int) -> None:
+    schema, features, labels = known(200)
+    pipeline = build(schema, {"max_iter": 2}).fit(features, labels)
+    pipeline[-1]._predictors[1][0].nodes[field][0] = value
+    skops.io.dump(pipeline, tmp_path / "model.skops")
+    with pytest.raises(ArtefactError, match="holds a tree whose"):
+        load_skops(tmp_path / "model.skops")

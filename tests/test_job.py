@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from monitoring.schema import FeatureSchema, Task
+from tests.world import history
+from training.artefact import verify
+from training.data import Snapshot, snapshot
+from training.export import load_pipeline, predict
+from training.gates import GatePolicy
+from training.job import JobResult, JobSpec, TrainPolicy, read_result, refit, run, split
+
+QUICK = {"max_iter": 15}
+SMALL = {"min_holdout_rows": 100}
+
+
+def job(schema: FeatureSchema, data: Snapshot, out: Path, **changes: Any) -> JobSpec:
+    given: dict[str, Any] = {"kind": "train", "parameters": QUICK, "gates": SMALL, "created_at": 1.0, "nice": 0}
+    content = msgspec.json.decode(schema.to_json())
+    return JobSpec(out=str(out), snapshot=str(data.path), schema=content, **{**given, **changes})
+
+
+def bootstrapped(tmp_path: Path, task: Task = "binary") -> tuple[FeatureSchema, Path, JobResult]:
+    """(schema, artefact folder, result) of a first version."""
+    schema, source = history(600, 0, task=task)
+    result = run(job(schema, snapshot(source, tmp_path), tmp_path / "v1", origin="bootstrap"))
+    assert result.ok, result.error
+    return schema, tmp_path / "v1", result
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_when_the_rule_has_turned_a_retrained_model_replaces_the_champion(tmp_path: Path, task: Task) -> None:
+    schema, champion, first = bootstrapped(tmp_path, task)
+    assert first.passed
+    assert first.until == 0.0
+    _, frame = history(600, 800, task=task)
+    data = snapshot(frame, tmp_path)
+    result = run(job(schema, data, tmp_path / "v2", champion=str(champion)))
+    assert result.ok, result.error
+    assert result.passed, result.verdict
+    assert result.quality["challenger"] > result.quality["champion"]
+    assert result == read_result(tmp_path / "v2")
+    assert [window["chosen"] for window in result.windows].count(True) == 1
+    manifest = verify(tmp_path / "v2")
+    assert manifest["verdict"]["passed"]
+    assert manifest["twin"]["layout"] == "matrix"
+    assert manifest["data"]["snapshot"] == data.digest
+    assert manifest["data"]["until"] == result.until < manifest["data"]["holdout"]["from"]
+    reference = pd.read_parquet(tmp_path / "v2" / "reference.parquet")
+    assert reference.columns.tolist() == [*schema.names, "_label", "_holdout", "_prediction", "_score"]
+    assert reference["_holdout"].sum() == manifest["data"]["holdout"]["rows"] == result.quality["rows"]
+
+
+def test_when_nothing_has_changed_the_champion_stays(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 400, turned=False)
+    spec = job(
+        schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion), gates={**SMALL, "min_gain": 0.05}
+    )
+    result = run(spec)
+    assert result.ok
+    assert not result.passed
+    assert result.verdict is not None
+    assert "against the champion's" in result.verdict.reasons[0]
+
+
+def test_the_manifest_and_the_snapshot_are_enough_to_train_the_same_model_again(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 600)
+    data = snapshot(frame, tmp_path)
+    spec = job(
+        schema, data, tmp_path / "v2", champion=str(champion), training={"trials": 3}, parameters={"max_iter": 12}
+    )
+    assert run(spec).ok
+    manifest = verify(tmp_path / "v2")
+    assert len(manifest["data"]["trials"]) == 3
+    again, features = refit(manifest, data.path, schema), frame[list(schema.names)]
+    assert np.array_equal(again.predict_proba(features), load_pipeline(tmp_path / "v2").predict_proba(features))
+
+
+def test_neither_model_is_fitted_to_the_holdout() -> None:
+    schema, frame = history(300, 400)
+    policy, gates = TrainPolicy(), GatePolicy(min_holdout_rows=50)
+    until = float(frame["_at"].iloc[399])  # the champion knows the first 100 record rows
+    rows = split(frame, schema, policy, gates, champion_until=until)
+    assert rows.holdout.tolist() == list(range(625, 700))  # a quarter of the 300 newer ones
+    assert rows.train.tolist() == list(range(625))
+    assert rows.origin == "record"
+    first = split(frame.iloc[:300], schema, policy, gates, first=True)
+    assert first.holdout.tolist() == list(range(225, 300))
+    assert first.origin == "source"
+
+
+def test_rows_of_a_class_the_schema_lacks_judge_and_never_train() -> None:
+    schema, frame = history(300, 200, task="multiclass")
+    frame.loc[[5, 450, 499], "_label"] = "new"
+    rows = split(frame, schema, TrainPolicy(), GatePolicy(min_holdout_rows=20))
+    assert 5 not in rows.train
+    assert 499 in rows.holdout
+
+
+def test_too_few_new_labels_are_said_and_leave_no_artefact(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 30)
+    result = run(job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion)))
+    assert not result.ok
+    assert not result.passed
+    assert "there are 30 labelled record rows newer than the champion's" in str(result.error)
+    assert [path.name for path in (tmp_path / "v2").iterdir()] == ["result.json"]
+
+
+def test_a_column_without_a_value_in_the_window_does_not_stop_the_training(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 600)
+    frame.loc[600:, ["joined", "city"]] = np.nan
+    result = run(job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion)))
+    assert result.ok, result.error
+    assert verify(tmp_path / "v2")["parity"]["agrees"]
+
+
+def test_a_changed_champion_is_an_error_and_not_a_comparison(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    (champion / "model.skops").write_bytes(b"something else")
+    _, frame = history(600, 400)
+    result = run(job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion)))
+    assert not result.ok
+    assert "was changed: expected sha256" in str(result.error)
+
+
+# -- pushed models --------------------------------------------------------------------------------------------------
+
+
+def pushed(path: Path, frame: pd.DataFrame, schema: FeatureSchema, estimator: Any = None, **names: str) -> Path:
+    """A skops file of a pipeline as a user would push it, fitted to a frame's features; `names` renames columns."""
+    numbers = ["a", "b", "member", "joined"]
+    columns = ColumnTransformer(
+        [
+            ("numbers", SimpleImputer(), [names.get(name, name) for name in numbers]),
+            ("city", OneHotEncoder(handle_unknown="ignore"), ["city"]),
+        ]
+    )
+    pipeline = make_pipeline(columns, LogisticRegression(max_iter=2000) if estimator is None else estimator)
+    skops.io.dump(pipeline.fit(frame[list(schema.names)].rename(columns=names), frame["_label"]), path)
+    return path
+
+
+def test_a_pushed_model_is_judged_on_the_newest_record(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 800)
+    model = pushed(tmp_path / "p.skops", frame.iloc[600:1200], schema)
+    spec = job(
+        schema, snapshot(frame, tmp_path), tmp_path / "v2", kind="judge", pushed=str(model), champion=str(champion),
+        origin="push", version="mine-7",
+    )  # fmt: skip
+    result = run(spec)
+    assert result.ok, result.error
+    assert result.passed, result.verdict
+    manifest = verify(tmp_path / "v2")
+    assert (manifest["origin"], manifest["label"], manifest["estimator"]) == ("push", "mine-7", "LogisticRegression")
+    assert manifest["twin"]["layout"] == "matrix"
+    features = frame[list(schema.names)]
+    assert predict(load_pipeline(tmp_path / "v2"), features, schema).shape == (len(frame), 2)
+    assert result.until == frame["_at"].iloc[-1]
+
+
+def test_without_new_labels_a_pushed_model_is_judged_where_the_champion_was(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 20)
+    model = pushed(tmp_path / "p.skops", frame.iloc[:400], schema)
+    spec = job(
+        schema, snapshot(frame, tmp_path), tmp_path / "v2", kind="judge", pushed=str(model), champion=str(champion)
+    )
+    result = run(spec)
+    assert result.ok, result.error
+    assert "the champion's own holdout" in result.notes[0]
+    assert result.quality["rows"] == verify(champion)["data"]["holdout"]["rows"] == 150
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "said"),
+    [
+        ({"b": "c"}, None, "it does not take the features b; it wants features that requests do not have: c"),
+        ({}, ["no", "yes"], r"its classes are \['no', 'yes'\], those of 'y' are \[0, 1\]"),
+    ],
+)
+def test_a_pushed_model_that_does_not_fit_the_schema_is_refused_by_name(
+    tmp_path: Path, names: dict[str, str], labels: list[str] | None, said: str
+) -> None:
+    schema, frame = history(300, 0)
+    fitted = frame if labels is None else frame.assign(_label=np.array(labels, dtype=object)[frame["_label"]])
+    model = pushed(tmp_path / "p.skops", fitted, schema, **names)
+    result = run(job(schema, snapshot(frame, tmp_path), tmp_path / "v1", kind="judge", pushed=str(model)))
+    assert not result.ok
+    assert re.search(said, str(result.error)), result.error
+
+
+def test_a_pushed_model_of_untrusted_types_is_refused_until_they_are_trusted(tmp_path: Path) -> None:
+    schema, frame = history(400, 0)
+    model = pushed(tmp_path / "p.skops", frame, schema, RandomForestClassifier(5, random_state=0))
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v1", kind="judge", pushed=str(model))
+    refused = run(spec)
+    assert not refused.ok
+    assert "sklearn.tree._tree.Tree" in str(refused.error)
+    assert "`trusted_types`" in str(refused.error)
+    assert run(msgspec.structs.replace(spec, trusted=("sklearn.tree._tree.Tree",))).ok
+
+
+def test_a_pushed_file_that_is_no_skops_file_is_refused(tmp_path: Path) -> None:
+    schema, frame = history(300, 0)
+    (tmp_path / "p.skops").write_bytes(b"\x80\x04.")
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v1", kind="judge", pushed=str(tmp_path / "p.skops"))
+    assert "is not a skops file" in str(run(spec).error)
+
+
+# -- the process ----------------------------------------------------------------------------------------------------
+
+
+def test_the_process_writes_a_result_and_says_by_its_exit_code_whether_there_is_a_verdict(tmp_path: Path) -> None:
+    schema, frame = history(400, 0)
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v1", memory_mb=4096)
+    (tmp_path / "good.json").write_bytes(msgspec.json.encode(spec))
+    lacking = msgspec.structs.replace(spec, snapshot=str(tmp_path / "none.parquet"), out=str(tmp_path / "v2"))
+    (tmp_path / "bad.json").write_bytes(msgspec.json.encode(lacking))
+
+    def start(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "training.job", str(tmp_path / name)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert start("good.json").returncode == 0
+    result = read_result(tmp_path / "v1")
+    assert result is not None
+    assert result.passed
+    assert verify(tmp_path / "v1")["seed"] == 0
+    assert start("bad.json").returncode == 1
+    failed = read_result(tmp_path / "v2")
+    assert failed is not None
+    assert "does not exist" in str(failed.error)
+    assert start("absent.json").returncode == 2
+    assert read_result(tmp_path / "v3") is None
+
+
+def test_a_training_beyond_its_memory_ends_with_the_reason_or_without_a_result(tmp_path: Path) -> None:
+    schema, frame = history(300, 0)
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v1", memory_mb=40)
+    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(spec))
+    command = [sys.executable, "-m", "training.job", str(tmp_path / "spec.json")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    result = read_result(tmp_path / "v1")
+    assert result is None or not result.ok

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from sklearn import metrics as sk
+
+from monitoring.quality import METRICS, Quality, QualityPolicy, baseline, chosen_metric, estimate, fell, measure
+
+POLICY = QualityPolicy()
+BINARY = (0, 1)
+COLORS = ("blue", "green", "red")
+
+
+def window(rows: int, seed: int, *, lost: float = 0.0) -> tuple[Any, Any, Any]:
+    """Labels, predictions and calibrated scores; a share `lost` of the labels is drawn without regard to the score."""
+    rng = np.random.default_rng((rows, seed))
+    scores = rng.beta(0.6, 0.9, rows)
+    labels = (rng.random(rows) < np.where(rng.random(rows) < lost, 0.4, scores)).astype(np.int64)
+    return labels, (scores >= 0.5).astype(np.int64), scores
+
+
+def numbers(rows: int, seed: int, *, noise: float = 1.0) -> tuple[Any, Any]:
+    rng = np.random.default_rng((rows, seed))
+    labels = rng.normal(10, 3, rows)
+    return labels, labels + rng.normal(0, noise, rows)
+
+
+def test_binary_metrics_are_those_of_scikit_learn() -> None:
+    labels, predictions, scores = window(1_000, 1)
+    quality = measure(labels, predictions, scores, "binary", BINARY, POLICY)
+    assert quality.metrics == pytest.approx(
+        {
+            "auc": sk.roc_auc_score(labels, scores),
+            "accuracy": sk.accuracy_score(labels, predictions),
+            "f1": sk.f1_score(labels, predictions),
+            "log_loss": sk.log_loss(labels, scores),
+            "brier": sk.brier_score_loss(labels, scores),
+            "positive_rate": labels.mean(),
+            "predicted_positive_rate": predictions.mean(),
+        }
+    )
+    assert (quality.metric, quality.value, quality.rows) == ("auc", quality.metrics["auc"], 1_000)
+    assert (quality.usable, quality.higher_is_better, quality.kind, quality.note) == (True, True, "measured", "")
+    assert Quality.from_json(quality.to_json()) == quality
+
+
+def test_multiclass_metrics_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(2)
+    chances = rng.dirichlet([1, 1, 2], 600)
+    labels = np.array([COLORS[rng.choice(3, p=row)] for row in chances], dtype=object)
+    predictions = np.array(COLORS, dtype=object)[chances.argmax(axis=1)]
+    rows = np.empty(600, dtype=object)
+    rows[:] = list(chances)
+    quality = measure(labels, predictions, rows, "multiclass", COLORS, POLICY)
+    assert quality.metrics == pytest.approx(
+        {
+            "accuracy": sk.accuracy_score(labels, predictions),
+            "f1_macro": sk.f1_score(labels, predictions, average="macro"),
+            "log_loss": sk.log_loss(labels, chances, labels=list(COLORS)),
+        }
+    )
+    assert quality.value == quality.metrics["accuracy"]
+
+
+def test_regression_metrics_are_those_of_scikit_learn() -> None:
+    labels, predictions = numbers(500, 3)
+    quality = measure(labels, predictions, None, "regression", (), POLICY)
+    assert quality.metrics == pytest.approx(
+        {
+            "r2": sk.r2_score(labels, predictions),
+            "mae": sk.mean_absolute_error(labels, predictions),
+            "rmse": sk.root_mean_squared_error(labels, predictions),
+            "bias": (predictions - labels).mean(),
+        }
+    )
+    assert quality.value == quality.metrics["r2"]
+
+
+@pytest.mark.parametrize("metric", METRICS["binary"])
+def test_the_standard_error_of_a_binary_metric_is_the_spread_of_fresh_windows(metric: Any) -> None:
+    policy = QualityPolicy(metric=metric)
+    qualities = [measure(*window(400, seed), "binary", BINARY, policy) for seed in range(60)]
+    spread = np.std([quality.value for quality in qualities if quality.value is not None], ddof=1)
+    assert np.mean([quality.error for quality in qualities]) == pytest.approx(spread, rel=0.35)
+
+
+@pytest.mark.parametrize("metric", METRICS["regression"])
+def test_the_standard_error_of_a_regression_metric_is_the_spread_of_fresh_windows(metric: Any) -> None:
+    policy = QualityPolicy(metric=metric)
+    qualities = [measure(*numbers(400, seed), None, "regression", (), policy) for seed in range(60)]
+    spread = np.std([quality.value for quality in qualities if quality.value is not None], ddof=1)
+    assert np.mean([quality.error for quality in qualities]) == pytest.approx(spread, rel=0.35)
+
+
+def test_labels_and_classes_match_across_ints_floats_and_booleans() -> None:
+    quality = measure([1.0, 0.0, True, np.int64(0)], [True, False, 1, 1.0], None, "binary", (False, True), POLICY)
+    assert quality.metrics["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_window_of_one_class_has_no_auc_and_says_so(label: int) -> None:
+    _, predictions, scores = window(200, 4)
+    quality = measure(np.full(200, label), predictions, scores, "binary", BINARY, POLICY)
+    assert (quality.value, quality.error, quality.usable) == (None, None, False)
+    assert "auc is undefined: all 200 labels are of one class" in quality.note
+    assert {"accuracy", "log_loss", "brier", "positive_rate"} <= quality.metrics.keys()
+    assert fell(0.99, quality, POLICY) is None
+
+
+def test_a_window_without_positives_anywhere_has_no_f1() -> None:
+    quality = measure([0] * 200, [0] * 200, None, "binary", BINARY, QualityPolicy(metric="f1"))
+    assert (quality.value, quality.usable) == (None, False)
+    assert quality.note == "f1 is undefined: no positive label and no positive prediction; no scores were given"
+
+
+def test_a_constant_target_has_no_r2_and_keeps_its_errors() -> None:
+    quality = measure([5.0] * 200, [6.0] * 200, None, "regression", (), POLICY)
+    assert (quality.value, quality.usable, quality.note) == (None, False, "r2 is undefined: all 200 labels are 5")
+    assert quality.metrics == {"mae": 1.0, "rmse": 1.0, "bias": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "scores"),
+    [("binary", BINARY, []), ("multiclass", COLORS, []), ("regression", (), None), ("binary", BINARY, None)],
+)
+def test_an_empty_window_is_a_quality_without_value(task: Any, classes: Any, scores: Any) -> None:
+    quality = measure([], [], scores, task, classes, POLICY)
+    assert (quality.value, quality.metrics, quality.rows, quality.usable) == (None, {}, 0, False)
+    assert quality.note == "no row has both a label and a prediction"
+
+
+def test_rows_without_label_prediction_or_score_are_left_out() -> None:
+    labels, predictions, scores = window(300, 5)
+    holed, gone = labels.astype(object), scores.copy()
+    holed[:50] = None
+    gone[50:60] = np.nan
+    quality = measure(holed, predictions, gone, "binary", BINARY, POLICY)
+    assert quality.metrics["accuracy"] == sk.accuracy_score(labels[50:], predictions[50:])
+    assert quality.metrics["auc"] == pytest.approx(sk.roc_auc_score(labels[60:], scores[60:]))
+    assert (quality.rows, quality.note) == (240, "10 rows have no score")
+
+
+def test_a_window_without_any_score_still_has_its_accuracy() -> None:
+    labels, predictions, _ = window(300, 5)
+    quality = measure(labels, predictions, np.full(300, np.nan), "binary", BINARY, POLICY)
+    assert (quality.value, quality.usable) == (None, False)
+    assert quality.metrics["accuracy"] == sk.accuracy_score(labels, predictions)
+    accuracy = QualityPolicy(metric="accuracy")
+    assert measure(labels, predictions, None, "binary", BINARY, accuracy).usable
+
+
+def test_a_label_of_a_class_the_model_lacks_is_a_wrong_answer() -> None:
+    rows: Any = [None, [0.2, 0.2, 0.6], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1]]
+    quality = measure(
+        ["blue", "red", "green", "pink"], ["blue", "red", "green", "blue"], rows, "multiclass", COLORS, POLICY
+    )
+    assert quality.metrics["accuracy"] == 0.75
+    assert quality.metrics["f1_macro"] == 1.0
+    assert quality.note.startswith("1 labels are of a class the model does not have; 1 rows have no score")
+
+
+def test_numbers_that_overflow_leave_a_metric_out_instead_of_failing() -> None:
+    quality = measure([1.0, 2.0, 3.0], [1e300, -1e300, 1e300], None, "regression", (), POLICY)
+    assert quality.value is None and "rmse" not in quality.metrics
+    assert Quality.from_json(quality.to_json()) == quality
+
+
+def test_too_few_labels_have_a_value_and_no_verdict() -> None:
+    labels, predictions, scores = window(99, 6, lost=1.0)
+    quality = measure(labels, predictions, scores, "binary", BINARY, POLICY)
+    assert quality.value is not None and not quality.usable
+    assert quality.note == "99 rows; a verdict needs 100"
+    assert fell(0.95, quality, POLICY) is None
+
+
+@pytest.mark.parametrize("rows", [100, 300, 1_000])
+@pytest.mark.parametrize("metric", METRICS["binary"])
+def test_nothing_fell_when_only_chance_moved_the_metric(metric: Any, rows: int) -> None:
+    policy = QualityPolicy(metric=metric)
+    reference = measure(*window(50_000, 7), "binary", BINARY, policy).value
+    assert reference is not None
+    verdicts = [fell(reference, measure(*window(rows, seed), "binary", BINARY, policy), policy) for seed in range(20)]
+    assert verdicts == [None] * 20
+
+
+@pytest.mark.parametrize("metric", METRICS["binary"])
+def test_a_lost_relation_to_the_label_is_a_fall_with_both_values_in_words(metric: Any) -> None:
+    policy = QualityPolicy(metric=metric)
+    before = measure(*window(2_000, 8), "binary", BINARY, policy)
+    after = measure(*window(1_000, 9, lost=0.7), "binary", BINARY, policy)
+    assert before.value is not None and before.error is not None
+    verdict = fell(before.value, after, policy, reference_error=before.error)
+    verb = "fell" if before.higher_is_better else "rose"
+    assert verdict is not None
+    assert verdict.startswith(f"measured {metric} {verb} from {before.value:.4g} to {after.value:.4g} on 1000 rows")
+
+
+def test_regression_quality_falls_and_holds() -> None:
+    for metric in METRICS["regression"]:
+        policy = QualityPolicy(metric=metric)
+        before = measure(*numbers(2_000, 1), None, "regression", (), policy).value
+        assert before is not None
+        assert fell(before, measure(*numbers(500, 2), None, "regression", (), policy), policy) is None
+        assert fell(before, measure(*numbers(500, 3, noise=2.0), None, "regression", (), policy), policy) is not None
+
+
+def test_a_loss_within_the_noise_of_few_rows_is_not_a_fall() -> None:
+    quality = Quality("auc", 0.80, True, {"auc": 0.80}, 100, error=0.045, usable=True)
+    certain = Quality("auc", 0.80, True, {"auc": 0.80}, 10_000, error=0.0045, usable=True)
+    assert fell(0.88, quality, POLICY) is None
+    assert fell(0.88, certain, POLICY, reference_error=0.03) is None
+    assert fell(0.88, certain, POLICY) == (
+        "measured auc fell from 0.88 to 0.8 on 10000 rows (allowed 0.05, chance 0.0135)"
+    )
+    assert fell(float("nan"), certain, POLICY) is None
+
+
+def test_calibrated_scores_estimate_what_labels_would_measure() -> None:
+    labels, predictions, scores = window(20_000, 10)
+    measured = measure(labels, predictions, scores, "binary", BINARY, POLICY)
+    estimated = estimate(scores, BINARY, POLICY)
+    assert (estimated.kind, estimated.metric, estimated.usable, estimated.rows) == ("estimated", "auc", True, 20_000)
+    for name, value in estimated.metrics.items():
+        assert value == pytest.approx(measured.metrics[name], abs=0.015)
+    assert estimated.error == pytest.approx(measured.error, rel=0.1)
+    assert estimated == estimate(np.column_stack([1 - scores, scores]), BINARY, POLICY)
+    assert Quality.from_json(estimated.to_json()) == estimated
+
+
+def test_an_estimate_falls_when_inputs_move_to_where_the_model_is_unsure() -> None:
+    _, _, scores = window(2_000, 11)
+    before = estimate(scores, BINARY, POLICY)
+    after = estimate(0.5 + (scores - 0.5) * 0.4, BINARY, POLICY)
+    assert before.value is not None
+    assert fell(before.value, before, POLICY) is None
+    assert str(fell(before.value, after, POLICY)).startswith("estimated auc fell from ")
+
+
+def test_an_estimate_without_scores_or_with_certain_ones_has_no_auc() -> None:
+    nothing = estimate([np.nan] * 5, BINARY, POLICY)
+    certain = estimate(np.ones(200), BINARY, POLICY)
+    assert (nothing.value, nothing.rows, nothing.usable, nothing.note) == (None, 0, False, "no row has a score")
+    assert (certain.value, certain.metrics["accuracy"], certain.usable) == (None, 1.0, False)
+
+
+def test_more_than_two_classes_have_an_estimated_accuracy() -> None:
+    quality = estimate([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], None], COLORS, POLICY)
+    assert quality.value == pytest.approx(0.65)
+    assert (quality.metric, quality.note) == ("accuracy", "1 rows have no score; 2 rows; a verdict needs 100")
+
+
+def test_the_baseline_is_the_best_constant_answer() -> None:
+    labels, _, _ = window(500, 12)
+    binary = baseline(labels, "binary", BINARY, POLICY)
+    assert binary.value == 0.5
+    assert binary.metrics["accuracy"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
+    assert baseline(["red", "red", "blue"], "multiclass", COLORS, POLICY).value == pytest.approx(2 / 3)
+    assert baseline([1.0, 2.0, 6.0], "regression", (), POLICY).value == pytest.approx(0)
+
+
+def test_what_cannot_be_measured_is_refused_with_its_reason() -> None:
+    with pytest.raises(ValueError, match="metric r2 is not for binary; choose auto or one of auc, accuracy"):
+        chosen_metric("binary", QualityPolicy(metric="r2"))
+    with pytest.raises(ValueError, match="3 labels, 2 predictions: they must be as many"):
+        measure([1, 0, 1], [1, 0], None, "binary", BINARY, POLICY)
+    with pytest.raises(ValueError, match="a binary task has two classes"):
+        measure([1], [1], None, "binary", (0, 1, 2), POLICY)
+    with pytest.raises(ValueError, match=r"scores\[1\] has 2 probabilities for 3 classes"):
+        measure(["red"] * 2, ["red"] * 2, [[0.2, 0.2, 0.6], [0.5, 0.5]], "multiclass", COLORS, POLICY)
+    with pytest.raises(ValidationError, match="max_fal"):
+        QualityPolicy(max_fal=0.1)  # type: ignore[call-arg]

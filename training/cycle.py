@@ -1,0 +1,572 @@
+"""The loop: check, decide, train, judge, promote. Read it aloud and you know the product.
+
+Every step takes a `Loop`: the values and places it needs, no settings, no environment. Every decision ends as a row in
+`runs`, "no" included. Whatever goes wrong before the flip, the champion stays and the row says why. `LeaseLost` and a
+database that is down come out of every step: acquire the lease again, then `take_over`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+import sqlalchemy as sa
+
+from monitoring.drift import DriftPolicy, DriftReport, detect
+from monitoring.quality import QualityPolicy, fell, measure
+from monitoring.schema import FeatureSchema, SchemaError
+from monitoring.window import read_window
+from training.artefact import REFERENCE, SCHEMA, ArtefactError
+from training.data import AT, LABEL, ORIGIN, DataError, Prepared, assemble, read_snapshot, snapshot
+from training.gates import GatePolicy
+from training.job import JobResult, JobSpec, TrainPolicy, read_result
+from training.lease import LeaseLost
+from training.policy import Decision, History, QualityCheck, RetrainPolicy, decide
+from training.registry import NoChampion, NoPrevious, Registry, UnknownVersion
+from training.rollout import RolloutResult, WorkerState, promote, roll_back
+from training.runs import NO_ACTION, Run, Runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+TRAININGS: Final = ("bootstrap", "retrain")
+"""Kinds of runs that fit a model; the cool-down counts from them."""
+
+Story = dict[str, Any]
+"""The record of a run, filled as it goes, so that a crash keeps what was known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """What the steps share. The holder of the lease makes one with its token (`dataclasses.replace` for the next)."""
+
+    engine: sa.Engine
+    registry: Registry
+    runs: Runs
+    token: int
+    who: str  # stands in the runs that the loop starts by itself
+    seed: int
+    # policies
+    drift: DriftPolicy
+    quality: QualityPolicy
+    retrain: RetrainPolicy
+    gates: GatePolicy
+    training: TrainPolicy
+    # places
+    snapshots_dir: Path
+    work_dir: Path  # each job gets a folder in it for its time
+    # the world around
+    source: Callable[[], Prepared]  # the data that the first version is trained from
+    run_job: Callable[[JobSpec], JobResult]  # `subprocess_job` with a timeout, or `training.job.run`
+    live_workers: Callable[[], Sequence[WorkerState]]
+    on_event: Callable[[str, Mapping[str, Any]], None]
+    clock: Callable[[], float]  # seconds since 1970 UTC
+    sleep: Callable[[float], None]
+    # limits of a job, and of waiting for workers
+    threads: int = 1
+    memory_mb: int = 0  # 0: unbounded
+    nice: int = 10
+    rollout_timeout_s: float = 30.0
+    trusted: tuple[str, ...] = ()  # types a pushed model may hold beyond scikit-learn's own
+    git: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one check found."""
+
+    champion: int
+    drift: DriftReport
+    quality: QualityCheck
+    labelled_rows: int  # counted up to what the policies ask for
+    labelled_at: tuple[float, ...]  # when each of them was answered
+
+
+# -- the loop ------------------------------------------------------------------------------------------------------
+
+
+def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
+    """The run that came of one turn: a check, and when it decides so a candidate trained, judged and promoted.
+
+    `asked` is a claimed run of kind "retrain": a person's wish. Raises `NoChampion` (then `bootstrap`).
+    """
+    champion = loop.registry.champion()
+    seen = check(loop, champion)
+    history = past(loop, seen, besides=asked)
+    decision = decide(seen.drift, seen.quality, history, loop.clock(), loop.retrain, manual=asked is not None)
+    check_id = _remember(loop, seen, decision)
+    story: Story = {"check": check_id, "decision": asdict(decision)}
+    if not decision.train:
+        return _say_no(loop, asked, decision, champion, story)
+    run = asked or _start(loop, "retrain", decision.trigger or "schedule", decision.why)
+
+    def train() -> Ending:
+        with _workplace(loop, run) as out:
+            spec = _retrain_spec(loop, champion, out, story)
+            return _judge_and_promote(loop, run, spec, story, lost="kept")
+
+    return _carry_out(loop, run, story, train)
+
+
+def bootstrap(loop: Loop, asked: Run | None = None, *, over: bool = False) -> Run | None:
+    """The run that trained the first version from the source; None when there is a champion already.
+
+    With `over` a champion does not matter: the new version takes its place without being compared.
+    """
+    if not over and loop.registry.live().champion is not None:
+        return (
+            None if asked is None else _finish(loop, asked, Ending("done", NO_ACTION), {"error": "it has a champion"})
+        )
+    run = asked or _start(loop, "bootstrap", "start", f"the model {loop.registry.name!r} has no champion")
+    story: Story = {}
+
+    def train() -> Ending:
+        with _workplace(loop, run) as out:
+            spec = _bootstrap_spec(loop, out, story)
+            return _judge_and_promote(loop, run, spec, story, lost="refused")
+
+    return _carry_out(loop, run, story, train)
+
+
+def run_push(loop: Loop, run: Run) -> Run:
+    """The run of a pushed skops file (`payload["path"]`): same gates, promoted if it wins, else refused and why.
+
+    `payload["label"]` is the pusher's own name for it; with `payload["temporary"]` the file is deleted afterwards.
+    """
+    pushed = Path(str(run.payload.get("path", "")))
+    story: Story = {}
+
+    def judge() -> Ending:
+        with _workplace(loop, run) as out:
+            spec = _push_spec(loop, pushed, str(run.payload.get("label") or "") or None, out, story)
+            return _judge_and_promote(loop, run, spec, story, lost="refused")
+
+    try:
+        return _carry_out(loop, run, story, judge)
+    finally:
+        if run.payload.get("temporary"):
+            pushed.unlink(missing_ok=True)
+
+
+def run_promote(loop: Loop, run: Run) -> Run:
+    """The run that put the registered `payload["version"]` in service on a person's word, past the gates."""
+    story: Story = {"gates": "not asked: a person promoted it"}
+
+    def move() -> Ending:
+        version = int(run.payload["version"])
+        return _roll_out(loop, story, lambda **how: promote(loop.registry, version, loop.token, **how), "promoted")
+
+    return _carry_out(loop, run, story, move)
+
+
+def run_rollback(loop: Loop, run: Run) -> Run:
+    """The run that put the former champion in service again."""
+    story: Story = {}
+
+    def move() -> Ending:
+        story["from"] = loop.registry.live().champion
+        return _roll_out(loop, story, lambda **how: roll_back(loop.registry, loop.token, **how), "rolled_back")
+
+    return _carry_out(loop, run, story, move)
+
+
+def work_off(loop: Loop) -> Run | None:
+    """The oldest queued run, carried out; None when nothing is queued."""
+    run = loop.runs.claim(loop.token, loop.clock())
+    if run is None:
+        return None
+    if run.kind == "retrain":
+        try:
+            return run_cycle(loop, run)
+        except NoChampion:
+            return bootstrap(loop, run)
+    if run.kind == "bootstrap":
+        return bootstrap(loop, run)
+    steps = {"push": run_push, "promote": run_promote, "rollback": run_rollback}
+    if run.kind in steps:
+        return steps[run.kind](loop, run)
+    return _finish(loop, run, Ending("failed", "refused"), {"error": f"nobody knows runs of kind {run.kind!r}"})
+
+
+def take_over(loop: Loop) -> tuple[int, ...]:
+    """Ids of the runs that the holder before had left running, `failed` now; its announcement is withdrawn.
+
+    Call it after the lease was acquired and after any step raised, while no step of this loop is under way.
+    """
+    left = loop.runs.recover(loop.token, loop.clock())
+    loop.registry.withdraw(loop.token)
+    loop.registry.clean()
+    shutil.rmtree(loop.work_dir, ignore_errors=True)
+    return left
+
+
+# -- check ---------------------------------------------------------------------------------------------------------
+
+
+def check(loop: Loop, champion: int) -> Seen:
+    """Drift and quality of what the champion answered lately, against its own reference and holdout."""
+    import pandas as pd
+
+    folder = loop.registry.path(champion)
+    schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
+    reference = pd.read_parquet(folder / REFERENCE)
+    window = read_window(loop.engine, schema, rows=loop.drift.window_rows, version=champion)
+    drift = detect(_comparable(reference, loop.drift), window, schema, loop.drift, seed=loop.seed)
+
+    wanted = max(loop.quality.window_rows, loop.retrain.min_labelled_rows, loop.retrain.min_new_labelled_rows)
+    labelled = read_window(loop.engine, schema, rows=wanted, labelled=True)
+    answered = labelled[labelled["_version"] == champion].tail(loop.quality.window_rows)
+    quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
+    return Seen(champion, drift, quality, len(labelled), tuple(labelled[AT].tolist()))
+
+
+def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
+    """What the decision needs to know of the past; `besides` is the run that asks."""
+    checks = loop.runs.checks(limit=loop.retrain.confirmations, version=seen.champion)
+    trainings = [run for kind in TRAININGS for run in loop.runs.list(kind=kind, limit=50)]
+    trainings = sorted((run for run in trainings if run.state in ("done", "failed")), key=lambda run: -run.id)
+    trainings = [run for run in trainings if run.outcome not in (NO_ACTION, "stopped")]
+    crashes = next((at for at, run in enumerate(trainings) if run.state == "done"), len(trainings))
+    until = trainings[crashes].record.get("data", {}).get("until") if crashes < len(trainings) else None
+    running = loop.runs.running()
+    return History(
+        last_trained_at=trainings[0].finished_at if trainings else None,
+        labelled_rows=seen.labelled_rows,
+        new_labelled_rows=sum(until is None or at > until for at in seen.labelled_at),
+        crashes=crashes,
+        drift_checks=_in_a_row(bool((c.drift or {}).get("detected")) for c in checks),
+        quality_checks=_in_a_row(bool((c.quality or {}).get("lost")) for c in checks),
+        running=running.id if running is not None and (besides is None or running.id != besides.id) else None,
+    )
+
+
+def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
+    """The champion's holdout: the newest world it was made for, and answers to rows it was not fitted to.
+
+    With fewer rows than drift needs it is the whole reference, without the answers: a model is surer of fitted rows.
+    """
+    holdout = reference[reference["_holdout"]]
+    return holdout if len(holdout) >= policy.min_rows else reference.drop(columns=["_prediction", "_score"])
+
+
+def _quality(loop: Loop, schema: FeatureSchema, holdout: pd.DataFrame, answered: pd.DataFrame) -> QualityCheck:
+    def measured(frame: pd.DataFrame) -> Any:
+        scores = frame["_score"].to_numpy() if schema.task == "binary" else frame.get("_probabilities")
+        if schema.task == "regression":
+            scores = None
+        answers = frame["_prediction"].to_numpy()
+        return measure(
+            frame[LABEL].to_numpy(), answers, scores, schema.task, schema.classes, loop.quality, seed=loop.seed
+        )
+
+    then, now = measured(holdout), measured(answered)
+    if then.value is None:
+        return QualityCheck(now)
+    return QualityCheck(now, then.value, fell(then.value, now, loop.quality, reference_error=then.error or 0.0))
+
+
+def _remember(loop: Loop, seen: Seen, decision: Decision) -> int:
+    drift: Story = msgspec.to_builtins(seen.drift)
+    quality: Story = {
+        **msgspec.to_builtins(seen.quality.measured),
+        "reference": seen.quality.reference,
+        "lost": seen.quality.lost,
+    }
+    check_id = loop.runs.check(
+        at=loop.clock(),
+        version=seen.champion,
+        drift=drift,
+        quality=quality,
+        decision=asdict(decision),
+        token=loop.token,
+    )
+    _tell(loop, "checked", check=check_id, seen=seen, decision=decision)
+    return check_id
+
+
+def _in_a_row(found: Iterator[bool]) -> int:
+    count = 0
+    for one in found:
+        if not one:
+            break
+        count += 1
+    return count
+
+
+# -- what a job is given -------------------------------------------------------------------------------------------
+
+
+def _bootstrap_spec(loop: Loop, out: Path, story: Story) -> JobSpec:
+    prepared = loop.source()
+    return _spec(loop, out, prepared.frame, prepared.schema, story, kind="train", origin="bootstrap")
+
+
+def _retrain_spec(loop: Loop, champion: int, out: Path, story: Story) -> JobSpec:
+    folder, schema, frame, until = _known(loop, champion, story)
+    return _spec(
+        loop, out, frame, schema, story, kind="train", origin="retrain", champion=str(folder), champion_until=until
+    )
+
+
+def _push_spec(loop: Loop, pushed: Path, label: str | None, out: Path, story: Story) -> JobSpec:
+    if not pushed.is_file():
+        raise DataError(f"the pushed file {pushed} is not on this host: push it again")
+    given = {"kind": "judge", "origin": "push", "pushed": str(pushed), "version": label}
+    champion = loop.registry.live().champion
+    if champion is None:
+        prepared = loop.source()
+        return _spec(loop, out, prepared.frame, prepared.schema, story, **given)
+    folder, schema, frame, until = _known(loop, champion, story)
+    return _spec(loop, out, frame, schema, story, champion=str(folder), champion_until=until, **given)
+
+
+def _known(loop: Loop, champion: int, story: Story) -> tuple[Path, FeatureSchema, pd.DataFrame, float]:
+    """The champion's folder and schema; its snapshot's source rows with the labelled record; its `until`."""
+    folder, manifest = loop.registry.path(champion), loop.registry.manifest(champion)
+    schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
+    record = read_window(loop.engine, schema, rows=loop.training.max_rows, labelled=True)
+    before = loop.snapshots_dir / f"{(manifest.get('data') or {}).get('snapshot')}.parquet"
+    source = None
+    if before.is_file():
+        known = read_snapshot(before, schema)
+        source = known[known[ORIGIN] == "source"]
+    else:
+        story["notes"] = [f"the champion's snapshot {before} is gone: only the record was used"]
+    return folder, schema, assemble(schema, source, record), float(manifest.get("until") or 0.0)
+
+
+def _spec(loop: Loop, out: Path, frame: pd.DataFrame, schema: FeatureSchema, story: Story, **given: Any) -> JobSpec:
+    taken = snapshot(frame, loop.snapshots_dir)
+    story["data"] = {
+        "snapshot": taken.digest,
+        "rows": taken.rows,
+        "record_rows": int((frame[ORIGIN] == "record").sum()),
+        "from": float(frame[AT].iloc[0]),
+        "until": float(frame[AT].iloc[-1]),
+    }
+    return JobSpec(
+        out=str(out),
+        snapshot=str(taken.path),
+        schema=msgspec.json.decode(schema.to_json()),
+        name=loop.registry.name,
+        training=loop.training.model_dump(mode="json"),
+        gates=loop.gates.model_dump(mode="json"),
+        trusted=loop.trusted,
+        seed=loop.seed,
+        threads=loop.threads,
+        memory_mb=loop.memory_mb,
+        nice=loop.nice,
+        created_at=loop.clock(),
+        git=loop.git,
+        **given,
+    )
+
+
+@contextmanager
+def _workplace(loop: Loop, run: Run) -> Iterator[Path]:
+    """The output folder of the run's job, gone afterwards: what is kept is in the model store by then."""
+    folder = loop.work_dir / f"run-{run.id}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder / "artefact"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- judge, register, promote, record ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ends."""
+
+    state: Literal["done", "failed"]
+    outcome: str
+    version: int | None = None
+
+
+def _judge_and_promote(loop: Loop, run: Run, spec: JobSpec, story: Story, *, lost: str) -> Ending:
+    """Run the job, and when its verdict is good register the artefact and bring it into service."""
+    _tell(loop, "training_started", run=run, spec=spec)
+    result = loop.run_job(spec)
+    story["job"] = {"seconds": result.seconds, "windows": result.windows, "notes": result.notes}
+    if not result.ok:
+        story["error"] = result.error
+        return Ending("done", "refused") if spec.kind == "judge" else Ending("failed", "failed")
+    story["quality"] = result.quality
+    story["verdict"] = msgspec.to_builtins(result.verdict)
+    _tell(loop, "judged", run=run, result=result)
+    if not result.passed:
+        return Ending("done", lost)
+    version = loop.registry.register(Path(spec.out), origin=spec.origin, now=loop.clock(), token=loop.token)
+    story["version"] = version
+    return _roll_out(loop, story, lambda **how: promote(loop.registry, version, loop.token, **how), "promoted")
+
+
+def _roll_out(loop: Loop, story: Story, move: Callable[..., RolloutResult], outcome: str) -> Ending:
+    result = move(live_workers=loop.live_workers, timeout_s=loop.rollout_timeout_s, sleep=loop.sleep, clock=loop.clock)
+    story["rollout"] = asdict(result)
+    if result.flipped:
+        return Ending("done", outcome, result.version)
+    if result.failed:
+        story["error"] = result.reason
+        return Ending("failed", "not_loaded", result.version)
+    return Ending("done", NO_ACTION, result.version)
+
+
+def _carry_out(loop: Loop, run: Run, story: Story, work: Callable[[], Ending]) -> Run:
+    """The finished run: as `work` ended it, or failed with the reason, the champion untouched."""
+    try:
+        ending = work()
+    except LeaseLost:
+        raise  # the next holder fails this run; nothing can be written here
+    except JobStopped as error:
+        story["error"], ending = str(error), Ending("failed", "stopped")
+    except JobCrashed as error:
+        story["error"], story["stderr"], ending = str(error), error.tail, Ending("failed", "crashed")
+    except (UnknownVersion, NoPrevious, DataError, SchemaError, ArtefactError) as error:
+        story["error"], ending = str(error), Ending("failed", "refused")
+    except Exception as error:  # of a library, or a fault of ours: the row must say it, the log has the trace
+        logger.exception("run %d (%s) failed", run.id, run.kind)
+        story["error"], ending = f"{type(error).__name__}: {error}", Ending("failed", "crashed")
+        with suppress(sa.exc.SQLAlchemyError):  # a connection that broke during the flip leaves open whether it flipped
+            story["champion"] = loop.registry.live().champion
+    return _finish(loop, run, ending, story)
+
+
+def _finish(loop: Loop, run: Run, ending: Ending, story: Story) -> Run:
+    ended = loop.runs.finish(
+        run.id,
+        state=ending.state,
+        outcome=ending.outcome,
+        version=ending.version,
+        record=story,
+        now=loop.clock(),
+        token=loop.token,
+    )
+    _tell(loop, "run_finished", run=ended)
+    return ended
+
+
+def _say_no(loop: Loop, asked: Run | None, decision: Decision, champion: int, story: Story) -> Run:
+    if asked is not None:
+        return _finish(loop, asked, Ending("done", NO_ACTION, champion), {**story, "error": decision.why})
+    run_id = loop.runs.note(
+        "check",
+        trigger=decision.trigger or "schedule",
+        who=loop.who,
+        why=decision.why,
+        version=champion,
+        record=story,
+        now=loop.clock(),
+        token=loop.token,
+    )
+    run = loop.runs.get(run_id)
+    _tell(loop, "run_finished", run=run)
+    return run
+
+
+def _start(loop: Loop, kind: str, trigger: str, why: str) -> Run:
+    return loop.runs.get(
+        loop.runs.start(kind, trigger=trigger, who=loop.who, why=why, now=loop.clock(), token=loop.token)
+    )
+
+
+def _tell(loop: Loop, event: str, **fields: Any) -> None:
+    try:
+        loop.on_event(event, fields)
+    except Exception:  # side work never breaks main work
+        logger.exception("the listener failed on the event %r", event)
+
+
+# -- a job in a process of its own ---------------------------------------------------------------------------------
+
+TAIL_CHARACTERS: Final = 4000
+
+
+class JobCrashed(RuntimeError):
+    """Raised when a job ended without a result: killed, out of time, or broken. `tail` is the end of its stderr."""
+
+    def __init__(self, reason: str, tail: str) -> None:
+        self.reason, self.tail = reason, tail
+        last = tail.strip().splitlines()[-1:] or ["it wrote nothing to stderr"]
+        super().__init__(f"the job {reason}; the champion stays. Its last words: {last[0][:300]}")
+
+
+class JobStopped(RuntimeError):
+    """Raised when a job was ended because this process stops."""
+
+    def __init__(self) -> None:
+        super().__init__("the training was ended because the server stops; it is decided again after the next start")
+
+
+def subprocess_job(spec: JobSpec, *, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> JobResult:
+    """The result of `python -m training.job` in a process group of its own, with the install root as directory.
+
+    The whole group is killed after `timeout_s` seconds (`JobCrashed`), when `stopped()` turns true (`JobStopped`), and
+    when this call is left in any other way. Raises `JobCrashed` also when the process leaves no result. The file of
+    the specification and the process's stderr are kept beside `spec.out`.
+    """
+    out = Path(spec.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    given, said = out.with_name("spec.json"), out.with_name("stderr.txt")
+    given.write_bytes(msgspec.json.encode(spec))
+    with said.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "training.job", str(given)],
+            cwd=Path(__file__).resolve().parents[1],
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    try:
+        reason = _wait(process, time.monotonic() + timeout_s, timeout_s, stopped)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    result = None if reason else read_result(out)
+    if result is None:
+        raise JobCrashed(reason or _ended(process.returncode), _tail(said))
+    return result
+
+
+def _wait(process: subprocess.Popen[bytes], ends: float, timeout_s: float, stopped: Callable[[], bool]) -> str:
+    """Why the job must be killed; "" when it ended by itself."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+            return ""
+        if stopped():
+            raise JobStopped
+        if time.monotonic() >= ends:
+            return f"was killed: it took longer than {timeout_s:g} s"
+
+
+def _ended(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed by SIGKILL, perhaps by the kernel for want of memory"
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code} and without a result"
+
+
+def _tail(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text(errors="replace")[-TAIL_CHARACTERS:]
+    return ""
