@@ -39,7 +39,7 @@ from training.export import load_pipeline
 
 SEED: Final = 1
 ROWS: Final = 1000
-WARM_UP_S: Final = 0.7
+WARM_UP_S: Final = 0.5
 START_S: Final = 120.0
 TOLERANCE: Final = 1e-5
 """Largest difference of a probability from the pipeline's own."""
@@ -183,6 +183,7 @@ def start_peer(peer: Peer, model: str, cache: Path, core: int | None) -> Running
     folder = Path(tempfile.mkdtemp(prefix=f"{peer.name}-"))
     port = free_port()
     environ = {
+        "HOME": str(folder),  # some leave files there (Ray its token)
         "BENCHMARK_MODEL": model,
         "BENCHMARK_FOLDER": str(folder),
         "BENCHMARK_SPARE_PORT": str(free_port()),
@@ -413,7 +414,7 @@ def run(
     *,
     cache: Path,
     only: Sequence[str] = (),
-    seconds: float = 3.0,
+    seconds: float = 2.5,
     repeats: int = 3,
     seed: int = SEED,
     json_to: Path | None = None,
@@ -507,7 +508,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "evergreen-peers", metavar="FOLDER")
     parser.add_argument("--only", default="", help=f"of {', '.join([EVERGREEN, *(peer.name for peer in PEERS)])}")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement")
+    parser.add_argument("--seconds", type=float, default=2.5, help="of one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -61,6 +61,24 @@ class DrainFailed(RuntimeError):
         super().__init__(f"the store cannot take the record now ({error}); the spool keeps it until the next drain")
 
 
+def check_free(directory: Path) -> None:
+    """Raise `SpoolBusy` when a process drains this spool directory just now."""
+    directory.mkdir(parents=True, exist_ok=True)
+    os.close(_take_lock(directory))
+
+
+def _take_lock(directory: Path) -> int:
+    """The locked descriptor of the directory's one drainer. Raises `SpoolBusy`."""
+    lock = os.open(directory / "drain.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
+        os.close(lock)
+        raise SpoolBusy(directory, holder) from None
+    return lock
+
+
 class DrainResult(msgspec.Struct, frozen=True):
     """What one drain did. Rows already stored by an earlier drain are not counted again."""
 
@@ -125,13 +143,7 @@ class Drainer:
         self._counts: dict[str, int] = {}
         self._refusal = ""
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(directory / "drain.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._lock, 200, 0).decode("utf-8", "replace").strip()
-            os.close(self._lock)
-            raise SpoolBusy(directory, holder) from None
+        self._lock = _take_lock(directory)
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 

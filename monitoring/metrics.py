@@ -71,7 +71,9 @@ class Metrics:
         )
         self.feature_anomalies = counter("feature_anomalies", "Unusual feature values in checks", "feature", "kind")
         self.log_spool_bytes = gauge("log_spool_bytes", "Bytes of recorded rows that are not yet in the store")
-        self.log_drain_lag_seconds = gauge("log_drain_lag_seconds", "Age of the oldest row that is not yet in the store")
+        self.log_drain_lag_seconds = gauge(
+            "log_drain_lag_seconds", "Age of the oldest row that is not yet in the store"
+        )
         self.drift_score = gauge("drift_score", "Distance from the champion's reference at the last check", "feature")
         self.drift_share = gauge("drift_share", "Share of features that drifted at the last check")
         self.drift_detected = gauge("drift_detected", "1 when the last check found drift")

@@ -75,4 +75,4 @@ class PredictionService:
         process.worker().close()
 
 
-PredictionService.add_asgi_middleware(FastLane, worker=process.worker)
+PredictionService.add_asgi_middleware(FastLane, worker=process.worker)  # type: ignore[attr-defined]

@@ -254,9 +254,7 @@ def _auc(answers: list[Answered]) -> Phase:
     return float(roc_auc_score(truth, scores)), len(truth)
 
 
-def _summary(
-    client: Client, traffic: TrafficSummary, answers: list[Answered], story: Story, console: Console
-) -> bool:
+def _summary(client: Client, traffic: TrafficSummary, answers: list[Answered], story: Story, console: Console) -> bool:
     status = client.status()
     workers = status["workers"]
     before, during, after = _phases(answers, story)

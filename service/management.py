@@ -11,6 +11,7 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -81,9 +82,7 @@ def application(worker: Worker) -> FastAPI:
 
     def queue(kind: str, why: str, request: Request, payload: dict[str, Any] | None = None) -> Accepted:
         who = request.headers.get("x-evergreen-who", "api")[:100]
-        return Accepted(
-            run=runs.queue(kind, trigger="manual", who=who, why=why, now=time.time(), payload=payload)
-        )
+        return Accepted(run=runs.queue(kind, trigger="manual", who=who, why=why, now=time.time(), payload=payload))
 
     @app.get("/manage/models")
     def models() -> dict[str, Any]:
@@ -119,7 +118,7 @@ def application(worker: Worker) -> FastAPI:
             path.unlink()
             problem = f"more than {LARGEST_PUSH_BYTES} bytes" if size else "empty"
             raise HTTPException(413 if size else 400, f"the body is {problem}: send one skops file")
-        return queue("push", why, request, {"path": str(path), "bytes": size})
+        return queue("push", why, request, {"path": str(path), "bytes": size, "temporary": True})
 
     @app.post("/manage/models/{version}/promote", status_code=202)
     def promote(version: int, request: Request, body: Why | None = None) -> Accepted:
@@ -131,7 +130,9 @@ def application(worker: Worker) -> FastAPI:
     def rollback(request: Request, body: Why | None = None) -> Accepted:
         """Put the previous champion in service again."""
         if registry.live().previous is None:
-            raise HTTPException(409, "there is no previous champion to go back to; `evergreen promote VERSION` names one")
+            raise HTTPException(
+                409, "there is no previous champion to go back to; `evergreen promote VERSION` names one"
+            )
         return queue("rollback", body.why if body else "", request)
 
     @app.post("/manage/retrain", status_code=202)
@@ -157,7 +158,14 @@ def application(worker: Worker) -> FastAPI:
         found = runs.checks(limit=limit)
         return {
             "checks": [
-                {"id": c.id, "at": c.at, "version": c.version, "drift": c.drift, "quality": c.quality, "decision": c.decision}
+                {
+                    "id": c.id,
+                    "at": c.at,
+                    "version": c.version,
+                    "drift": c.drift,
+                    "quality": c.quality,
+                    "decision": c.decision,
+                }
                 for c in found
             ]
         }
@@ -173,7 +181,8 @@ def application(worker: Worker) -> FastAPI:
     @app.get("/manage/labels/{prediction_id}")
     def label(prediction_id: str) -> dict[str, Any]:
         """What is known of a prediction id: predicted when and by which version, labelled how."""
-        return dict(label_status(engine, prediction_id))
+        found: dict[str, Any] = msgspec.to_builtins(label_status(engine, prediction_id))
+        return found
 
     @app.get("/manage/status")
     def status() -> dict[str, Any]:

@@ -41,7 +41,7 @@ class IncompatibleSchema(ValueError):
 class ServedModel:
     """One version in memory, ready to answer.
 
-    `run` takes a batch of n rows and returns float32 probabilities (n × classes), float values (n,) for regression, or
+    `run` takes a batch of n rows and returns float32 probabilities (n by classes), float values (n,) for regression, or
     predicted class indices (n,) for a classifier that has no probabilities.
     """
 
@@ -78,6 +78,7 @@ def load(name: str, wanted: LiveVersion, max_records: int, trusted: tuple[str, .
     manifest = verify(folder)
     schema = FeatureSchema.from_json((folder / "schema.json").read_bytes())
     engine: Engine
+    run: Callable[[Batch], np.ndarray]
     if manifest.get("twin"):
         from training.twin import Twin
 

@@ -15,7 +15,7 @@ from monitoring.alerts import send
 from monitoring.metrics import Metrics
 from service.loop import assemble
 from service.settings import Settings
-from training.cycle import Loop, bootstrap, run_cycle, take_over, work_off
+from training.cycle import MOVES, Loop, bootstrap, run_cycle, take_over, work_off
 from training.lease import Lease, LeaseLost
 from training.registry import NoChampion
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("evergreen.scheduler")
 
 COMMANDS_EVERY_S: Final = 0.5
+WORK: Final = ("bootstrap", "retrain", "push")
 PRUNE_EVERY_S: Final = 3600.0
 KEEP_CHECKS_S: Final = 30 * 86_400.0
 RETRY_BOOTSTRAP_S: Final = 60.0
@@ -51,6 +52,8 @@ class Scheduler:
         self._jobs: BackgroundScheduler | None = None
         self._loop: Loop | None = None
         self._turn = threading.Lock()  # one step of the loop at a time
+        self._move = threading.Lock()  # promotions and rollbacks by hand do not wait for a training
+        self._broken = False
         self._bootstrap_after = 0.0
 
     def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
@@ -61,7 +64,9 @@ class Scheduler:
             held = self.lease.acquire()
             if held != leading:
                 leading = held
-                logger.info("scheduled work runs here" if held else "scheduled work stops here: %s", *self._reason(held))
+                logger.info(
+                    "scheduled work runs here" if held else "scheduled work stops here: %s", *self._reason(held)
+                )
                 (self._begin if held else self._end)()
                 self.metrics.scheduler_leader.set(int(held))
                 say_leader(held)
@@ -99,6 +104,7 @@ class Scheduler:
         )
         for name, work, seconds in (
             ("commands", self._commands, COMMANDS_EVERY_S),
+            ("moves", self._moves, COMMANDS_EVERY_S),
             ("check", self._check, self.settings.schedule.check_interval_s),
             ("prune", self._prune, PRUNE_EVERY_S),
         ):
@@ -124,9 +130,11 @@ class Scheduler:
         except LeaseLost as error:
             logger.warning("%s: %s", name, error)
         except sa.exc.SQLAlchemyError as error:
+            self._broken = True
             self.metrics.job_failures.labels(name).inc()
             logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
         except Exception:
+            self._broken = True
             self.metrics.job_failures.labels(name).inc()
             logger.exception("the job %r failed", name)
         else:
@@ -136,12 +144,27 @@ class Scheduler:
         if not self._turn.acquire(blocking=False):
             return  # a step is under way; what is queued waits for it
         try:
-            while not self._stopping.is_set() and work_off(loop) is not None:
+            self._mend(loop)
+            while not self._stopping.is_set() and work_off(loop, WORK) is not None:
                 pass
             if loop.registry.live().champion is None and time.monotonic() >= self._bootstrap_after:
                 self._bootstrap(loop)
         finally:
             self._turn.release()
+
+    def _moves(self, loop: Loop) -> None:
+        with self._move:
+            while not self._stopping.is_set() and work_off(loop, MOVES) is not None:
+                pass
+
+    def _mend(self, loop: Loop) -> None:
+        """After a step broke off, its run must not look as if it were still under way."""
+        if self._broken and self._move.acquire(blocking=False):
+            try:
+                take_over(loop)
+                self._broken = False
+            finally:
+                self._move.release()
 
     def _bootstrap(self, loop: Loop) -> None:
         self.bootstrap_state = f"the first version is being trained from {self.settings.data.source}"

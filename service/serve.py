@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from monitoring.drain import check_free
 from service.settings import (
     ROLE_VARIABLE,
     RUN_DIR_VARIABLE,
@@ -93,10 +94,12 @@ def run(
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code: 0 after an orderly stop, 1 when the server ended by itself.
 
-    Raises `ServeError` when it cannot start.
+    Raises `ServeError` when it cannot start, `monitoring.drain.SpoolBusy` when a server runs on this `var` already.
     """
     check_packages(Path.cwd())
     _check_port(settings.serve.host, settings.serve.port)
+    if role == "serve":
+        check_free(settings.spool_dir)
     settings.models_dir.mkdir(parents=True, exist_ok=True)
     run_dir = settings.var / "run" / secrets.token_hex(6)
     (run_dir / "workers").mkdir(parents=True)
@@ -111,9 +114,16 @@ def run(
         *("--timeout-graceful-shutdown", str(max(1, round(settings.serve.stop_timeout_s)))),
     ]
     stop_asked: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: stop_asked.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    previous = {
+        s: signal.signal(s, lambda number, _: stop_asked.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
+    }
     child = subprocess.Popen(
-        command, cwd=INSTALL_ROOT, env=env, start_new_session=True, preexec_fn=_die_with_parent, stdin=subprocess.DEVNULL
+        command,
+        cwd=INSTALL_ROOT,
+        env=env,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+        stdin=subprocess.DEVNULL,
     )
     say(f"evergreen serves http://{settings.serve.host}:{settings.serve.port} (stop with Ctrl-C)")
     try:

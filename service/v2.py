@@ -158,15 +158,15 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
     ]
     if "probabilities" in answer:
         flat = [p for row in answer["probabilities"] for p in row]
-        outputs.append(
-            {"name": "probabilities", "datatype": "FP64", "shape": [n, len(model.classes)], "data": flat}
-        )
+        outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [n, len(model.classes)], "data": flat})
     outputs.append({"name": "ids", "datatype": "BYTES", "shape": [n], "data": answer["ids"]})
     if request.outputs:
         known = {output["name"]: output for output in outputs}
         for wanted in request.outputs:
             if wanted.name not in known:
-                raise InvalidRequest(400, f"output {wanted.name[:60]!r}: unknown; there are {', '.join(known)}", "output")
+                raise InvalidRequest(
+                    400, f"output {wanted.name[:60]!r}: unknown; there are {', '.join(known)}", "output"
+                )
         outputs = [known[wanted.name] for wanted in request.outputs]
     found = {"model_name": model.name, "model_version": str(model.version), "outputs": outputs}
     return {**found, "id": request.id} if request.id else found
@@ -201,7 +201,9 @@ def _columns(request: InferRequest, binary: memoryview, model: ServedModel) -> d
             raise _bad(tensor, "sent twice")
         kind = kinds.get(tensor.name)
         if kind is not None and tensor.datatype not in TAKEN[kind]:
-            raise _bad(tensor, f"datatype {tensor.datatype!r}; this {kind} column takes {', '.join(sorted(TAKEN[kind]))}")
+            raise _bad(
+                tensor, f"datatype {tensor.datatype!r}; this {kind} column takes {', '.join(sorted(TAKEN[kind]))}"
+            )
         if size is not None:
             if not isinstance(size, int) or size < 0 or at + size > len(binary):
                 raise _bad(tensor, f"binary_data_size {size!r}; {len(binary) - at} bytes are left in the body")
@@ -240,7 +242,9 @@ def _binary(tensor: Tensor, data: memoryview) -> list[Any]:
         return values
     code = BINARY.get(tensor.datatype)
     if code is None:
-        raise _bad(tensor, f"datatype {tensor.datatype!r} has no binary form here; there are {', '.join(BINARY)}, BYTES")
+        raise _bad(
+            tensor, f"datatype {tensor.datatype!r} has no binary form here; there are {', '.join(BINARY)}, BYTES"
+        )
     width = struct.calcsize(code)
     if len(data) % width:
         raise _bad(tensor, f"{len(data)} bytes are no whole number of {tensor.datatype}")

@@ -1,4 +1,4 @@
-"""A real Evergreen server in a process of its own, for tests: on loopback, on a free port, stopped by its process id."""
+"""A real Evergreen server in a process of its own: on loopback, on a free port, stopped by its process id."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Server:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "BENTOML_"))}
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "BENTOML_"))
+        }
         self.env |= {"EVERGREEN_HOME": str(home), "EVERGREEN_SERVE__PORT": str(self.port), "OMP_NUM_THREADS": "1"}
         self.env |= {f"EVERGREEN_{name}": value for name, value in settings.items()}
         self.env |= environ or {}

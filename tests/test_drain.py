@@ -346,7 +346,7 @@ def test_every_acknowledged_row_of_killed_workers_is_stored_exactly_once_by_kill
         killed = 0
         for line in workers.stdout:
             if line.startswith("pid"):
-                worker, here = int(line.split()[1]), 0
+                worker, left = int(line.split()[1]), 150 + 61 * killed
                 drainers.stdin.write("another\n")
                 drainers.stdin.flush()
                 report = drainers.stdout.readline()
@@ -355,8 +355,8 @@ def test_every_acknowledged_row_of_killed_workers_is_stored_exactly_once_by_kill
                 drainer = int(report.split()[1])
                 continue
             acknowledged.append(line.strip())
-            here += 1
-            if here == 150 + 61 * killed:
+            left -= 1
+            if left == 0:
                 os.kill(worker, signal.SIGKILL)
                 for _ in range(killed):  # killed at another place each time: somewhere behind its nth report
                     drainers.stdout.readline()

@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
-from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.drain import Drainer
+from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.store import open_store, predictions
 from service.fastlane import FastLane, new_ids
 from service.live import Live, LiveVersion, write_live
@@ -102,8 +102,16 @@ def test_ids_given_by_the_caller_are_kept_and_the_request_id_is_echoed(app: Fast
 
 
 BAD = {
-    "wrong type": ({"records": [example_record()] * 3 + [example_record(age="old")]}, 400, 'records[3].age: expected a number, got "old"'),
-    "boolean for a number": ({"records": [example_record(age=True)]}, 400, "records[0].age: expected a number, got true"),
+    "wrong type": (
+        {"records": [example_record()] * 3 + [example_record(age="old")]},
+        400,
+        'records[3].age: expected a number, got "old"',
+    ),
+    "boolean for a number": (
+        {"records": [example_record(age=True)]},
+        400,
+        "records[0].age: expected a number, got true",
+    ),
     "unknown feature": ({"records": [example_record(agee=1)]}, 400, "records[0].agee: unknown feature"),
     "absent feature": ({"records": [{"age": 1}]}, 400, "missing; send null"),
     "empty": ({"records": []}, 400, "records: empty"),
@@ -113,7 +121,7 @@ BAD = {
     "infinity": (json.dumps({"records": [example_record(age=float("inf"))]}).encode(), 400, "Infinity"),
     "beyond float32": ({"records": [example_record(income=1e300)]}, 422, "records[0].income"),
     "too many bytes": (b" " * 3_000_000, 413, "max_request_bytes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -189,5 +189,7 @@ def test_a_metric_that_does_not_fit_the_task_is_refused() -> None:
 
 def test_the_latency_is_the_median_of_the_calls() -> None:
     ticks = iter(float(t) for t in (*[0, 1] * 3, *[0, 9] * 2, *[0, 2] * 5))
-    measured = answers([], lambda: None, lambda: None, twin=True, parity="", clock=lambda: next(ticks), repeats=5)
+    measured = answers(
+        np.zeros(0), lambda: None, lambda: None, twin=True, parity="", clock=lambda: next(ticks), repeats=5
+    )
     assert (measured.one_row_ms, measured.batch_ms) == (1000.0, 2000.0)

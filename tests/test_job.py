@@ -24,7 +24,7 @@ from training.artefact import verify
 from training.data import Snapshot, snapshot
 from training.export import load_pipeline, predict
 from training.gates import GatePolicy
-from training.job import JobResult, JobSpec, TrainPolicy, read_result, refit, run, split
+from training.job import THREAD_VARIABLES, JobResult, JobSpec, TrainPolicy, main, read_result, refit, run, split
 
 QUICK = {"max_iter": 15}
 SMALL = {"min_holdout_rows": 100}
@@ -231,27 +231,33 @@ def test_a_pushed_file_that_is_no_skops_file_is_refused(tmp_path: Path) -> None:
 # -- the process ----------------------------------------------------------------------------------------------------
 
 
-def test_the_process_writes_a_result_and_says_by_its_exit_code_whether_there_is_a_verdict(tmp_path: Path) -> None:
+def test_the_process_trains_within_its_bounds_and_writes_a_result(tmp_path: Path) -> None:
     schema, frame = history(400, 0)
     spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v1", memory_mb=4096)
-    (tmp_path / "good.json").write_bytes(msgspec.json.encode(spec))
-    lacking = msgspec.structs.replace(spec, snapshot=str(tmp_path / "none.parquet"), out=str(tmp_path / "v2"))
-    (tmp_path / "bad.json").write_bytes(msgspec.json.encode(lacking))
-
-    def start(name: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "training.job", str(tmp_path / name)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert start("good.json").returncode == 0
+    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(spec))
+    command = [sys.executable, "-m", "training.job", str(tmp_path / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     result = read_result(tmp_path / "v1")
     assert result is not None
     assert result.passed
     assert verify(tmp_path / "v1")["seed"] == 0
-    assert start("bad.json").returncode == 1
+
+
+def test_the_exit_code_says_whether_there_is_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in THREAD_VARIABLES:
+        monkeypatch.setenv(variable, "1")  # main() sets them for good: give them back
+    schema, frame = history(300, 0)
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v1")
+    (tmp_path / "good.json").write_bytes(msgspec.json.encode(spec))
+    lacking = msgspec.structs.replace(spec, snapshot=str(tmp_path / "none.parquet"), out=str(tmp_path / "v2"))
+    (tmp_path / "bad.json").write_bytes(msgspec.json.encode(lacking))
+    assert main([str(tmp_path / "good.json")]) == 0
+    assert main([str(tmp_path / "bad.json")]) == 1
+    assert main([str(tmp_path / "absent.json")]) == 2
     failed = read_result(tmp_path / "v2")
     assert failed is not None
     assert "does not exist" in str(failed.error)
-    assert start("absent.json").returncode == 2
     assert read_result(tmp_path / "v3") is None
 
 

@@ -156,8 +156,8 @@ engine = connect(sys.argv[1])
 chance = random.Random(int(sys.argv[2]))
 lease, runs = Lease(engine, CONTROLLER, sys.argv[2], 0.02), Runs(engine)
 token, refused, written = None, 0, 0
-ends = time.monotonic() + 20
-while (refused < 3 or written < 10) and time.monotonic() < ends:
+ends = time.monotonic() + 30
+while (refused < 3 or written < 10 or (token or 0) < 6) and time.monotonic() < ends:
     token = lease.token if lease.acquire() else token  # a stale token is kept, as a stopped process would
     time.sleep(chance.choice([0, 0.005, 0.03]))
     if token is not None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 TRAININGS: Final = ("bootstrap", "retrain")
 """Kinds of runs that fit a model; the cool-down counts from them."""
+
+MOVES: Final = ("promote", "rollback")
+"""Kinds of runs that only move aliases: seconds, and nobody wants to wait for a training to end before them."""
 
 Story = dict[str, Any]
 """The record of a run, filled as it goes, so that a crash keeps what was known."""
@@ -183,9 +186,12 @@ def run_rollback(loop: Loop, run: Run) -> Run:
     return _carry_out(loop, run, story, move)
 
 
-def work_off(loop: Loop) -> Run | None:
-    """The oldest queued run, carried out; None when nothing is queued."""
-    run = loop.runs.claim(loop.token, loop.clock())
+def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
+    """The oldest queued run (of these kinds, when given), carried out; None when none is queued.
+
+    `MOVES` may be worked off beside a training: each moves aliases in one statement.
+    """
+    run = loop.runs.claim(loop.token, loop.clock(), kinds)
     if run is None:
         return None
     if run.kind == "retrain":

@@ -66,7 +66,7 @@ MAX_MODEL_RATIO: Final = 200
 
 _TREE_PREDICTOR: Final = "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"
 DEFAULT_TRUSTED: Final = (_TREE_PREDICTOR, "numpy.dtype")
-"""What skops does not trust by itself, and our own pipelines or a SimpleImputer (a dtype, plain data) need. skops' reason
+"""What skops does not trust by itself, and our own pipelines or a SimpleImputer (a dtype: plain data) need. Its reason
 for the trees is that node indices are not checked before use: `load_skops` checks them, also those of
 `sklearn.tree._tree.Tree` when that is put on the list."""
 

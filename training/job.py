@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESULT: Final = "result.json"
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class JobError(RuntimeError):
@@ -141,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def confine(spec: JobSpec) -> None:
     """Lower this process's priority and bound its memory and threads, for good. Before scikit-learn is imported."""
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+    for variable in THREAD_VARIABLES:
         os.environ[variable] = str(spec.threads)
     with contextlib.suppress(OSError):
         os.nice(spec.nice)

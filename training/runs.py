@@ -16,7 +16,7 @@ from monitoring.store import checks, runs
 from training.lease import CONTROLLER, fence, write_fenced
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 State = Literal["queued", "running", "done", "failed"]
 
@@ -91,11 +91,14 @@ class Runs:
         with self._engine.begin() as connection:
             return int(connection.execute(row.returning(runs.c.id)).scalar_one())
 
-    def claim(self, token: int, now: float) -> Run | None:
-        """The oldest queued run, now running; None when nothing waits. Raises `LeaseLost`."""
+    def claim(self, token: int, now: float, kinds: Collection[str] | None = None) -> Run | None:
+        """The oldest queued run (of these kinds, when given), now running; None when none waits. Raises `LeaseLost`."""
+        oldest = sa.select(sa.func.min(runs.c.id)).where(runs.c.state == "queued")
+        if kinds is not None:
+            oldest = oldest.where(runs.c.kind.in_(kinds))
         # Read first: asking every second must not make every second a write transaction.
         with self._engine.connect() as connection:
-            waiting = connection.scalar(sa.select(sa.func.min(runs.c.id)).where(runs.c.state == "queued"))
+            waiting = connection.scalar(oldest)
         if waiting is None:
             return None
         take = (

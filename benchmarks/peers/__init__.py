@@ -156,7 +156,7 @@ PEERS: Final = (
         "BentoML, `batchable=True`",
         "bentoml_batch.py",
         (*_same("bentoml"), "uvloop", "httptools", *MODEL),
-        _frame_body,
+        _numbers_body,
         _rows,
         command=_bentoml("bentoml_batch"),
     ),

@@ -29,4 +29,4 @@ settings = {
         }
     )
 )
-os.execv(sys.executable, [sys.executable, "-m", "mlserver", "start", str(folder)])
+os.execv(sys.executable, [sys.executable, str(Path(sys.executable).parent / "mlserver"), "start", str(folder)])
