@@ -4,11 +4,11 @@ RUN pip install --no-cache-dir uv
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md ./
 COPY deploy/requirements.lock deploy/requirements.lock
-RUN uv venv /opt/evergreen && uv pip sync --python /opt/evergreen/bin/python --require-hashes deploy/requirements.lock
+RUN uv venv /opt/evergreen && uv pip sync --compile-bytecode --python /opt/evergreen/bin/python --require-hashes deploy/requirements.lock
 COPY service service
 COPY training training
 COPY monitoring monitoring
-RUN uv pip install --python /opt/evergreen/bin/python --no-deps .
+RUN uv pip install --compile-bytecode --python /opt/evergreen/bin/python --no-deps .
 
 FROM python:3.11-slim
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \

@@ -38,7 +38,7 @@ $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "evergreen needs Python 3.11 or newer; none was found on PATH"; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then \
 		{ test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv; } && \
-		uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock && \
+		uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock && \
 		uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e . ; \
 	else \
 		{ test -x $(BIN)/pip || $(PYTHON) -m venv .venv; } && \

@@ -20,13 +20,21 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, ParamSpec, Self, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 OnAnswer = Callable[[int, int, bytes, float, float], bool]
 """(which request, status, body, when it was sent, when it was answered; perf_counter seconds) -> was it right?"""
+
+
+class Enough(Exception):
+    """Raised by an `OnAnswer` when no more requests shall be sent; the answer it was given counts as right."""
+
 
 RECEIVE_BYTES: Final = 1 << 18
 GRACE_S: Final = 5.0
@@ -164,6 +172,7 @@ class _Run:
         self.latencies: list[float] = []
         self.failures: Counter[str] = Counter()
         self.begun = 0
+        self.enough = False
         self.poll = select.epoll()
         self.connections: dict[int, _Connection] = {}
         for _ in range(connections):
@@ -220,15 +229,22 @@ class _Run:
         buffer = connection.buffer
         if buffer[9:12] != b"200":
             self.failures[buffer[9:12].decode()] += 1
-        elif self.on_answer is not None and not self.on_answer(
-            connection.request, *connection.answer(), connection.sent, now
-        ):
-            self.failures[WRONG] += 1
-        else:
+        elif self._right(connection, now):
             self.latencies.append(now - connection.sent)
+        else:
+            self.failures[WRONG] += 1
         connection.request = -1
         if connection.unsent:  # answered before the whole request was read: of no use any more
             self.lost(connection)
+
+    def _right(self, connection: _Connection, now: float) -> bool:
+        if self.on_answer is None:
+            return True
+        try:
+            return self.on_answer(connection.request, *connection.answer(), connection.sent, now)
+        except Enough:
+            self.enough = True
+            return True
 
     def finish(self) -> None:
         """Wait for the requests under way; what is not answered within the grace is a failure."""
@@ -251,10 +267,9 @@ def closed_loop(
     connections: int,
     seconds: float,
     *,
-    requests: int | None = None,
     on_answer: OnAnswer | None = None,
 ) -> Measured:
-    """`connections` clients, each with one request under way, for `seconds` or until `requests` were sent.
+    """`connections` clients, each with one request under way, for `seconds` or until `on_answer` has `Enough`.
 
     Answers that come after the end count in the latencies and stretch the time they are divided by: a server that
     takes longer than the measurement is not flattered.
@@ -264,14 +279,13 @@ def closed_loop(
     cpu = time.process_time()
     began = time.perf_counter()
     end = began + seconds
-    limit = math.inf if requests is None else requests
     for connection in list(run.connections.values()):
         run.begin(connection, time.perf_counter())
     now = time.perf_counter()
-    while now < end and run.begun < limit:
+    while now < end and not run.enough:
         for connection in run.wait(end - now):
             now = time.perf_counter()
-            if now < end and run.begun < limit:
+            if now < end and not run.enough:
                 run.begin(connection, now)
         now = time.perf_counter()
     run.finish()
@@ -331,9 +345,13 @@ class Generator:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, load: Callable[..., Measured], *args: Any, **kwargs: Any) -> Measured:
-        """The result of `closed_loop` or `open_loop` with these arguments."""
-        return self._pool.submit(load, *args, **kwargs).result()
+    def run(self, load: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `load` (`closed_loop`, `open_loop`, …) returns for these arguments."""
+        return self.begin(load, *args, **kwargs).result()
+
+    def begin(self, load: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """The same, without waiting for it."""
+        return self._pool.submit(load, *args, **kwargs)
 
 
 def _pin(core: int | None) -> None:

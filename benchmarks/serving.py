@@ -49,8 +49,8 @@ FLOOR: Final = "floor"
 TITLE: Final = "**Evergreen** (recording, metrics, strict validation)"
 CONFIGURATION: Final = (
     "`evergreen serve` with one worker (SERVE__WORKERS=1) and its controller, which stores the recorded rows "
-    "meanwhile; one trial of the study (TRAINING__TRIALS=1) gives the default 100 trees; scheduled checks are an hour apart "
-    "(SCHEDULE__CHECK_INTERVAL_S), all else is the default."
+    "meanwhile; one trial of the study (TRAINING__TRIALS=1) gives the default 100 trees; scheduled checks are an hour "
+    "apart (SCHEDULE__CHECK_INTERVAL_S), all else is the default."
 )
 
 DOES_NOT_SHOW: Final = (
@@ -480,9 +480,9 @@ def run(
         "seed": seed,
         "how": (
             f"One worker each; {pinning}. {type(estimator).__name__} of {estimator.n_iter_} trees on "
-            f"{len(schema.names)} features; {ROWS:,} distinct rows, seed {seed}; {repeats} repeats of {seconds:g} s after "
-            f"{WARM_UP_S:g} s of warm-up, servers taking turns; median (lowest to highest) of the repeats; CPU of the "
-            "whole server tree; every server gave the pipeline's own answers "
+            f"{len(schema.names)} features; {ROWS:,} distinct rows, seed {seed}; {repeats} repeats of {seconds:g} s "
+            f"after {WARM_UP_S:g} s of warm-up, servers taking turns; median (lowest to highest) of the repeats; CPU "
+            "of the whole server tree; every server gave the pipeline's own answers "
             f"(within {TOLERANCE:g}) before it was measured."
         ),
         "seconds": seconds,

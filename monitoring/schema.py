@@ -59,7 +59,18 @@ MAX_CLASSES_FROM_INTEGERS: Final = 20
 """An integer target with at most this many distinct values is taken as classes, one with more as a quantity."""
 
 RESERVED_COLUMNS: Final = frozenset(
-    {"_id", "_at", "_version", "_prediction", "_score", "_probabilities", "_label", "_observed_at"}
+    {
+        "_id",
+        "_at",
+        "_version",
+        "_prediction",
+        "_score",
+        "_probabilities",
+        "_label",
+        "_observed_at",
+        "_holdout",
+        "_origin",
+    }
 )
 """Columns that the recorded window and the reference add beside the features."""
 

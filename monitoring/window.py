@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -88,7 +89,7 @@ def read_window(
     greatest row key read, for `after_key`.
     """
     conditions = _conditions(since, until, version, after_key)
-    with _snapshot(engine) as connection:
+    with _snapshot(engine) as connection, _collector_paused():
         return _read(connection, schema, conditions, rows, labelled, newest=True)[0]
 
 
@@ -111,7 +112,7 @@ def iter_window(
     behind: list[sa.ColumnElement[bool]] = []
     order = (predictions.c.at, *_KEY)
     while True:
-        with _snapshot(engine) as connection:
+        with _snapshot(engine) as connection, _collector_paused():
             frame, last = _read(connection, schema, conditions + behind, chunk_rows, labelled, newest=False)
         if last is None:
             return
@@ -224,6 +225,18 @@ def _snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection meanwhile: it would walk the rows over and over, for a quarter of the whole time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _literals(values: Sequence[Any]) -> list[sa.ColumnElement[Any]]:
     return [sa.literal(value, sa.Double if isinstance(value, float) else sa.BigInteger) for value in values]
 
@@ -285,18 +298,25 @@ def _read(
     if newest:
         found.reverse()
     narrow = window.with_only_columns(predictions.c.id, predictions.c.at, *_KEY).subquery()
-    given = connection.execute(
-        sa.select(labels.c.id, labels.c.label, labels.c.observed_at)
-        .where(labels.c.id.in_(sa.select(narrow.c.id)))
-        .order_by(*_LABEL_ORDER)
-    ).all()
-    label_of: dict[str, tuple[str, float]] = {id_: (label, observed_at) for id_, label, observed_at in given}
+    given = sa.select(labels.c.id, *_LABEL_ORDER, labels.c.label).join(narrow, narrow.c.id == labels.c.id)
+    label_of: dict[str, tuple[Any, ...]] = {}
+    for row in connection.execute(given).all():
+        other = label_of.get(row[0])
+        if other is None or row > other:
+            label_of[row[0]] = row
     superseded: set[tuple[Any, ...]] = set()
-    if label_of and not labelled:
+    if label_of and not labelled and connection.execute(_twice(narrow)).first() is not None:
         older = sa.select(narrow.c.day, narrow.c.segment, narrow.c.position)
         superseded = {tuple(row) for row in connection.execute(older.where(_has_label(narrow), _superseded(narrow)))}
     last = None if not found else (found[-1].at, found[-1].day, found[-1].segment, found[-1].position)
     return _frame(schema, found, label_of, superseded, labelled), last
+
+
+def _twice(rows: sa.FromClause) -> sa.Select[Any]:
+    """A row whose id another prediction has too: cheap to ask, as the index on ids alone answers it."""
+    other = predictions.alias("other")
+    different = sa.or_(other.c.segment != rows.c.segment, other.c.position != rows.c.position)
+    return sa.select(rows.c.id).join(other, other.c.id == rows.c.id).where(different).limit(1)
 
 
 # --- from rows to a frame ------------------------------------------------------------------------------------------
@@ -305,23 +325,20 @@ def _read(
 def _frame(
     schema: FeatureSchema,
     found: Sequence[Any],
-    label_of: dict[str, tuple[str, float]],
+    label_of: dict[str, tuple[Any, ...]],
     superseded: set[tuple[Any, ...]],
     labelled: bool,
 ) -> pd.DataFrame:
     import pandas as pd
 
-    last_key = max((RowKey(*row[:3]) for row in found), default=None)
     columns: list[Sequence[Any]] = list(zip(*found, strict=True)) if found else [()] * len(predictions.columns)
     days, segments, positions, ids, at, versions, texts, answers, chances = columns
+    last_key = RowKey(*max(zip(days, segments, positions, strict=True))) if found else None
     answer_of = _targets(schema, answers)
     given = [answer_of[text] for text in answers]
-    fits = np.fromiter((value is not None for value in given), bool, len(given))
-
-    probabilities: list[Any] = _decoded([text or "null" for text in chances])
-    if schema.classes:
-        width = len(schema.classes)
-        fits &= np.fromiter((p is None or len(p) == width for p in probabilities), bool, len(given))
+    fits = np.array([value is not None for value in given], dtype=bool)
+    probabilities, readable = _matrix(chances, len(schema.classes))
+    fits &= readable
 
     raw_labels: list[Any] = [None] * len(given)
     observed = np.full(len(given), np.nan)
@@ -329,39 +346,38 @@ def _frame(
     if superseded:
         where = [row for row in where if (days[row], segments[row], positions[row]) not in superseded]
     unfit = 0
-    label_values = _targets(schema, [text for text, _ in label_of.values()])
+    label_values = _targets(schema, [label[-1] for label in label_of.values()])
     for row in where:
-        text, observed_at = label_of[ids[row]]
-        value = label_values[text]
+        label = label_of[ids[row]]
+        value = label_values[label[-1]]
         if value is None:
             unfit += 1
             continue
         raw_labels[row] = value
-        observed[row] = observed_at
+        observed[row] = label[1]
     if labelled:
         fits &= ~np.isnan(observed)
 
     features, kept = _features(schema, texts, np.asarray(versions), fits)
     keep: list[int] = np.flatnonzero(kept).tolist()
 
-    def pick(values: Sequence[Any]) -> list[Any]:
-        return [values[row] for row in keep]
+    def pick(values: Sequence[Any]) -> Sequence[Any]:
+        return values if len(keep) == len(values) else [values[row] for row in keep]
 
-    frame = features
     extra: dict[str, Any] = {
         "_id": np.array(pick(ids), dtype=object),
         "_at": np.array(pick(at), dtype=np.float64),
         "_version": np.array(pick(versions), dtype=np.int64),
-        "_prediction": schema.labels(pick(given)),
+        "_prediction": _column(schema, pick(given)),
         "_score": np.full(len(keep), np.nan),
-        "_label": _label_column(schema, pick(raw_labels)),
+        "_label": _column(schema, pick(raw_labels)),
         "_observed_at": observed[keep],
     }
     if schema.task == "binary":
-        extra["_score"] = np.array([np.nan if p is None else p[1] for p in pick(probabilities)], dtype=np.float64)
+        extra["_score"] = probabilities[keep, 1]
     if schema.task == "multiclass":
         column = np.empty(len(keep), dtype=object)
-        column[:] = [None if p is None else np.array(p, dtype=np.float64) for p in pick(probabilities)]
+        column[:] = list(probabilities[keep])
         extra["_probabilities"] = column
     frame = pd.concat([features, pd.DataFrame(extra, index=features.index)], axis=1)
     frame.attrs = {
@@ -378,24 +394,34 @@ def _decoded(texts: Sequence[str]) -> list[Any]:
     return values
 
 
+def _matrix(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Rows by classes out of JSON arrays (NaN where there is none), and which rows have that many or none."""
+    readable = np.ones(len(texts), dtype=bool)
+    if not width:
+        return np.empty((len(texts), 0)), readable
+    nothing = ",".join(["null"] * width)
+    cells = [nothing if text is None else text[1:-1] for text in texts]
+    for row, cell in enumerate(cells):
+        if cell.count(",") != width - 1:
+            cells[row], readable[row] = nothing, False
+    return np.array(_decoded(cells), dtype=np.float64).reshape(len(texts), width), readable
+
+
 def _targets(schema: FeatureSchema, texts: Sequence[str]) -> dict[str, Any]:
-    """The value of each distinct JSON text, None when it is not of the target's type."""
+    """The canonical value of each distinct JSON text, None when it is not of the target's type."""
     distinct = list(dict.fromkeys(texts))
-    return {
-        text: value if schema.check_label(value) is None else None
-        for text, value in zip(distinct, _decoded(distinct), strict=True)
-    }
+    values = {text: value for text, value in zip(distinct, _decoded(distinct), strict=True)}
+    fitting = {text: value for text, value in values.items() if schema.check_label(value) is None}
+    canonical = schema.labels(list(fitting.values())).tolist()
+    return dict.fromkeys(values) | dict(zip(fitting, canonical, strict=True))
 
 
-def _label_column(schema: FeatureSchema, values: list[Any]) -> np.ndarray[Any, Any]:
-    present = [value for value in values if value is not None]
-    if len(present) == len(values):
-        return schema.labels(values)
-    empty: Any = np.nan if schema.task == "regression" else None
-    column = np.full(len(values), empty, dtype=np.float64 if schema.task == "regression" else object)
-    if present:
-        column[[value is not None for value in values]] = schema.labels(present)
-    return column
+def _column(schema: FeatureSchema, values: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """Canonical values, None where there is none, as a column."""
+    dtype = schema.labels([]).dtype
+    if dtype != np.float64 and None in values:
+        dtype = np.dtype(object)
+    return np.array(values, dtype=dtype)
 
 
 def _features(

@@ -30,7 +30,7 @@ class Controller:
     def __init__(self) -> None:
         from service.controller import Controller as Work
 
-        process.exit_with_parent()
+        process.exit_with_parent(TREE)
         self.work = Work(SETTINGS, TREE)
         self.work.start()
 
@@ -56,7 +56,7 @@ class PredictionService:
     def __init__(self) -> None:
         from service.worker import Worker
 
-        process.exit_with_parent()
+        process.exit_with_parent(TREE)
         process.set_worker(Worker(SETTINGS, TREE.run_dir, f"api-{SLOT or 1}", record=TREE.records))
         process.worker().start()
 

@@ -205,7 +205,14 @@ class Lane:
         `body` is the request as the record keeps it: `{"records": [...], "ids": ...}` in JSON.
         """
         n = batch.n
-        predictions, probabilities = await self._run(model, batch) if self._slow(model, n) else model.predict(batch)
+        try:
+            if n > INLINE_ROWS or model.engine != "onnx":
+                loop = asyncio.get_running_loop()
+                predictions, probabilities = await loop.run_in_executor(self._threads, model.predict, batch)
+            else:
+                predictions, probabilities = model.predict(batch)
+        except ValueError as error:
+            raise Reject(422, f"version {model.version} cannot take these records: {error}") from error
         answer = self._encode(
             PredictAnswer(
                 model.name,
@@ -229,15 +236,6 @@ class Lane:
             self._predictions[model.version].inc(n)
         self.worker.prediction_seconds.observe(time.perf_counter() - started)
         return answer
-
-    def _slow(self, model: ServedModel, rows: int) -> bool:
-        return rows > INLINE_ROWS or model.engine != "onnx"
-
-    async def _run(self, model: ServedModel, batch: Batch) -> tuple[list[Any], list[list[float]] | None]:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, model.predict, batch)
-        except ValueError as error:
-            raise Reject(422, f"version {model.version} cannot take these records: {error}") from error
 
     async def _feedback(self, body: bytes) -> tuple[int, bytes]:
         try:

@@ -37,12 +37,18 @@ class IncompatibleSchema(ValueError):
     """Raised when a version expects other features than the one in service, so that clients' requests would break."""
 
 
+class Unpredictable(ValueError):
+    """Raised when a model has no finite answer to a well-formed record, as linear models have to enormous numbers."""
+
+    def __init__(self, version: int, row: int) -> None:
+        super().__init__(f"records[{row}]: version {version} has no finite answer; are its numbers in a usual range?")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
     """One version in memory, ready to answer.
 
-    `run` takes a batch of n rows and returns float32 probabilities (n by classes), float values (n,) for regression, or
-    predicted class indices (n,) for a classifier that has no probabilities.
+    `run` takes a batch of n rows and returns probabilities (n by classes), or n values for a regression.
     """
 
     name: str
@@ -54,17 +60,29 @@ class ServedModel:
     classes: tuple[Any, ...]
 
     def predict(self, batch: Batch) -> tuple[list[Any], list[list[float]] | None]:
-        """The predictions of a batch in JSON values, and the probabilities where the model has them."""
+        """The predictions of a batch in JSON values, and the probabilities of a classifier.
+
+        Raises `Unpredictable` for records that the model has no finite answer to.
+        """
         output = self.run(batch)
-        if self.schema.task == "regression":
+        if len(output) == 1 and output.ndim == 2:
+            row = output[0].tolist()
+            if row[0] - row[0] != 0.0:  # NaN and infinity alone
+                raise Unpredictable(self.version, 0)
+            return [self.classes[row.index(max(row))]], [row]
+        self._check_finite(output)
+        if output.ndim == 1:
             return output.tolist(), None
         classes = self.classes
-        if output.ndim == 1:
-            return [classes[i] for i in output.tolist()], None
-        if len(output) == 1:
-            row = output[0].tolist()
-            return [classes[row.index(max(row))]], [row]
         return [classes[i] for i in output.argmax(axis=1).tolist()], output.tolist()
+
+    def _check_finite(self, output: np.ndarray) -> None:
+        import numpy as np
+
+        finite = np.isfinite(output)
+        if not finite.all():
+            rows = finite if output.ndim == 1 else finite.all(axis=1)
+            raise Unpredictable(self.version, int(np.argmin(rows)))
 
 
 def load(name: str, wanted: LiveVersion, max_records: int, trusted: tuple[str, ...]) -> ServedModel:
@@ -98,19 +116,13 @@ def load(name: str, wanted: LiveVersion, max_records: int, trusted: tuple[str, .
 
 def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...]) -> Callable[[Batch], np.ndarray]:
     """The slow road, for estimators whose ONNX twin was not proven equal."""
-    import numpy as np
     from threadpoolctl import threadpool_limits
 
-    from training.export import load_pipeline
+    from training.export import load_pipeline, predict
 
     pipeline = load_pipeline(folder, trusted)
     threadpool_limits(1)  # OpenMP threads of a 5 ms predict fight with the other workers for the same cores
-    if schema.task == "regression":
-        return lambda batch: np.asarray(pipeline.predict(batch.frame()), dtype=np.float64)
-    if hasattr(pipeline, "predict_proba"):
-        return lambda batch: np.asarray(pipeline.predict_proba(batch.frame()))
-    position = {value: i for i, value in enumerate(schema.classes)}
-    return lambda batch: np.array([position[value] for value in pipeline.predict(batch.frame()).tolist()])
+    return lambda batch: predict(pipeline, batch.frame(), schema)
 
 
 @dataclass(slots=True)

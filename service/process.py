@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG: Final = 1
 ORPHAN_GRACE_S: Final = 2.0
 
+SUPERVISOR: Final = "supervisor"
+"""File of the run folder with the process id of BentoML's supervisor: a child may outlive it before it looks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -55,13 +58,14 @@ class Tree:
         return cls(run_dir=run_dir, role=os.environ.get(ROLE_VARIABLE, "serve"))
 
 
-def exit_with_parent() -> None:
-    """Make this process end when its supervisor does, however that died.
+def exit_with_parent(tree: Tree) -> None:
+    """Make this process end when its supervisor does, however that died, also before this call.
 
     On Linux the kernel sends SIGTERM; everywhere a thread watches the parent and, when the polite end takes longer than
     2 s, ends the process. Nothing acknowledged is lost: it is in the spool.
     """
-    parent = os.getppid()
+    named = tree.run_dir / SUPERVISOR
+    parent = int(named.read_text()) if named.exists() else os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     threading.Thread(target=_watch, args=(parent,), name="evergreen-parent", daemon=True).start()

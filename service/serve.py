@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
+from service.process import SUPERVISOR
 from service.settings import (
     ROLE_VARIABLE,
     RUN_DIR_VARIABLE,
@@ -125,6 +126,7 @@ def run(
         preexec_fn=_die_with_parent,
         stdin=subprocess.DEVNULL,
     )
+    (run_dir / SUPERVISOR).write_text(str(child.pid))
     say(f"evergreen serves http://{settings.serve.host}:{settings.serve.port} (stop with Ctrl-C)")
     try:
         while not stop_asked:

@@ -8,10 +8,12 @@ none. `run` is the same in the caller's process. Heavy libraries are imported in
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -144,6 +146,9 @@ def confine(spec: JobSpec) -> None:
     """Lower this process's priority and bound its memory and threads, for good. Before scikit-learn is imported."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(spec.threads)
+    if sys.platform == "linux":
+        # A controller that was killed must not leave its training behind: the next one trains again.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     with contextlib.suppress(OSError):
         os.nice(spec.nice)
     if spec.memory_mb:

@@ -1,5 +1,5 @@
-"""FastAPI + scikit-learn: one uvicorn worker with uvloop and httptools, no access log, orjson both ways, no model
-of the body; the pipeline is called on the event loop (a thread for each request costs more than it gives on one core)."""
+"""FastAPI + scikit-learn: one uvicorn worker with uvloop and httptools, no access log, orjson both ways, no
+model of the body; the pipeline is called on the event loop (a thread for each request gains nothing on one core)."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""MLflow: `mlflow models serve`, one uvicorn worker (uvloop, httptools, no access log), local environment, no
-signature to enforce, `predict_proba` as the function served, rows as `dataframe_split`. It has no batching of requests."""
+"""MLflow: `mlflow models serve`, one uvicorn worker (uvloop, httptools, no access log), local environment, no signature
+to enforce, `predict_proba` as the function served, rows as `dataframe_split`. It has no batching of requests."""
 
 import os
 import sys

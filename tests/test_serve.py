@@ -1,0 +1,84 @@
+"""What `evergreen serve` refuses, and what environment its processes get."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service import serve
+from service.process import Tree
+from service.settings import SettingsError, load
+
+
+@pytest.mark.parametrize("form", ["training/__init__.py", "monitoring.py"])
+def test_a_directory_with_a_package_of_the_same_name_is_refused_with_the_remedy(tmp_path: Path, form: str) -> None:
+    stranger = tmp_path / form
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.touch()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("EVERGREEN_")}
+
+    done = subprocess.run(
+        [Path(sys.executable).parent / "evergreen", "serve"],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert f"{stranger} would shadow evergreen's own package" in done.stderr
+    assert f"cd / && EVERGREEN_HOME={tmp_path} evergreen serve" in done.stderr
+    assert not (tmp_path / "var").exists()
+
+
+def test_a_folder_of_data_with_such_a_name_is_no_package(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "rows.parquet").touch()
+
+    serve.check_packages(tmp_path)
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = load(environ={"EVERGREEN_HOME": str(tmp_path), "EVERGREEN_SERVE__PORT": str(port)})
+
+        with pytest.raises(serve.ServeError, match=f"127.0.0.1:{port} cannot be listened on"):
+            serve.run(settings)
+
+
+def test_the_processes_find_no_container_mode_absolute_paths_and_one_thread(tmp_path: Path) -> None:
+    settings = load(environ={"EVERGREEN_HOME": str(tmp_path)})
+    base = {"BENTOML_CONTAINERIZED": "true", "BENTOCLOUD_DEPLOYMENT_URL": "http://x", "PATH": "/bin"}
+
+    env = serve.environment(settings, tmp_path / "run", "serve", base)
+
+    assert "BENTOML_CONTAINERIZED" not in env
+    assert "BENTOCLOUD_DEPLOYMENT_URL" not in env
+    assert env["EVERGREEN_HOME"] == str(tmp_path)
+    assert env["BENTOML_HOME"] == str(tmp_path / "var" / "bentoml")
+    assert env["OMP_NUM_THREADS"] == "1"
+    assert env["BENTOML_DO_NOT_TRACK"] == "True"
+    assert env["PATH"] == "/bin"
+
+
+def test_a_built_bento_wants_an_absolute_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from service import process
+
+    inside = tmp_path / "bentos" / "evergreen" / "abc" / "src" / "service" / "process.py"
+    monkeypatch.setattr(process, "__file__", str(inside))
+    monkeypatch.setenv("EVERGREEN_HOME", "relative")
+
+    with pytest.raises(SettingsError, match="absolute folder outside the bento"):
+        Tree.of(load(environ={"EVERGREEN_HOME": str(tmp_path)}), supervisor=1)
+
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
+    assert Tree.of(load(environ={"EVERGREEN_HOME": str(tmp_path)}), supervisor=1).role == "serve"
