@@ -5,8 +5,8 @@ chance**. Both of Evidently's distances grow as windows shrink, by about `1/sqrt
 at 200 rows one unmoved normal column of three has a normed Wasserstein distance over 0.1. So a score over the threshold
 is compared with the same distance between random splits of the two samples laid together (a permutation test, Fisher
 1935; Good, "Permutation, Parametric and Bootstrap Tests", 2005, ch. 3), and must exceed their mean by
-`noise_sigmas` standard deviations and their largest. Splits are drawn only for a column that is over the threshold: a quiet check costs
-one distance a column.
+`noise_sigmas` standard deviations, and the largest of them. Splits are drawn only for a column that is over the
+threshold: a quiet check costs one distance a column.
 
 Rows are taken as independent. A window of 200 consecutive half-hours of one cold night is not: it has moved against
 a reference of a year, and it is reported so. A longer window is the remedy, not a higher threshold.
@@ -66,9 +66,9 @@ class DriftPolicy(BaseModel):
     noise_sigmas: float = Field(
         5.0,
         ge=0,
-        description="standard deviations over the mean distance of random splits that a score must also exceed; with 5, "
-        "11 of 18,920 unmoved columns of tests/test_drift.py were false alarms (windows of 200 to 20,000 rows), none of "
-        "their 1,720 checks was",
+        description="standard deviations over the mean distance of random splits that a score must also exceed; "
+        "with 5, 11 of 18,920 unmoved columns were false alarms (tests/test_drift.py has them; windows of 200 to "
+        "20,000 rows), and none of their 1,720 checks",
     )
     permutations: int = Field(
         500,

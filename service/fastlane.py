@@ -1,6 +1,6 @@
 """The hot path: `POST /predict` and its neighbours as raw ASGI, before any framework looks at the request.
 
-Decode straight into columns, predict, record with one `write`, encode, answer. What can be done elsewhere is done there:
+Decode straight into columns, predict, record with one `write`, encode, answer. What can be done elsewhere, is:
 models are loaded by the worker's thread, rows reach the store by the controller, metrics are one memory write each.
 """
 
@@ -250,6 +250,8 @@ class Lane:
         for i, label in enumerate(labels):
             if not 1 <= len(label.id) <= 128:
                 raise Reject(400, f"labels[{i}].id: {len(label.id)} characters; a prediction id has 1 to 128")
+            if not label.id.isprintable():
+                raise Reject(400, f"labels[{i}].id: has characters that cannot be printed; send the id as it was given")
             if isinstance(label.observed_at, str) and not _TIME.fullmatch(label.observed_at):
                 raise Reject(400, f"labels[{i}].observed_at: send seconds since 1970 or ISO 8601, 2026-01-31T12:00:00Z")
             reason = model.schema.check_label(label.label) if model else None

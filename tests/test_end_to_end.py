@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -60,6 +61,7 @@ def every_acknowledged_row_is_stored_once(server: Server, summary: TrafficSummar
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # bentoml's own, of pathspec and pydantic
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # and its client's temporary folder
 def test_three_clients_get_the_same_predictions(server: Server) -> None:
     import bentoml
     import tritonclient.http as triton
@@ -73,11 +75,12 @@ def test_three_clients_get_the_same_predictions(server: Server) -> None:
     inputs = []
     for feature in schema.features:
         value = record[feature.name]
-        kind, array = {
-            "numeric": ("FP64", np.array([value], dtype=np.float64)),
-            "boolean": ("BOOL", np.array([value], dtype=bool)),
-            "categorical": ("BYTES", np.array([str(value).encode()], dtype=object)),
-        }[feature.kind]
+        if feature.kind == "categorical":
+            kind, array = "BYTES", np.array([str(value).encode()], dtype=object)
+        elif feature.kind == "boolean":
+            kind, array = "BOOL", np.array([value], dtype=bool)
+        else:
+            kind, array = "FP64", np.array([value], dtype=np.float64)
         tensor = triton.InferInput(feature.name, [1], kind)
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
@@ -87,6 +90,8 @@ def test_three_clients_get_the_same_predictions(server: Server) -> None:
         metadata = protocol.get_model_metadata("evergreen")
         answer = protocol.infer("evergreen", inputs)
 
+    del client
+    gc.collect()
     assert theirs["probabilities"] == plain["probabilities"]
     assert answer.as_numpy("probabilities").tolist() == plain["probabilities"]
     assert answer.as_numpy("predictions").tolist() == plain["predictions"]

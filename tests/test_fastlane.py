@@ -244,6 +244,7 @@ def test_labels_of_the_wrong_form_or_type_are_refused_and_the_others_accepted(ap
             {"labels": []},
             {"labels": [{"id": "a", "label": "yes"}]},
             {"labels": [{"id": "", "label": 1}]},
+            {"labels": [{"id": "a\u0000b", "label": 1}]},
             {"labels": [{"label": 1}]},
             {"labels": [{"id": "a", "label": 1, "observed_at": "yesterday"}]},
             {"labels": [{"id": "a", "label": None}]},
@@ -251,7 +252,7 @@ def test_labels_of_the_wrong_form_or_type_are_refused_and_the_others_accepted(ap
     ]
 
     assert (good.status_code, good.json()) == (202, {"accepted": 1})
-    assert [response.status_code for response in bad] == [400] * 6
+    assert [response.status_code for response in bad] == [400] * 7
     assert all(error_of(response) for response in bad)
 
 
