@@ -42,7 +42,7 @@ $(READY): requirements.lock pyproject.toml
 		uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e . ; \
 	else \
 		{ test -x $(BIN)/pip || $(PYTHON) -m venv .venv; } && \
-		$(BIN)/python -m pip install -q --require-hashes -r requirements.lock && \
+		$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements.lock && \
 		$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . ; \
 	fi
 	@touch $(READY)

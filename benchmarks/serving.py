@@ -176,11 +176,12 @@ def _move(family: Family, core: int | None) -> None:
                 os.sched_setaffinity(thread.id, {core})
 
 
-def start_peer(peer: Peer, model: str, cache: Path, core: int | None) -> Running:
-    """A peer's server, answering. Raises `CannotMeasure`."""
+def start_peer(peer: Peer, model: str, cache: Path, work: Path, core: int | None) -> Running:
+    """A peer's server in a folder of its own under `work`. Raises `CannotMeasure`."""
     python = processes.environment(cache, peer.name, peer.requirements)
     family = Family()
-    folder = Path(tempfile.mkdtemp(prefix=f"{peer.name}-"))
+    folder = work / peer.name
+    folder.mkdir()
     port = free_port()
     environ = {
         "HOME": str(folder),  # some leave files there (Ray its token)
@@ -435,7 +436,10 @@ def run(
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         generator = stack.enter_context(Generator(load_core))
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="evergreen-", ignore_cleanup_errors=True)))
+        folder = tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
+        work = Path(stack.enter_context(folder))  # short: Ray puts sockets there
+        home = work / "home"
+        home.mkdir()
         say("evergreen: starts and trains its first version")
         evergreen = start_evergreen(home, server_core)
         stack.callback(evergreen.family.end)
@@ -455,7 +459,7 @@ def run(
             if peer.name in left_out:
                 continue
             say(f"{peer.name}: starts")
-            server = start_peer(peer, str(artefact) if peer.serves == "artefact" else model, cache, server_core)
+            server = start_peer(peer, str(artefact) if peer.serves == "artefact" else model, cache, work, server_core)
             stack.callback(server.family.end)
             try:
                 check(server, asked)

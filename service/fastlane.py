@@ -258,10 +258,9 @@ class Lane:
             if reason:
                 raise Reject(400, f"labels[{i}].label: {reason}")
         if self.log is not None:
-            if self.log.append(FEEDBACK, time.time(), len(labels), body):
-                self.worker.recorded.inc(len(labels))
-            else:
-                self.worker.dropped.inc(len(labels))
+            kept = self.log.append(FEEDBACK, time.time(), len(labels), body)
+            self.worker.metrics.labels.labels("accepted" if kept else "dropped").inc(len(labels))
+            if not kept:
                 raise Reject(503, "the record is full or its disk is; the labels were not kept, send them again", 30)
         return 202, b'{"accepted":%d}' % len(labels)
 
