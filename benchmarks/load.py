@@ -5,7 +5,7 @@
 due: a server that stalls is charged for everyone who had to wait (no "coordinated omission", G. Tene, wrk2).
 
 One thread, one process, no event loop library. `Generator` runs either one in a process of its own, on a core of its
-own. On this project's two-core machine it follows `wrk -t1` within a few per cent (README.md has the comparison).
+own. README.md has how it compares with `wrk`.
 """
 
 from __future__ import annotations
