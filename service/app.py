@@ -7,6 +7,7 @@ happens when a service is made, in its own process.
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # before bentoml is imported: it phones home otherwise
@@ -16,11 +17,15 @@ from bentoml._internal.context import server_context
 
 from service import process
 from service.fastlane import FastLane
-from service.settings import load
+from service.settings import SettingsError, load
 
-SETTINGS = load()
-SLOT = server_context.worker_index  # None in the supervisor; a restarted worker has the slot of the one before
-TREE = process.Tree.of(SETTINGS, supervisor=os.getpid() if SLOT is None else os.getppid())
+try:
+    SETTINGS = load()
+    SLOT = server_context.worker_index  # None in the supervisor; a restarted worker has the slot of the one before
+    TREE = process.Tree.of(SETTINGS, supervisor=os.getpid() if SLOT is None else os.getppid())
+except SettingsError as error:
+    print(f"evergreen: {error}", file=sys.stderr)  # BentoML's own words only say that the import failed
+    raise
 
 
 @bentoml.service(name="Controller", workers=1, metrics={"enabled": False}, logging={"access": {"enabled": False}})

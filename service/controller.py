@@ -21,9 +21,9 @@ from monitoring.drain import Drainer, SpoolBusy
 from monitoring.metrics import Metrics
 from monitoring.store import open_store
 from service.live import Live, LiveVersion, read_live, read_reports, write_live
-from service.process import Tree
+from service.process import Tree, forget_trees
 from service.scheduler import Scheduler
-from service.settings import Settings
+from service.settings import Settings, management_token
 from service.status import ControllerStatus, write_status
 from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
@@ -65,6 +65,10 @@ class Controller:
         if self.tree.role == "gate":
             return
         os.nice(CONTROLLER_NICE)
+        forget_trees(self.settings.var / "run")
+        token = management_token(self.settings)
+        if token.new:  # under plain `bentoml serve`; `evergreen serve` has made and shown it already
+            print(f"management token (kept in {self.settings.token_file}): {token.value}", flush=True)
         for name, work in (("drain", self._drain), ("mirror", self._mirror), ("lead", self._lead)):
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
             thread.start()

@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from service.process import alive
+
 FORMAT: Final = 1
 
 
@@ -83,19 +85,9 @@ def read_reports(folder: Path) -> list[WorkerReport]:
             report = msgspec.json.decode(path.read_bytes(), type=WorkerReport)
         except (FileNotFoundError, msgspec.DecodeError):
             continue  # replaced or removed at this moment; the next look sees it
-        if _alive(report.pid):
+        if alive(report.pid):
             found.append(report)
     return found
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def replace_file(path: Path, content: bytes, *, durable: bool) -> None:

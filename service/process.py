@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -56,6 +57,25 @@ class Tree:
         given = os.environ.get(RUN_DIR_VARIABLE)
         run_dir = Path(given) if given else settings.var / "run" / f"bentoml-{supervisor}"
         return cls(run_dir=run_dir, role=os.environ.get(ROLE_VARIABLE, "serve"))
+
+
+def forget_trees(folder: Path) -> None:
+    """Delete the run folders in `folder` of servers under plain `bentoml serve` that are gone; nobody else does."""
+    for run_dir in folder.glob("bentoml-*"):
+        pid = run_dir.name.rpartition("-")[2]
+        if pid.isdecimal() and not alive(int(pid)):
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process with this id exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def exit_with_parent(tree: Tree) -> None:
