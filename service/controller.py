@@ -25,6 +25,7 @@ from service.process import Tree, forget_trees
 from service.scheduler import Scheduler
 from service.settings import Settings, management_token
 from service.status import ControllerStatus, write_status
+from training.priority import give_way
 from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
 
@@ -35,7 +36,7 @@ logger = logging.getLogger("evergreen.controller")
 
 STORE_RETRY_S: Final = 1.0
 REPORT_EVERY_S: Final = 1.0
-CONTROLLER_NICE: Final = 5
+CONTROLLER_NICE: Final = 10
 """The workers come first: a late drain or check harms nobody, a late answer does."""
 
 
@@ -64,7 +65,7 @@ class Controller:
         """Start the threads and return at once: a service whose start hangs is never ready."""
         if self.tree.role == "gate":
             return
-        os.nice(CONTROLLER_NICE)
+        give_way(CONTROLLER_NICE)
         forget_trees(self.settings.var / "run")
         token = management_token(self.settings)
         if token.new:  # under plain `bentoml serve`; `evergreen serve` has made and shown it already

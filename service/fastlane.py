@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -375,10 +375,21 @@ def _check_content_type(value: bytes) -> None:
         raise Reject(415, f"content type {shown!r}: send application/json (curl: -H 'content-type: application/json')")
 
 
+def _pool() -> Iterator[bytes]:
+    """Ten random bytes a time, of the operating system: one system call for 400 requests instead of one for each."""
+    while True:
+        block = os.urandom(4000)
+        for at in range(0, 4000, 10):
+            yield block[at : at + 10]
+
+
+_noise: Final = _pool().__next__  # a generator runs in one thread at a time: the event loop's
+
+
 def new_ids(n: int) -> list[str]:
     """n prediction ids, UUID version 7 (RFC 9562), growing within the list and with time."""
     stamp = time.time_ns() // 1_000_000
-    noise = int.from_bytes(os.urandom(10), "big")
+    noise = int.from_bytes(_noise(), "big")
     head = f"{stamp:012x}"
     third = f"7{noise >> 68 & 0xFFF:03x}"
     fourth = f"{0x8000 | noise >> 48 & 0x3FFF:04x}"

@@ -35,7 +35,8 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("home"), **QUICK)
+    # As inside a container that `bentoml containerize` made: BentoML would then respawn no killed process.
+    server = Server(tmp_path_factory.mktemp("home"), environ={"BENTOML_CONTAINERIZED": "true"}, **QUICK)
     try:
         yield server.start().wait_ready()
     finally:

@@ -31,6 +31,7 @@ from training.artefact import SCHEMA, ArtefactError, plain, read_manifest, verif
 from training.data import AT, LABEL, ORIGIN, DataError, content_digest, read_snapshot
 from training.gates import Answers, GatePolicy, Metric, Truth, Verdict, answers, judge, metric_of, score
 from training.pipeline import Parameters, fit
+from training.priority import give_way
 from training.tune import search
 
 if TYPE_CHECKING:
@@ -149,8 +150,7 @@ def confine(spec: JobSpec) -> None:
     if sys.platform == "linux":
         # A controller that was killed must not leave its training behind: the next one trains again.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        os.nice(spec.nice)
+    give_way(spec.nice)
     if spec.memory_mb:
         # Private writable memory: a bound on address space would also count shared libraries and untouched stacks.
         limit = spec.memory_mb << 20
