@@ -39,6 +39,9 @@ logger = logging.getLogger("evergreen.fastlane")
 INLINE_ROWS: Final = 256
 """Batches up to this size are predicted on the event loop (some 1 ms); larger ones in a thread."""
 
+INLINE_BYTES: Final = 128 * 1024
+"""Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
+
 REJECTIONS_EVERY_S: Final = 1.0
 JSON: Final = (b"content-type", b"application/json")
 PREDICT_EXAMPLE: Final = '{"records": [{"feature": value, ...}]}'
@@ -153,8 +156,7 @@ class Lane:
         request_id = b""
         self.in_flight += 1
         try:
-            if self.in_flight > self.max_in_flight:
-                raise Reject(503, f"{self.max_in_flight} requests are in flight on this worker; try again", 1)
+            self.admit()
             if scope["method"] != "POST":
                 raise Reject(405, f"{path} takes POST, not {scope['method']}")
             length = -1
@@ -191,12 +193,20 @@ class Lane:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    def admit(self) -> None:
+        """Raise `Reject` when more requests are in flight than this worker takes: waiting would only grow."""
+        if self.in_flight > self.max_in_flight:
+            raise Reject(503, f"{self.max_in_flight} requests are in flight on this worker; try again", 1)
+
     async def _predict(self, body: bytes) -> tuple[int, bytes]:
         started = time.perf_counter()
         model = self.worker.model.current
         if model is None:
             raise Reject(503, self.worker.why_not_ready or "not ready", 1)
-        batch = model.decoder.decode(body)
+        if len(body) <= INLINE_BYTES:
+            batch = model.decoder.decode(body)
+        else:
+            batch = await asyncio.get_running_loop().run_in_executor(self._threads, model.decoder.decode, body)
         return 200, await self.predict(model, batch, body, started)
 
     async def predict(self, model: ServedModel, batch: Batch, body: bytes, started: float) -> bytes:

@@ -175,7 +175,9 @@ def application(worker: Worker) -> FastAPI:
         """Evidently's HTML report of a check."""
         path = settings.var / "reports" / f"{check_id}.html"
         if not path.exists():
-            raise HTTPException(404, f"check {check_id} has no report: reports are kept for checks that found drift")
+            raise HTTPException(
+                404, f"check {check_id} has no report: one is kept for the first check that saw a version's data drift"
+            )
         return FileResponse(path, media_type="text/html")
 
     @app.get("/manage/labels/{prediction_id}")

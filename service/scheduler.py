@@ -13,6 +13,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from monitoring.alerts import send
 from monitoring.metrics import Metrics
+from monitoring.report import write_html
 from service.loop import assemble
 from service.settings import Settings
 from training.cycle import MOVES, Loop, bootstrap, run_cycle, take_over, work_off
@@ -20,6 +21,7 @@ from training.lease import Lease, LeaseLost
 from training.registry import NoChampion
 
 if TYPE_CHECKING:
+    from training.cycle import Seen
     from training.runs import Run
 
 logger = logging.getLogger("evergreen.scheduler")
@@ -29,6 +31,7 @@ WORK: Final = ("bootstrap", "retrain", "push")
 PRUNE_EVERY_S: Final = 3600.0
 KEEP_CHECKS_S: Final = 30 * 86_400.0
 RETRY_BOOTSTRAP_S: Final = 60.0
+KEEP_REPORTS: Final = 20
 
 
 class Scheduler:
@@ -54,6 +57,7 @@ class Scheduler:
         self._turn = threading.Lock()  # one step of the loop at a time
         self._move = threading.Lock()  # promotions and rollbacks by hand do not wait for a training
         self._broken = False
+        self._reported = 0  # the version whose drift was last shown as a page
         self._bootstrap_after = 0.0
 
     def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
@@ -207,10 +211,26 @@ class Scheduler:
         metrics.drift_detected.set(int(drift.detected))
         for metric, value in quality.metrics.items():
             metrics.quality.labels(metric, quality.kind).set(value)
+        if drift.detected and seen.champion != self._reported:
+            self._reported = seen.champion
+            threading.Thread(
+                target=self._report, args=(fields["check"], seen), name="evergreen-report", daemon=True
+            ).start()
         if drift.detected:
             self._alert("drift", {"version": seen.champion, "features": drift.drifted, "reasons": drift.reasons})
         if seen.quality.lost:
             self._alert("quality", {"version": seen.champion, "reason": seen.quality.lost})
+
+    def _report(self, check: int, seen: Seen) -> None:
+        """Evidently's page of the first check that saw a version's world move: it takes seconds, so once a version."""
+        folder = self.settings.var / "reports"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_html(seen.reference, seen.window, seen.schema, folder / f"{check}.html", report=seen.drift)
+        except Exception:  # a page for people must not stand in the way of the loop
+            logger.exception("the report of check %d could not be written", check)
+        for old in sorted(folder.glob("*.html"), key=lambda page: page.stat().st_mtime)[:-KEEP_REPORTS]:
+            old.unlink(missing_ok=True)
 
     def _count_run(self, run: Run) -> None:
         if run.kind != "check":

@@ -62,7 +62,9 @@ async def answer_v2(lane: Lane, scope: Scope, receive: Receive, send: Send) -> N
 
     path, method = scope["path"], scope["method"]
     parts = [part for part in path.split("/") if part][1:]
+    lane.in_flight += 1
     try:
+        lane.admit()
         wanted = "POST" if parts[-1:] == ["infer"] else "GET"
         if method != wanted:
             raise Reject(405, f"{template(path)} takes {wanted}, not {method}")
@@ -77,6 +79,8 @@ async def answer_v2(lane: Lane, scope: Scope, receive: Receive, send: Send) -> N
         await refuse(send, invalid.status, invalid.message)
     else:
         await respond(send, status, msgspec.json.encode(body), JSON)
+    finally:
+        lane.in_flight -= 1
 
 
 async def _route(lane: Lane, parts: list[str], scope: Scope, receive: Receive) -> tuple[int, Any]:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -96,6 +96,9 @@ class Seen:
     quality: QualityCheck
     labelled_rows: int  # counted up to what the policies ask for
     labelled_at: tuple[float, ...]  # when each of them was answered
+    schema: FeatureSchema
+    reference: pd.DataFrame = field(repr=False, compare=False)  # what the window was compared with
+    window: pd.DataFrame = field(repr=False, compare=False)
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------
@@ -230,13 +233,14 @@ def check(loop: Loop, champion: int) -> Seen:
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
     reference = pd.read_parquet(folder / REFERENCE)
     window = read_window(loop.engine, schema, rows=loop.drift.window_rows, version=champion)
-    drift = detect(_comparable(reference, loop.drift), window, schema, loop.drift, seed=loop.seed)
+    compared = _comparable(reference, loop.drift)
+    drift = detect(compared, window, schema, loop.drift, seed=loop.seed)
 
     wanted = max(loop.quality.window_rows, loop.retrain.min_labelled_rows, loop.retrain.min_new_labelled_rows)
     labelled = read_window(loop.engine, schema, rows=wanted, labelled=True)
     answered = labelled[labelled["_version"] == champion].tail(loop.quality.window_rows)
     quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
-    return Seen(champion, drift, quality, len(labelled), tuple(labelled[AT].tolist()))
+    return Seen(champion, drift, quality, len(labelled), tuple(labelled[AT].tolist()), schema, compared, window)
 
 
 def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:

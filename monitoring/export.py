@@ -1,0 +1,130 @@
+"""The record as Parquet for those who train elsewhere: `day=2026-11-23/part-0.parquet`, to any fsspec URL.
+
+Columns as `read_window` gives them: the canonical features, `_id`, `_at`, `_version`, `_prediction`, `_score`,
+`_label`, `_observed_at`, and `_probabilities` for a multiclass task; a label joins the newest prediction with its id.
+Days are UTC days of the answer. `pandas.read_parquet(folder)` reads all of it, `day` as one more column.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from monitoring.schema import FeatureSchema
+from monitoring.window import iter_window
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import sqlalchemy as sa
+
+DAY_S: Final = 86_400.0
+FILE_NAME: Final = "part-0.parquet"
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """What one export wrote."""
+
+    rows: int
+    labelled: int
+    skipped: int
+    """Rows of another version that the schema cannot read."""
+    files: tuple[str, ...]
+    """Paths below the target, oldest day first."""
+
+
+def export(
+    engine: sa.Engine,
+    schema: FeatureSchema,
+    target: str,
+    *,
+    since: float | None = None,
+    until: float | None = None,
+    version: int | None = None,
+    chunk_rows: int = 20_000,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Exported:
+    """Write the rows with `since` <= answered < `until` (seconds since 1970 UTC) below the folder or URL `target`.
+
+    One file a day, replaced whole when it is there, and only once it is complete. A day cut by `since` or `until`
+    therefore holds only its part: export whole days to keep a folder up to date. Memory holds `chunk_rows` rows.
+    `on_rows` hears how many rows are written so far. Raises what the file system raises.
+    """
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(target)
+    rows = labelled = skipped = 0
+    files: list[str] = []
+    with contextlib.ExitStack() as stack:
+        day, writer = "", None
+        for chunk in iter_window(engine, schema, since=since, until=until, version=version, chunk_rows=chunk_rows):
+            skipped += int(chunk.attrs["skipped"])
+            for name, part in _by_day(chunk):
+                if writer is None or name != day:
+                    stack.close()  # commits the day before
+                    path = f"day={name}/{FILE_NAME}"
+                    writer = stack.enter_context(_writer(filesystem, f"{root.rstrip('/')}/{path}", schema))
+                    day = name
+                    files.append(path)
+                writer.write_table(_table(part, schema))
+                rows += len(part)
+                labelled += int(part["_label"].notna().sum())
+                on_rows(rows)
+    return Exported(rows, labelled, skipped, tuple(files))
+
+
+def _by_day(chunk: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each UTC day, in order; `chunk` is in order of time."""
+    for number, part in chunk.groupby((chunk["_at"] // DAY_S).astype("int64"), sort=True):
+        yield datetime.fromtimestamp(int(str(number)) * DAY_S, UTC).strftime("%Y-%m-%d"), part
+
+
+@contextlib.contextmanager
+def _writer(filesystem: Any, path: str, schema: FeatureSchema) -> Iterator[Any]:
+    """A Parquet writer whose file appears at `path` when the block ends well, and not at all otherwise."""
+    import pyarrow.parquet as pq
+
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+    file = filesystem.open(path, "wb", autocommit=False)
+    try:
+        with pq.ParquetWriter(file, _arrow_schema(schema)) as writer:
+            yield writer
+        file.close()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            file.close()
+        file.discard()
+        raise
+    file.commit()
+
+
+def _arrow_schema(schema: FeatureSchema) -> Any:
+    """The same columns and types for every file, whatever is missing in it."""
+    import pyarrow as pa
+
+    kind = type(schema.classes[0]) if schema.classes else float
+    answer = {bool: pa.bool_(), int: pa.int64(), str: pa.string(), float: pa.float64()}[kind]
+    features = [(name, pa.float32() if name in schema.numeric_names else pa.string()) for name in schema.names]
+    extra = [
+        ("_id", pa.string()),
+        ("_at", pa.float64()),
+        ("_version", pa.int64()),
+        ("_prediction", answer),
+        ("_score", pa.float64()),
+        ("_label", answer),
+        ("_observed_at", pa.float64()),
+    ]
+    if schema.task == "multiclass":
+        extra.append(("_probabilities", pa.list_(pa.float64())))
+    return pa.schema(features + extra)
+
+
+def _table(part: pd.DataFrame, schema: FeatureSchema) -> Any:
+    import pyarrow as pa
+
+    fields = _arrow_schema(schema)
+    columns = [pa.array(part[field.name].tolist(), field.type, from_pandas=True) for field in fields]
+    return pa.Table.from_arrays(columns, schema=fields)

@@ -1,0 +1,112 @@
+"""How long the record is kept, and what is deleted when that time is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field
+
+from monitoring import store
+from monitoring.record import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DAY_S: Final = 86_400.0
+_ROWS_AT_ONCE: Final = 5000
+"""A transaction this small lets the drain in between."""
+
+
+class RetentionPolicy(BaseModel):
+    """How many days each table keeps its rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    predictions_days: float = Field(
+        0, ge=0, description="days; predictions, and snapshots that no version in service needs (0: kept for ever)"
+    )
+    labels_days: float = Field(0, ge=0, description="days since receipt; late labels outlive predictions (0: for ever)")
+    rejections_days: float = Field(30, ge=0, description="days; refused requests are of interest for weeks (0: kept)")
+    dead_letters_days: float = Field(
+        30, ge=0, description="days; what could not be stored may hold personal data (0: kept)"
+    )
+
+    def cutoffs(self, now: float) -> dict[str, float]:
+        """Table -> the time (seconds since 1970 UTC) before which its rows are deleted; tables kept are not in it."""
+        days = {
+            "predictions": self.predictions_days,
+            "labels": self.labels_days,
+            "rejections": self.rejections_days,
+            "dead_letters": self.dead_letters_days,
+        }
+        return {table: now - kept * DAY_S for table, kept in days.items() if kept}
+
+
+_TABLES: Final[Mapping[str, tuple[sa.Table, sa.Column[float]]]] = {
+    "predictions": (store.predictions, store.predictions.c.at),
+    "labels": (store.labels, store.labels.c.received_at),
+    "rejections": (store.rejections, store.rejections.c.at),
+    "dead_letters": (store.dead_letters, store.dead_letters.c.at),
+}
+
+
+def expire(engine: sa.Engine, cutoffs: Mapping[str, float]) -> dict[str, int]:
+    """Delete the rows older than their table's cutoff; deleted rows by table."""
+    deleted = {}
+    for name, before in cutoffs.items():
+        table, at = _TABLES[name]
+        key = [table.c.day, table.c.segment, table.c.position]
+        old = sa.select(*key).where(at < before).limit(_ROWS_AT_ONCE)
+        delete = sa.delete(table).where(sa.tuple_(*key).in_(old))
+        deleted[name] = 0
+        while True:
+            with engine.begin() as connection:
+                gone = connection.execute(delete).rowcount
+            deleted[name] += gone
+            if gone < _ROWS_AT_ONCE:
+                break
+    return deleted
+
+
+def is_expired(frame: Frame, cutoffs: Mapping[str, float]) -> bool:
+    """Whether everything a spool record became is older than its table's cutoff."""
+    table = {1: "predictions", 2: "labels", 3: "rejections"}.get(frame.kind, "dead_letters")
+    return table in cutoffs and frame.at < cutoffs[table]
+
+
+def expire_snapshots(folder: Path, needed: set[str], before: float) -> int:
+    """Delete the snapshots written before `before`, but none whose digest is in `needed`; how many are gone."""
+    gone = 0
+    for path in sorted(folder.glob("*.parquet")):
+        if path.stem not in needed and path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)
+            gone += 1
+    return gone
+
+
+def compact(engine: sa.Engine) -> None:
+    """Give up what deleted rows left behind: SQLite is rewritten and its log emptied, PostgreSQL is vacuumed.
+
+    Until then deleted values can still be read in the file. On SQLite writers wait meanwhile (the spool keeps what is
+    answered); it needs free disk of the size of the database.
+    """
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        if engine.dialect.name != "sqlite":
+            for table in _TABLES:
+                connection.exec_driver_sql(f"vacuum {table}")
+            return
+        connection.exec_driver_sql("pragma secure_delete = on")
+        connection.exec_driver_sql("pragma temp_store = file")  # a copy of the database has no place in memory
+        try:
+            connection.exec_driver_sql("vacuum")
+            for _ in range(5):
+                if not connection.exec_driver_sql("pragma wal_checkpoint(truncate)").one()[0]:
+                    return
+            raise RuntimeError(
+                "the SQLite log cannot be emptied: a reader holds it; close what reads the database, and ask again"
+            )
+        finally:
+            connection.exec_driver_sql("pragma secure_delete = off")
+            connection.exec_driver_sql("pragma temp_store = memory")
