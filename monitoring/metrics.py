@@ -84,6 +84,7 @@ class Metrics:
             "evergreen_retrain_seconds", "Time of one training run", registry=registry, buckets=LONG_BUCKETS_S
         )
         self.gate_results = counter("gate_results", "Verdicts of the gates", "gate", "result")
+        self.deleted_rows = counter("deleted_rows", "Rows of the record deleted by age or on request", "table", "why")
         self.last_success = gauge("last_success_timestamp_seconds", "When a job last ended well", "job")
         self.job_failures = counter("job_failures", "Scheduled jobs that raised", "job")
         self.scheduler_leader = gauge("scheduler_leader", "1 while this replica holds the lease")

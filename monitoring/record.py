@@ -148,6 +148,19 @@ def encode_header(kind: int, at: float, rows: int, parts: tuple[bytes, ...]) -> 
     return _FRONT.pack(MAGIC, checksum) + tail
 
 
+def blank(frame: Frame) -> bytes:
+    """A record as long as `frame` (header included) that holds no row: what takes its place when it is erased.
+
+    Feedback without labels, filled up with spaces: an older reader understands it too.
+    """
+    length = frame.end - frame.offset - HEADER_BYTES
+    payload = b'{"labels":[]}'.ljust(length)
+    if len(payload) > length:
+        raise ValueError(f"a record of {length} bytes is too short to be blanked: delete its segment once it is drained")
+    tail = _TAIL.pack(length, length, FEEDBACK, 1, 0, frame.at)
+    return _FRONT.pack(MAGIC, crc32(payload, crc32(tail))) + tail + payload
+
+
 def iter_records(data: bytes, base: int = 0, *, at_end: bool = False) -> Iterator[Frame | Damage]:
     """The records and damaged stretches of `data`, which lies at byte `base` of its segment.
 

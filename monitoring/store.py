@@ -1,17 +1,24 @@
 """The database: its tables, how it is opened, and which schema version it has.
 
-SQLite (one host, WAL) and PostgreSQL are the same code; where they differ, the difference stands here.
+SQLite (one host, WAL) and PostgreSQL are the same code; where they differ, the difference stands here. The tables are
+made and changed by the steps in `monitoring/migrations`, which a test holds equal to what is declared below.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 1
-"""Format of the tables below. Bump it together with a new migration."""
+SCHEMA_VERSION: Final = 2
+"""Format of the tables below. Bump it together with a new file in `monitoring/migrations/versions`, its number padded
+to four digits being the revision; the file also sets `evergreen_meta.schema_version`."""
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_LOCK: Final = 4702741
+"""Advisory lock of whoever changes tables on PostgreSQL: two replicas may start at once."""
 
 metadata = sa.MetaData()
 
@@ -29,6 +36,7 @@ predictions = sa.Table(
     sa.Column("prediction", sa.Text, nullable=False),  # JSON scalar
     sa.Column("probabilities", sa.Text),  # JSON array in the order of the schema's classes, or NULL
     sqlite_with_rowid=False,
+    postgresql_partition_by="RANGE (day)",  # a partition a day, made by the drain: `ensure_days`
 )
 
 labels = sa.Table(
@@ -160,22 +168,95 @@ def db_now(engine: sa.Engine) -> sa.ColumnElement[float]:
 
 
 def open_store(url: str) -> sa.Engine:
-    """An engine on `url` with every table present.
+    """An engine on `url`, its tables made or brought up to this program's schema version.
 
+    Several processes may start at once: one changes the tables, in one transaction, the others wait for it.
     Raises `StoreTooNew` when the tables were written by a newer program, and SQLAlchemy's `OperationalError` when the
     database cannot be reached.
     """
     engine = connect(url)
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":  # two replicas may start at once
-            connection.execute(sa.text("select pg_advisory_xact_lock(4702741)"))
-        metadata.create_all(connection)
-        found = connection.scalar(sa.select(meta.c.schema_version))
-        if found is None:
-            connection.execute(meta.insert().values(schema_version=SCHEMA_VERSION))
+    try:
+        with engine.connect() as connection:
+            found = _schema_version(connection)
+        if found < SCHEMA_VERSION:
+            _migrate(engine)
         elif found > SCHEMA_VERSION:
             raise StoreTooNew(found)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
+
+
+def ensure_days(engine: sa.Engine, days: Iterable[int]) -> None:
+    """On PostgreSQL, the partitions of `predictions` for these days (since 1970-01-01 UTC); on SQLite nothing.
+
+    A new one is made beside and then attached, which stops neither readers nor writers of the others.
+    """
+    if engine.dialect.name != "postgresql":
+        return
+    with engine.begin() as connection:
+        if not (missing := missing_days(connection, days)):
+            return
+        connection.execute(sa.text(f"select pg_advisory_xact_lock({_LOCK})"))
+        for day in missing_days(connection, missing):  # another replica may have made it meanwhile
+            connection.exec_driver_sql(f"create table {partition_name(day)} (like predictions)")
+            connection.exec_driver_sql(
+                f"alter table predictions attach partition {partition_name(day)} for values from ({day}) to ({day + 1})"
+            )
+
+
+def missing_days(connection: sa.Connection, days: Iterable[int]) -> list[int]:
+    """Those of the days that PostgreSQL has no partition of `predictions` for."""
+    wanted = {partition_name(day): day for day in sorted(set(days))}
+    names = sa.func.unnest(sa.cast(list(wanted), sa.ARRAY(sa.Text))).column_valued("name")
+    absent = connection.scalars(sa.select(names).where(sa.func.to_regclass(names).is_(None)))
+    return sorted(wanted[name] for name in absent)
+
+
+def stored_days(connection: sa.Connection) -> list[int]:
+    """The days that PostgreSQL has a partition of `predictions` for, oldest first."""
+    names = connection.exec_driver_sql(
+        "select relname from pg_inherits join pg_class on pg_class.oid = inhrelid "
+        "where inhparent = 'predictions'::regclass"
+    ).scalars()
+    return sorted(int(name.removeprefix("predictions_")) for name in names)
+
+
+def partition_name(day: int) -> str:
+    """The table that holds the predictions of this day on PostgreSQL."""
+    return f"predictions_{int(day)}"
+
+
+def _schema_version(connection: sa.Connection) -> int:
+    """0 for an empty database."""
+    if not sa.inspect(connection).has_table(meta.name):
+        return 0
+    return connection.scalar(sa.select(meta.c.schema_version)) or 0
+
+
+def _migrate(engine: sa.Engine) -> None:
+    """Take every step from the schema version found to this program's, in one transaction and by one process only."""
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    script = ScriptDirectory.from_config(config)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text(f"select pg_advisory_xact_lock({_LOCK})"))
+        else:
+            connection.exec_driver_sql("begin immediate")
+        found = _schema_version(connection)  # another process may have been first
+        if found > SCHEMA_VERSION:
+            raise StoreTooNew(found)
+        with EnvironmentContext(config, script, fn=lambda current, _: script._upgrade_revs("head", current)) as context:
+            context.configure(connection=connection)
+            if found and not context.get_context().get_current_heads():  # the first release kept no revision
+                context.get_context().stamp(script, f"{found:04d}")
+            context.run_migrations()
 
 
 def connect(url: str) -> sa.Engine:

@@ -64,6 +64,7 @@ class PredictionService:
         process.exit_with_parent(TREE)
         process.set_worker(Worker(SETTINGS, TREE.run_dir, f"api-{SLOT or 1}", record=TREE.records))
         process.worker().start()
+        process.settle()
 
     @bentoml.api(route="/predict")
     def predict(self, records: list[dict[str, Any]], ids: list[str] | None = None) -> dict[str, Any]:

@@ -357,6 +357,61 @@ def rollback(
         _asked(client, client.rollback(why), wait, as_json, good=good, timeout_s=CHANGE_WAIT_S)
 
 
+@command("erase")
+def erase(
+    ids: Annotated[list[str] | None, typer.Option("--id", help="Prediction id; may be repeated")] = None,
+    feature: Annotated[str, typer.Option(help="Feature that names the subject", show_default=False)] = "",
+    value: Annotated[str, typer.Option(help="Its value", show_default=False)] = "",
+    why: WhyOption = "",
+    wait: WaitOption = False,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget rows everywhere, by prediction id or by a feature's value."""
+    if bool(ids) == bool(feature) or bool(feature) != bool(value):
+        raise typer.BadParameter("give --id ID (repeatable), or --feature NAME with --value VALUE")
+    with _client(config, url, token) as client:
+        run = client.erase(ids or (), feature=feature, value=value, why=why)
+        _asked(client, run, wait, as_json, good=("erased",))
+
+
+@command("export")
+def export(
+    to: Annotated[
+        str, typer.Option("--to", help="Folder or fsspec URL (default: setting export.to)", show_default=False)
+    ] = "",
+    since: Annotated[str, typer.Option(help="First moment, 2026-11-23 or seconds", show_default=False)] = "",
+    until: Annotated[str, typer.Option(help="Moment to stop before", show_default=False)] = "",
+    version: Annotated[int | None, typer.Option(help="Only what this version answered", show_default=False)] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the record with its labels as Parquet, a folder a day."""
+    from service.export import export_record
+
+    settings = _settings(config)
+    if not (to or settings.exports_url):
+        raise typer.BadParameter("give a folder or URL, or set [export] to", param_hint="--to")
+    console = show.open_console(stderr=True)
+    with console.status("exporting") as spinner:
+        done = export_record(
+            settings,
+            to or settings.exports_url,
+            since=since,
+            until=until,
+            version=version,
+            on_rows=lambda rows: spinner.update(f"exporting: {rows:,} rows"),
+        )
+    if as_json:
+        show.print_json(done._asdict())
+    else:
+        typer.echo(f"{done.rows:,} rows ({done.labelled:,} labelled) of {len(done.files)} days in {done.to}")
+        if done.skipped:
+            typer.echo(f"{done.skipped:,} rows of other versions do not fit the schema of version {done.schema_of}")
+
+
 # Traffic
 
 

@@ -130,6 +130,11 @@ class Client:
     def rollback(self, why: str = "") -> int:
         return self._queued("POST", "/manage/rollback", {"why": why})
 
+    def erase(self, ids: Sequence[str] = (), *, feature: str = "", value: Any = None, why: str = "") -> int:
+        """Forget predictions by `ids`, or everyone whose record has this `value` of `feature`; the queued run."""
+        whom = {"ids": list(ids)} if ids else {"feature": feature, "value": value}
+        return self._queued("POST", "/manage/erasures", {**whom, "why": why})
+
     def promote(self, version: int, why: str = "") -> int:
         return self._queued("POST", f"/manage/models/{version}/promote", {"why": why})
 

@@ -15,7 +15,7 @@ import msgspec
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
@@ -41,6 +41,20 @@ class Why(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     why: str = Field("", max_length=1000)
+
+
+class Erasure(Why):
+    """Whom to forget: prediction `ids`, or everyone whose record has this `value` of the `feature`; not both."""
+
+    ids: list[Annotated[str, Field(min_length=1, max_length=512)]] = Field([], max_length=10_000)
+    feature: str = Field("", max_length=1000)
+    value: str | bool | float | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Erasure:
+        if bool(self.ids) == bool(self.feature) or (self.feature != "") != (self.value not in (None, "")):
+            raise ValueError('send {"ids": ["…"]} or {"feature": "name", "value": …}')
+        return self
 
 
 class Accepted(BaseModel):
@@ -139,6 +153,12 @@ def application(worker: Worker) -> FastAPI:
     def retrain(request: Request, body: Why | None = None) -> Accepted:
         """Train a candidate now; it is promoted if it passes the gates."""
         return queue("retrain", body.why if body else "", request)
+
+    @app.post("/manage/erasures", status_code=202)
+    def erasures(request: Request, body: Erasure) -> Accepted:
+        """Forget rows everywhere: record, spool, snapshots, references, reports, exports; the run says what went."""
+        whom = {"ids": body.ids} if body.ids else {"feature": body.feature, "value": body.value}
+        return queue("erase", body.why, request, whom)
 
     @app.get("/manage/runs")
     def list_runs(

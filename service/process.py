@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import logging
 import os
 import shutil
 import signal
@@ -97,6 +99,17 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_GRACE_S)
     os._exit(1)
+
+
+def settle() -> None:
+    """Once everything is loaded: what the hot path should not pay for again and again.
+
+    Collections of garbage would walk through the hundreds of thousands of objects that the imports left, and uvicorn
+    would format a line of access log for each request only to find that nobody listens.
+    """
+    logging.getLogger("uvicorn.access").propagate = False
+    gc.collect()
+    gc.freeze()
 
 
 _worker: Worker | None = None

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from monitoring.metrics import Metrics
 from monitoring.report import write_html
 from service.loop import assemble
 from service.settings import Settings
-from training.cycle import MOVES, Loop, bootstrap, run_cycle, take_over, work_off
+from training.cycle import MOVES, Loop, bootstrap, run_cycle, run_retention, take_over, work_off
 from training.lease import Lease, LeaseLost
 from training.registry import NoChampion
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("evergreen.scheduler")
 
 COMMANDS_EVERY_S: Final = 0.5
-WORK: Final = ("bootstrap", "retrain", "push")
+WORK: Final = ("bootstrap", "retrain", "push", "erase")
 PRUNE_EVERY_S: Final = 3600.0
+RETAIN_EVERY_S: Final = 86_400.0
 KEEP_CHECKS_S: Final = 30 * 86_400.0
 RETRY_BOOTSTRAP_S: Final = 60.0
 KEEP_REPORTS: Final = 20
@@ -113,6 +115,14 @@ class Scheduler:
             ("prune", self._prune, PRUNE_EVERY_S),
         ):
             jobs.add_job(self._guarded, "interval", seconds=seconds, args=(name, work), id=name)
+        jobs.add_job(
+            self._guarded,
+            "interval",
+            seconds=RETAIN_EVERY_S,
+            next_run_time=datetime.now(UTC),  # at start too: a server that restarts each day would never come to it
+            args=("retention", self._retain),
+            id="retention",
+        )
         jobs.start()
         self._jobs = jobs
 
@@ -189,6 +199,10 @@ class Scheduler:
     def _prune(self, loop: Loop) -> None:
         loop.runs.prune(before=time.time() - KEEP_CHECKS_S)
 
+    def _retain(self, loop: Loop) -> None:
+        with self._turn:
+            run_retention(loop, self.settings.retention)
+
     # --- what happened, for metrics and alerts --------------------------------------------------------------------
 
     def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
@@ -233,8 +247,12 @@ class Scheduler:
             old.unlink(missing_ok=True)
 
     def _count_run(self, run: Run) -> None:
+        forgets = run.kind in ("erase", "retention")
+        for table, rows in run.record.get("rows", {}).items() if forgets else ():
+            self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
         if run.kind != "check":
-            self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
+            if not forgets:
+                self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
             logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)
             self._alert("run", {**facts, "error": run.record.get("error")})

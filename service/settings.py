@@ -34,6 +34,7 @@ from pydantic.fields import FieldInfo
 from monitoring.drift import DriftPolicy
 from monitoring.log import LogPolicy
 from monitoring.quality import QualityPolicy
+from monitoring.retention import RetentionPolicy
 from training.gates import GatePolicy
 from training.job import TrainPolicy
 from training.policy import RetrainPolicy
@@ -189,6 +190,12 @@ class SecuritySettings(Section):
         return token
 
 
+class ExportSettings(Section):
+    to: str = Field(
+        "", description="folder or fsspec URL; where `evergreen export` writes, and where erasures look (empty: nowhere)"
+    )
+
+
 class AlertSettings(Section):
     webhook_url: str = Field(
         "", repr=False, description="URL; gets a POST for each alert (empty: alerts are only logged)"
@@ -218,6 +225,8 @@ class Settings(BaseModel):
     schedule: ScheduleSettings = ScheduleSettings()
     security: SecuritySettings = SecuritySettings()
     alerts: AlertSettings = AlertSettings()
+    retention: RetentionPolicy = RetentionPolicy()
+    export: ExportSettings = ExportSettings()
 
     @property
     def var(self) -> Path:
@@ -254,6 +263,12 @@ class Settings(BaseModel):
         if found and scheme.startswith("sqlite") and path and not path.startswith(("/", ":", "file:")):
             return f"{scheme}:///{self.home / path}"  # a relative file must not move with the working directory
         return self.store.url or f"sqlite:///{self.var / 'evergreen.db'}"
+
+    @property
+    def exports_url(self) -> str:
+        """Where exports lie, absolute; "" when no place was configured."""
+        to = self.export.to
+        return to if not to or "://" in to else str(self.home / Path(to).expanduser())
 
     @property
     def address(self) -> str:

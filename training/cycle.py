@@ -25,10 +25,12 @@ import sqlalchemy as sa
 
 from monitoring.drift import DriftPolicy, DriftReport, detect
 from monitoring.quality import QualityPolicy, fell, measure
+from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema, SchemaError
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA, ArtefactError
 from training.data import AT, LABEL, ORIGIN, DataError, Prepared, assemble, read_snapshot, snapshot
+from training.erasure import NotDrained, erase, retain
 from training.gates import GatePolicy
 from training.job import JobResult, JobSpec, TrainPolicy, read_result
 from training.lease import LeaseLost
@@ -71,6 +73,9 @@ class Loop:
     # places
     snapshots_dir: Path
     work_dir: Path  # each job gets a folder in it for its time
+    spool_dir: Path | None = None  # an erasure looks here too, and in the next two
+    reports_dir: Path | None = None
+    exports: str = ""  # folder or URL that `evergreen export` writes to
     # the world around
     source: Callable[[], Prepared]  # the data that the first version is trained from
     run_job: Callable[[JobSpec], JobResult]  # `subprocess_job` with a timeout, or `training.job.run`
@@ -189,6 +194,38 @@ def run_rollback(loop: Loop, run: Run) -> Run:
     return _carry_out(loop, run, story, move)
 
 
+def run_erase(loop: Loop, run: Run) -> Run:
+    """The run that forgot prediction ids, or a subject by a feature's value; see `training/erasure.py`."""
+    story: Story = {}
+
+    def forget() -> Ending:
+        erase(loop, run, story)
+        return Ending("done", "erased")
+
+    return _carry_out(loop, run, story, forget)
+
+
+def run_retention(loop: Loop, policy: RetentionPolicy) -> Run | None:
+    """The run that deleted what is older than the policy keeps; None when there was nothing to delete."""
+    began, story = loop.clock(), retain(loop, policy)
+    if not story:
+        return None
+    story["seconds"] = loop.clock() - began
+    run_id = loop.runs.note(
+        "retention",
+        trigger="schedule",
+        who=loop.who,
+        why="older than [retention] keeps",
+        outcome="deleted",
+        record=story,
+        now=loop.clock(),
+        token=loop.token,
+    )
+    run = loop.runs.get(run_id)
+    _tell(loop, "run_finished", run=run)
+    return run
+
+
 def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
     """The oldest queued run (of these kinds, when given), carried out; None when none is queued.
 
@@ -204,7 +241,7 @@ def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
             return bootstrap(loop, run)
     if run.kind == "bootstrap":
         return bootstrap(loop, run)
-    steps = {"push": run_push, "promote": run_promote, "rollback": run_rollback}
+    steps = {"push": run_push, "promote": run_promote, "rollback": run_rollback, "erase": run_erase}
     if run.kind in steps:
         return steps[run.kind](loop, run)
     return _finish(loop, run, Ending("failed", "refused"), {"error": f"nobody knows runs of kind {run.kind!r}"})
@@ -448,7 +485,7 @@ def _carry_out(loop: Loop, run: Run, story: Story, work: Callable[[], Ending]) -
         story["error"], ending = str(error), Ending("failed", "stopped")
     except JobCrashed as error:
         story["error"], story["stderr"], ending = str(error), error.tail, Ending("failed", "crashed")
-    except (UnknownVersion, NoPrevious, DataError, SchemaError, ArtefactError) as error:
+    except (UnknownVersion, NoPrevious, DataError, SchemaError, ArtefactError, NotDrained) as error:
         story["error"], ending = str(error), Ending("failed", "refused")
     except Exception as error:  # of a library, or a fault of ours: the row must say it, the log has the trace
         logger.exception("run %d (%s) failed", run.id, run.kind)

@@ -183,6 +183,24 @@ class Registry:
             raise UnknownVersion(self.name, version, where=home)
         return home
 
+    def amend(self, version: int, manifest: dict[str, Any], token: int) -> None:
+        """Put `manifest` in the place of the version's own: on this host, then in the store.
+
+        For files of the artefact that had to change (an erasure). Raises `LeaseLost` and `UnknownVersion`.
+        """
+        text = msgspec.json.encode(manifest)
+        write_atomically(self.path(version) / MANIFEST, msgspec.json.format(text, indent=2))
+        change = (
+            versions.update()
+            .where(
+                versions.c.name == self.name,
+                versions.c.version == version,
+                fence(self._engine, token, self._lease),
+            )
+            .values(manifest=text.decode())
+        )
+        write_fenced(self._engine, change.returning(versions.c.version), token, self._lease)
+
     def clean(self) -> tuple[str, ...]:
         """What registrations of dead processes had left behind, and is deleted now. Call it once at start."""
         gone: list[str] = []

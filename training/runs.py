@@ -38,9 +38,9 @@ class Run:
     """One row of the table `runs`; times are seconds since 1970 UTC."""
 
     id: int
-    kind: str  # check | retrain | push | promote | rollback | bootstrap
+    kind: str  # check | retrain | push | promote | rollback | bootstrap | erase | retention
     state: State
-    outcome: str | None  # promoted | kept | refused | no_action | crashed | rolled_back | interrupted
+    outcome: str | None  # promoted | kept | refused | no_action | crashed | rolled_back | interrupted | erased | deleted
     trigger: str  # drift | quality | schedule | manual | start
     who: str
     why: str
@@ -221,6 +221,7 @@ class Runs:
             left = [_run(row) for row in connection.execute(sa.select(*runs.c).where(runs.c.state == "running"))]
         error = "the process that ran it died or lost the lease; the champion was not changed by it after that"
         for run in left:
+            asked = {} if run.kind == "erase" else run.record  # whom it meant must not stay behind: ask again
             end = (
                 runs.update()
                 .where(runs.c.id == run.id, runs.c.state == "running", self._fence(token))
@@ -228,7 +229,7 @@ class Runs:
                     state="failed",
                     outcome="interrupted",
                     finished_at=now,
-                    record=_json({**run.record, "error": error}),
+                    record=_json({**asked, "error": error}),
                 )
                 .returning(runs.c.id)
             )

@@ -1,0 +1,305 @@
+"""Forgetting rows: who is meant, and how they leave the spool, the store and the exports.
+
+Rows are erased by prediction id, or by a subject feature's value: then every prediction id under which a record with
+that value was answered is meant. What was recorded after the moment of asking stays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from monitoring.log import OPEN, SEALED
+from monitoring.record import Frame, Rows, blank, decode_frame, iter_records, segment_day
+from monitoring.schema import FeatureSchema, SchemaError
+from monitoring.store import dead_letters, labels, predictions, rejections
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_AT_ONCE: Final = 500
+_ROWS_AT_ONCE: Final = 10_000
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """Whom an erasure means: prediction ids, or the value of one feature."""
+
+    ids: tuple[str, ...] = ()
+    feature: str = ""
+    value: str | bool | float | None = None
+    """A text also means the number or truth value it spells: "41" means "41" and 41."""
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        if not self.feature or self.value is None:
+            return ()
+        if isinstance(self.value, str):
+            try:
+                spelled = msgspec.json.decode(self.value)
+            except msgspec.DecodeError:
+                return (self.value,)
+            return (self.value, spelled) if isinstance(spelled, bool | int | float) else (self.value,)
+        return (self.value,)
+
+
+class Row(NamedTuple):
+    """One stored prediction that is meant."""
+
+    at: float
+    features: dict[str, Any]
+
+
+class Found(NamedTuple):
+    """Everything that is meant, as the store knows it."""
+
+    ids: frozenset[str]
+    rows: tuple[Row, ...]
+
+
+def find(engine: sa.Engine, subject: Subject, until: float) -> Found:
+    """The prediction ids meant, and the rows answered under them up to `until`.
+
+    By value every stored record is looked at (about a second for a million rows).
+    """
+    ids = set(subject.ids)
+    if subject.feature:
+        is_meant = _record_test(subject)
+        every = sa.select(predictions.c.id, predictions.c.features).where(predictions.c.at <= until)
+        with engine.connect().execution_options(yield_per=_ROWS_AT_ONCE) as connection:
+            ids |= {id_ for id_, text in connection.execute(every) if is_meant(text)}
+    rows: list[Row] = []
+    with engine.connect() as connection:
+        for some in _some(ids):
+            meant = sa.select(predictions.c.at, predictions.c.features)
+            meant = meant.where(predictions.c.id.in_(some), predictions.c.at <= until)
+            rows += [Row(at, msgspec.json.decode(text)) for at, text in connection.execute(meant)]
+    return Found(frozenset(ids), tuple(rows))
+
+
+def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: float) -> dict[str, int]:
+    """Delete predictions, labels and dead letters of `ids` recorded up to `until`; deleted rows by table.
+
+    A dead letter goes when it mentions an id, or both name and value of the subject's feature.
+    """
+    erased = {"predictions": 0, "labels": 0, "dead_letters": 0}
+    ids = list(ids)
+    is_meant = _letter_test(subject, ids)
+    key = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
+    with engine.begin() as connection:
+        for some in _some(ids):
+            for table, at in ((predictions, predictions.c.at), (labels, labels.c.received_at)):
+                gone = connection.execute(sa.delete(table).where(table.c.id.in_(some), at <= until))
+                erased[table.name] += gone.rowcount
+        letters = connection.execute(sa.select(*key, dead_letters.c.payload, dead_letters.c.reason)).all()
+        for *where, payload, reason in letters:
+            if is_meant(payload + b"\n" + reason.encode()):
+                conditions = [column == value for column, value in zip(key, where, strict=True)]
+                erased["dead_letters"] += connection.execute(sa.delete(dead_letters).where(*conditions)).rowcount
+    return erased
+
+
+# --- the spool -----------------------------------------------------------------------------------------------------
+
+
+def undrained(directory: Path, engine: sa.Engine, until: float) -> int:
+    """How many records of the spool written up to `until` are not in the store yet."""
+    waiting = 0
+    for path in _segments(directory):
+        last = _last_stored(engine, int(path.stem, 16))
+        waiting += sum(f.offset > last and f.rows > 0 and f.at <= until for f in _frames(path))
+    return waiting
+
+
+def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, int], bool]) -> int:
+    """Overwrite the stored records that are meant (given the record and its segment's number) with empty ones; how many.
+
+    Done in place, so that also the open segment of a worker that has had no request since is clean at once: workers
+    only ever append. A record that is not in the store yet is left alone.
+    """
+    blanked = 0
+    for path in _segments(directory):
+        segment = int(path.stem, 16)
+        last = _last_stored(engine, segment)
+        meant = [f for f in _frames(path) if f.offset <= last and f.rows and is_meant(f, segment)]
+        if not meant:
+            continue
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # sealed or drained away this instant
+            sealed = path.with_suffix(SEALED)
+            if not sealed.exists():
+                continue
+            fd = os.open(sealed, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for frame in meant:
+                os.pwrite(fd, blank(frame), frame.offset)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        blanked += len(meant)
+    return blanked
+
+
+def frame_test(subject: Subject, ids: frozenset[str], until: float) -> Callable[[Frame, int], bool]:
+    """Whether a spool record written up to `until` holds a row that is meant; for `blank_spool`."""
+    has_value, mentions = _record_test(subject), _letter_test(subject, ids)
+
+    def is_meant(frame: Frame, segment: int) -> bool:
+        if frame.at > until:
+            return False
+        rows = Rows()
+        decode_frame(frame, segment, rows)
+        return (
+            any(row.id in ids or has_value(row.features) for row in rows.predictions)
+            or any(row.id in ids for row in rows.labels)
+            or any(mentions(letter.payload) for letter in rows.dead)
+        )
+
+    return is_meant
+
+
+def _segments(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.suffix in (OPEN, SEALED)) if directory.is_dir() else []
+
+
+def _frames(path: Path) -> Iterator[Frame]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        try:
+            data = path.with_suffix(SEALED).read_bytes()
+        except FileNotFoundError:
+            return
+    for found in iter_records(data, 0):
+        if isinstance(found, Frame):
+            yield found
+
+
+def _last_stored(engine: sa.Engine, segment: int) -> int:
+    """Byte offset of the segment's last record in the store, -1 when none is: the drain commits them in order."""
+    last = -1
+    with engine.connect() as connection:
+        for table in (predictions, labels, rejections, dead_letters):
+            of_segment = sa.select(sa.func.max(table.c.position)).where(
+                table.c.day == segment_day(segment), table.c.segment == segment
+            )
+            position = connection.scalar(of_segment)
+            last = max(last, -1 if position is None else position >> 16)
+    return last
+
+
+# --- frames of features, and exports -------------------------------------------------------------------------------
+
+
+def canonical_values(subject: Subject, schema: FeatureSchema) -> frozenset[Any]:
+    """The subject's value as it stands in canonical frames of this schema; empty when its feature is not among them."""
+    if subject.feature not in schema.names:
+        return frozenset()
+    found = set()
+    for value in subject.values:
+        try:
+            frame = schema.frame([{**schema.example(), subject.feature: value}])
+        except SchemaError:
+            continue
+        found.add(frame[subject.feature].tolist()[0])
+    return frozenset(found)
+
+
+def canonical_rows(rows: Sequence[Row], schema: FeatureSchema) -> tuple[list[float], pd.DataFrame]:
+    """(times, canonical features) of the rows that this schema can read."""
+    import pandas as pd
+
+    times, frames = [], []
+    for row in rows:
+        try:
+            frames.append(schema.frame([{name: row.features[name] for name in schema.names}]))
+        except (SchemaError, KeyError):
+            continue
+        times.append(row.at)
+    return times, pd.concat(frames, ignore_index=True) if frames else schema.frame([])
+
+
+def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: float) -> dict[str, int]:
+    """Rows deleted from each file below the folder or URL that `export` wrote to; files without any are not named."""
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    filesystem, root = fsspec.core.url_to_fs(target)
+    meant = set(subject.values)
+    meant |= {float(msgspec.json.decode(msgspec.json.encode(v))) for v in meant if isinstance(v, int | float)}
+    erased: dict[str, int] = {}
+    for path in sorted(filesystem.glob(f"{root.rstrip('/')}/day=*/*.parquet")):
+        with filesystem.open(path, "rb") as file:
+            table = pq.ParquetFile(file).read()
+        at = table["_at"].to_pylist()
+        gone = [id_ in ids for id_ in table["_id"].to_pylist()]
+        if subject.feature in table.column_names:
+            column = table[subject.feature]
+            single = column.type == pa.float32()
+            wanted = {_single(v) for v in meant if isinstance(v, int | float)} if single else meant
+            gone = [g or v in wanted for g, v in zip(gone, column.to_pylist(), strict=True)]
+        keep = [not g or moment > until for g, moment in zip(gone, at, strict=True)]
+        if all(keep):
+            continue
+        erased[path.removeprefix(root).lstrip("/")] = keep.count(False)
+        if not any(keep):
+            filesystem.rm_file(path)
+            continue
+        with filesystem.open(path, "wb", autocommit=False) as out:
+            pq.write_table(table.filter(pa.array(keep)), out)
+        out.commit()
+    return erased
+
+
+def _single(value: float) -> float:
+    import numpy as np
+
+    return float(np.float32(value))
+
+
+# --- tests of one record -------------------------------------------------------------------------------------------
+
+
+def _record_test(subject: Subject) -> Callable[[str], bool]:
+    """Whether a record (JSON text) has the subject's value."""
+    if not subject.feature:
+        return lambda text: False
+    shape = msgspec.defstruct("Record", [("value", Any, None)], rename={"value": subject.feature})
+    decode = msgspec.json.Decoder(shape).decode
+    values = subject.values
+
+    def test(text: str) -> bool:
+        try:
+            found: Any = decode(text).value  # type: ignore[attr-defined]
+        except msgspec.DecodeError:
+            return False
+        return any(found == value and isinstance(found, bool) == isinstance(value, bool) for value in values)
+
+    return test
+
+
+def _letter_test(subject: Subject, ids: Iterable[str]) -> Callable[[bytes], bool]:
+    """Whether bytes that could not be understood mention an id, or the feature together with its value."""
+    needles = [id_.encode() for id_ in ids]
+    name = subject.feature.encode()
+    texts = {msgspec.json.encode(value).strip(b'"') for value in subject.values}
+    texts |= {ascii(value).strip("'\"").encode() for value in subject.values if isinstance(value, str)}
+
+    def test(payload: bytes) -> bool:
+        if any(needle in payload for needle in needles):
+            return True
+        return bool(name) and name in payload and any(text in payload for text in texts)
+
+    return test
+
+
+def _some(ids: Iterable[str]) -> Iterator[list[str]]:
+    every = sorted(ids)
+    for start in range(0, len(every), _AT_ONCE):
+        yield every[start : start + _AT_ONCE]
