@@ -33,6 +33,7 @@ from tests.server import Server
 
 BATCH = 20
 CLIENTS = 4
+PAUSE_S = 0.02  # a client's pause between batches: the kills are the load here, not the rows
 SETTLE_S = 120.0
 
 
@@ -85,6 +86,7 @@ def client(number: int, server: Server, bodies: list[dict[str, Any]], sent: Sent
     """Send batches until `done`; every second one gets its labels."""
     turn, connection = 0, None
     while not done.is_set():
+        time.sleep(PAUSE_S)
         turn += 1
         ids = [f"{number}-{turn}-{i}" for i in range(BATCH)]
         first = (turn * BATCH) % (len(bodies) - BATCH)

@@ -55,18 +55,21 @@ def test_a_replaced_process_removes_the_gauges_of_the_one_before(tmp_path: Path)
 
 
 def test_the_fast_counter_and_histogram_write_what_the_plain_ones_would(tmp_path: Path) -> None:
-    plain, fast = Metrics(tmp_path / "plain", "api-1"), Metrics(tmp_path / "fast", "api-1")
-    counter, histogram = HotCounter(fast.requests.labels("/predict", "200")), HotHistogram(fast.prediction_seconds)
-
-    for seconds in (0.0, 0.0005, 0.00051, 0.3, 99.0):
+    durations = (0.0, 0.0005, 0.00051, 0.3, 99.0)
+    plain = Metrics(tmp_path / "plain", "api-1")
+    for seconds in durations:
         plain.requests.labels("/predict", "200").inc(2)
         plain.prediction_seconds.observe(seconds)
+    plain.close()
+
+    fast = Metrics(tmp_path / "fast", "api-1")
+    counter, histogram = HotCounter(fast.requests.labels("/predict", "200")), HotHistogram(fast.prediction_seconds)
+    for seconds in durations:
         counter.inc(2)
         histogram.observe(seconds)
+    fast.close()
 
     assert lines(tmp_path / "plain") == lines(tmp_path / "fast")
-    plain.close()
-    fast.close()
 
 
 def test_a_slot_with_an_underscore_is_refused(tmp_path: Path) -> None:
