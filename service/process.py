@@ -62,9 +62,10 @@ class Tree:
 
 
 def forget_trees(folder: Path) -> None:
-    """Delete the run folders in `folder` of servers under plain `bentoml serve` that are gone; nobody else does."""
-    for run_dir in folder.glob("bentoml-*"):
-        pid = run_dir.name.rpartition("-")[2]
+    """Delete the run folders in `folder` of servers that are gone and could not do it themselves."""
+    for run_dir in folder.iterdir() if folder.is_dir() else ():
+        named = run_dir / SUPERVISOR
+        pid = named.read_text() if named.exists() else run_dir.name.removeprefix("bentoml-")
         if pid.isdecimal() and not alive(int(pid)):
             shutil.rmtree(run_dir, ignore_errors=True)
 

@@ -192,7 +192,7 @@ class SecuritySettings(Section):
 
 class ExportSettings(Section):
     to: str = Field(
-        "", description="folder or fsspec URL; where `evergreen export` writes, and where erasures look (empty: nowhere)"
+        "", description="folder or fsspec URL; where `evergreen export` writes and erasures look (empty: nowhere)"
     )
 
 

@@ -106,6 +106,7 @@ def test_workers_have_not_imported_what_they_do_not_need(server: Server) -> None
         mapped = {Path(m.path).parts for m in worker.memory_maps() if "site-packages" in m.path}
         packages = {parts[parts.index("site-packages") + 1] for parts in mapped}
         assert not packages & set(forbidden)
+        assert worker.memory_info().rss < 200 * 2**20
 
     loaded = subprocess.run(
         [os.sys.executable, "-c", WORKER_MODULES, str(server.home)],
@@ -304,3 +305,4 @@ def test_after_a_restart_the_same_version_serves_and_orphans_of_a_killed_server_
 
     assert answer["version"] == live["champion"]["version"]
     wait_until("the end of all children", lambda: not any(p.is_running() and p.status() != "zombie" for p in family), 5)
+    server.start().wait_ready(30)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service import serve
-from service.process import Tree
+from service.process import SUPERVISOR, Tree, forget_trees
 from service.settings import SettingsError, load
 
 
@@ -82,3 +82,15 @@ def test_a_built_bento_wants_an_absolute_home(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
     assert Tree.of(load(environ={"EVERGREEN_HOME": str(tmp_path)}), supervisor=1).role == "serve"
+
+
+def test_the_folders_of_servers_that_were_killed_are_forgotten_and_no_others(tmp_path: Path) -> None:
+    for name, supervisor in (("aa", "4194305"), ("bb", str(os.getpid())), ("cc", None), ("bentoml-4194305", None)):
+        (tmp_path / name).mkdir()
+        if supervisor:
+            (tmp_path / name / SUPERVISOR).write_text(supervisor)
+
+    forget_trees(tmp_path)
+    forget_trees(tmp_path / "nothing here")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"bb", "cc"}
