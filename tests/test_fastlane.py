@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from service.settings import Settings, load
 from service.worker import Worker
 from tests.artefacts import example_record, make_artefact, sample_schema
 
-Client = Callable[..., Awaitable[httpx.Response]]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +304,42 @@ def test_a_rejection_is_recorded_as_a_count_without_any_value(app: FastLane, wor
     assert b"s3cret" not in written
     assert b'"count":2' in written
     assert {PREDICTION, FEEDBACK, REJECTION} == {1, 2, 3}
+
+
+OUTERMOST = """
+import asyncio
+import service.app as service
+application = service.PredictionService.to_asgi(is_main=True)
+
+async def main():
+    messages = asyncio.Queue()
+    messages.put_nowait({"type": "lifespan.startup"})
+    sent = []
+    async def send(message):
+        sent.append(message["type"])
+    running = asyncio.create_task(application({"type": "lifespan", "asgi": {}, "state": {}}, messages.get, send))
+    while not sent:
+        await asyncio.sleep(0.05)
+    layers, layer = [], application.middleware_stack
+    while layer is not None:
+        layers.append(type(layer).__name__)
+        layer = getattr(layer, "app", None)
+    messages.put_nowait({"type": "lifespan.shutdown"})
+    await running
+    print(sent, layers)
+
+asyncio.run(main())
+"""
+
+
+def test_inside_bentoml_the_lane_stands_before_its_tracing_and_timeout_layers_and_once_only(tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "BENTOML_"))}
+    environ |= {"EVERGREEN_HOME": str(tmp_path), "EVERGREEN_ROLE": "gate"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", OUTERMOST], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
+    )
+
+    assert "['lifespan.startup.complete', 'lifespan.shutdown.complete']" in done.stdout, done.stderr[-2000:]
+    assert "['FastLane', 'ServerErrorMiddleware'" in done.stdout
+    assert done.stdout.count("FastLane") == 1
