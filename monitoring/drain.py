@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _CHUNK_BYTES: Final = 4 * 2**20
+_TRIES: Final = 5
 _DAMAGED: Final = 0
 """Kind of a dead letter that was no record at all."""
 _logger = logging.getLogger(__name__)
@@ -135,7 +137,7 @@ class Drainer:
     Raises `SpoolBusy` when another process drains it.
     """
 
-    def __init__(self, directory: Path, engine: sa.Engine, *, batch_rows: int = 5000) -> None:
+    def __init__(self, directory: Path, engine: sa.Engine, *, batch_rows: int = 10_000) -> None:
         self._directory = directory
         self._engine = engine
         self._batch_rows = batch_rows
@@ -173,6 +175,9 @@ class Drainer:
         batch = _Batch()
         finished: list[Path] = []
         with contextlib.ExitStack() as stack:
+            if gc.isenabled():  # nothing here is cyclic, and it would walk the rows of a batch over and over
+                gc.disable()
+                stack.callback(gc.enable)
             segments = self._segments()
             for forgotten in self._progress.keys() - segments.keys():
                 del self._progress[forgotten]
@@ -465,30 +470,67 @@ def _store_sqlite(engine: sa.Engine, rows: Rows) -> dict[str, int]:
 
 
 def _store_postgresql(engine: sa.Engine, rows: Rows) -> dict[str, int]:
-    from psycopg.errors import UniqueViolation
+    from psycopg.errors import CheckViolation, UniqueViolation
 
-    try:
-        return _copy_postgresql(engine, rows, _copy_in)
-    except UniqueViolation:  # stored by somebody else meanwhile: rare, and slower to get round
-        return _copy_postgresql(engine, rows, _copy_around_conflicts)
+    from monitoring import store
+
+    insert = _copy_in
+    for _ in range(_TRIES):
+        try:
+            return _copy_postgresql(engine, rows, insert)
+        except UniqueViolation:  # stored by somebody else meanwhile: rare, and slower to get round
+            insert = _copy_around_conflicts
+        except CheckViolation:  # the first rows of a day, or a late one of a day that retention has dropped
+            store.ensure_days(engine, {row.day for row in rows.predictions})
+    raise RuntimeError(f"the rows or their days' partitions came and went {_TRIES} times; is retention running wild?")
 
 
 def _copy_in(cursor: Any, table: sa.Table, values: Sequence[tuple[Any, ...]]) -> int:
-    with cursor.copy(f"copy {table.name} from stdin") as copy:
-        for row in values:
-            copy.write_row(row)
+    _copy(cursor, table, table.name, values)
     return len(values)
 
 
 def _copy_around_conflicts(cursor: Any, table: sa.Table, values: Sequence[tuple[Any, ...]]) -> int:
     cursor.execute(f"create temp table pending (like {table.name}) on commit drop")
-    with cursor.copy("copy pending from stdin") as copy:
-        for row in values:
-            copy.write_row(row)
+    _copy(cursor, table, "pending", values)
     cursor.execute(f"insert into {table.name} select * from pending on conflict do nothing")
     inserted = int(cursor.rowcount)
     cursor.execute("drop table pending")
     return inserted
+
+
+def _copy(cursor: Any, table: sa.Table, into: str, values: Sequence[tuple[Any, ...]]) -> None:
+    """Send the rows as one text, which is put together column by column: a third of the cost of row by row.
+
+    Raises `ValueError` for a text with a zero character, which PostgreSQL has no room for.
+    """
+    import sqlalchemy as sa
+
+    if table.name == "dead_letters":  # bytes need the driver's own words
+        with cursor.copy(f"copy {into} from stdin") as copy:
+            for row in values:
+                copy.write_row(row)
+        return
+    columns = [
+        _escaped(texts) if isinstance(column.type, sa.Text) else list(map(str, texts))
+        for column, texts in zip(table.columns, zip(*values, strict=True), strict=True)
+    ]
+    with cursor.copy(f"copy {into} from stdin") as copy:
+        copy.write("\n".join(map("\t".join, zip(*columns, strict=True))).encode() + b"\n")
+
+
+def _escaped(texts: Sequence[str | None]) -> list[str]:
+    """The texts as COPY reads them; None is its NULL."""
+    whole = "\0".join("" if text is None else text for text in texts)
+    for character, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
+        if character in whole:
+            whole = whole.replace(character, escape)
+    escaped = whole.split("\0")
+    if len(escaped) != len(texts):
+        raise ValueError("PostgreSQL cannot store text with a zero character (0x00)")
+    if None in texts:
+        escaped = ["\\N" if text is None else done for text, done in zip(texts, escaped, strict=True)]
+    return escaped
 
 
 def _copy_postgresql(

@@ -156,7 +156,7 @@ def blank(frame: Frame) -> bytes:
     length = frame.end - frame.offset - HEADER_BYTES
     payload = b'{"labels":[]}'.ljust(length)
     if len(payload) > length:
-        raise ValueError(f"a record of {length} bytes is too short to be blanked: delete its segment once it is drained")
+        raise ValueError(f"a record of {length} bytes is too short to be blanked")
     tail = _TAIL.pack(length, length, FEEDBACK, 1, 0, frame.at)
     return _FRONT.pack(MAGIC, crc32(payload, crc32(tail))) + tail + payload
 
@@ -355,6 +355,11 @@ def _decode_prediction(frame: Frame, segment: int, into: Rows) -> None:
             f"{'no' if probabilities is None else len(probabilities)} probabilities"
         )
     day, at, version = segment_day(segment), frame.at, answer.version
+    if rows == 1:  # most requests: without the loop it takes two thirds of the time
+        chance = None if probabilities is None else str(probabilities[0], "utf-8")
+        texts = (str(records[0], "utf-8"), str(predictions[0], "utf-8"), chance)
+        into.predictions.append(_new_tuple(Prediction, (day, segment, first, ids[0], at, version, *texts)))
+        return
     into.predictions += [
         _new_tuple(  # Prediction(...) would take as long as all the rest
             Prediction,

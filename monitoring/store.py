@@ -45,12 +45,18 @@ labels = sa.Table(
     sa.Column("day", sa.Integer, primary_key=True),
     sa.Column("segment", sa.BigInteger, primary_key=True),
     sa.Column("position", sa.BigInteger, primary_key=True),
-    sa.Column("id", sa.Text, nullable=False, index=True),  # prediction id it speaks of
+    sa.Column("id", sa.Text, nullable=False),  # prediction id it speaks of
     sa.Column("label", sa.Text, nullable=False),  # JSON scalar
     sa.Column("observed_at", sa.Double, nullable=False),  # seconds since 1970 UTC; the newest one counts
     sa.Column("received_at", sa.Double, nullable=False),
     sqlite_with_rowid=False,
 )
+# Where a window is joined label by label, the index alone answers. PostgreSQL joins tables by hash, and its index has
+# no room for a long label.
+sa.Index("ix_labels_id_label", labels.c.id, labels.c.observed_at, labels.c.received_at, labels.c.label).ddl_if(
+    dialect="sqlite"
+)
+sa.Index("ix_labels_id", labels.c.id).ddl_if(dialect="postgresql")
 
 rejections = sa.Table(
     "rejections",
@@ -196,22 +202,38 @@ def ensure_days(engine: sa.Engine, days: Iterable[int]) -> None:
     if engine.dialect.name != "postgresql":
         return
     with engine.begin() as connection:
-        if not (missing := missing_days(connection, days)):
+        if not (missing := set(days) - set(stored_days(connection))):
             return
         connection.execute(sa.text(f"select pg_advisory_xact_lock({_LOCK})"))
-        for day in missing_days(connection, missing):  # another replica may have made it meanwhile
+        for day in sorted(missing - set(stored_days(connection))):  # another replica may have made it meanwhile
             connection.exec_driver_sql(f"create table {partition_name(day)} (like predictions)")
             connection.exec_driver_sql(
                 f"alter table predictions attach partition {partition_name(day)} for values from ({day}) to ({day + 1})"
             )
 
 
-def missing_days(connection: sa.Connection, days: Iterable[int]) -> list[int]:
-    """Those of the days that PostgreSQL has no partition of `predictions` for."""
-    wanted = {partition_name(day): day for day in sorted(set(days))}
-    names = sa.func.unnest(sa.cast(list(wanted), sa.ARRAY(sa.Text))).column_valued("name")
-    absent = connection.scalars(sa.select(names).where(sa.func.to_regclass(names).is_(None)))
-    return sorted(wanted[name] for name in absent)
+def drop_days(engine: sa.Engine, before: float) -> int:
+    """On PostgreSQL, drop the partitions of `predictions` with no row from `before` on; how many rows went with them.
+
+    A day's last segment may run on past midnight: such a partition stays until its last row is old enough. Each is
+    dropped in a transaction of its own, which waits for those who read or write `predictions` and holds up new ones.
+    """
+    if engine.dialect.name != "postgresql":
+        return 0
+    with engine.connect() as connection:
+        days = [day for day in stored_days(connection) if (day + 1) * 86_400 <= before]
+    rows = 0
+    for day in days:
+        with engine.begin() as connection:
+            # The parent first, as readers and writers do: nobody then waits in a circle.
+            connection.exec_driver_sql("lock table only predictions in access exclusive mode")
+            if day not in stored_days(connection):  # another replica was first
+                continue
+            newest = connection.exec_driver_sql(f"select max(at) from {partition_name(day)}").scalar()
+            if newest is None or newest < before:
+                rows += connection.exec_driver_sql(f"select count(*) from {partition_name(day)}").scalar_one()
+                connection.exec_driver_sql(f"drop table {partition_name(day)}")
+    return rows
 
 
 def stored_days(connection: sa.Connection) -> list[int]:

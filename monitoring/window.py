@@ -12,13 +12,15 @@ import numpy as np
 import sqlalchemy as sa
 
 from monitoring.schema import Feature, FeatureSchema, InvalidRequest, SchemaError
-from monitoring.store import dead_letters, labels, predictions, rejections
+from monitoring.store import dead_letters, drop_days, labels, predictions, rejections
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _KEY: Final = (predictions.c.day, predictions.c.segment, predictions.c.position)
 _IDS_AT_ONCE: Final = 500
+_DECODED_AT_ONCE: Final = 4096
+"""Records; so many stay in the processor's cache between being decoded and being read."""
 
 
 class RowKey(NamedTuple):
@@ -89,8 +91,10 @@ def read_window(
     greatest row key read, for `after_key`.
     """
     conditions = _conditions(since, until, version, after_key)
+    # With none of these, a newer prediction of the same id is always in the window, too.
+    whole = until is None and version is None and after_key is None
     with _snapshot(engine) as connection, _collector_paused():
-        return _read(connection, schema, conditions, rows, labelled, newest=True)[0]
+        return _read(connection, schema, conditions, rows, labelled, newest=True, whole=whole)[0]
 
 
 def iter_window(
@@ -113,7 +117,9 @@ def iter_window(
     order = (predictions.c.at, *_KEY)
     while True:
         with _snapshot(engine) as connection, _collector_paused():
-            frame, last = _read(connection, schema, conditions + behind, chunk_rows, labelled, newest=False)
+            frame, last = _read(
+                connection, schema, conditions + behind, chunk_rows, labelled, newest=False, whole=False
+            )
         if last is None:
             return
         if len(frame):
@@ -165,10 +171,13 @@ def counts(
 def delete_before(engine: sa.Engine, at: float) -> dict[str, int]:
     """Delete everything recorded before `at` (seconds since 1970 UTC); deleted rows by table.
 
-    A label goes by its receipt: a late one outlives its prediction.
+    A label goes by its receipt: a late one outlives its prediction. On PostgreSQL whole days of predictions are dropped
+    with their tables, and only what is left over at the edge is deleted row by row: let `at` be a midnight UTC and
+    there is next to nothing.
     """
+    dropped = drop_days(engine, at)
     with engine.begin() as connection:
-        return {
+        deleted = {
             table.name: connection.execute(sa.delete(table).where(column < at)).rowcount
             for table, column in (
                 (predictions, predictions.c.at),
@@ -177,6 +186,8 @@ def delete_before(engine: sa.Engine, at: float) -> dict[str, int]:
                 (dead_letters, dead_letters.c.at),
             )
         }
+    deleted["predictions"] += dropped
+    return deleted
 
 
 def erase_ids(engine: sa.Engine, ids: Sequence[str]) -> dict[str, int]:
@@ -275,6 +286,31 @@ def _has_label(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     return sa.exists(sa.select(sa.literal(1)).where(labels.c.id == rows.c.id))
 
 
+class _Row(NamedTuple):
+    """What `_window` selects: a prediction in the column order of its table, and one of its labels or None."""
+
+    day: int
+    segment: int
+    position: int
+    id: str
+    at: float
+    version: int
+    features: str
+    prediction: str
+    probabilities: str | None
+    observed_at: float | None
+    received_at: float | None
+    label_day: int | None
+    label_segment: int | None
+    label_position: int | None
+    label: str | None
+
+
+_AT: Final = _Row._fields.index("at")
+_LABEL: Final = slice(_Row._fields.index("observed_at"), None)
+"""Comparing these finds the label that counts: the order of `_LABEL_ORDER`."""
+
+
 def _read(
     connection: sa.Connection,
     schema: FeatureSchema,
@@ -283,33 +319,79 @@ def _read(
     labelled: bool,
     *,
     newest: bool,
+    whole: bool,
 ) -> tuple[pd.DataFrame, tuple[float, int, int, int] | None]:
-    """The frame, and the order key of the last row the database gave (None when it gave none)."""
-    order = (predictions.c.at, *_KEY)
+    """The frame, and the order key of the last row the database gave (None when it gave none).
+
+    `whole`: no newer prediction of an id can lie outside the window.
+    """
     if labelled:
-        conditions = [*conditions, _has_label(), ~_superseded()]
-    window = (
+        conditions = [*conditions, _has_label()]
+        if not whole:
+            conditions.append(~_superseded())
+    window = _window(conditions, limit, newest)
+    columns = _fetch(connection, window)
+    days, segments, positions, ids, at, *_, label_texts = columns
+    if not ids:
+        return _frame(schema, columns, set(), labelled), None
+    superseded: set[int] = set()
+    if whole:
+        last_of = dict(zip(ids, range(len(ids)), strict=True))
+        if len(last_of) < len(ids):
+            if labelled:  # others belong in their place: let the database choose
+                return _read(connection, schema, conditions, limit, True, newest=newest, whole=False)
+            superseded = {row for row, id_ in enumerate(ids) if last_of[id_] != row}
+    elif not labelled and any(text is not None for text in label_texts):
+        narrow = window.with_only_columns(predictions.c.id, predictions.c.at, *_KEY).subquery()
+        if connection.execute(_twice(narrow)).first() is not None:
+            older = sa.select(narrow.c.day, narrow.c.segment, narrow.c.position)
+            keys = {tuple(row) for row in connection.execute(older.where(_has_label(narrow), _superseded(narrow)))}
+            key_of = zip(days, segments, positions, strict=True)
+            superseded = {row for row, key in enumerate(key_of) if key in keys}
+    return _frame(schema, columns, superseded, labelled), (at[-1], days[-1], segments[-1], positions[-1])
+
+
+def _window(conditions: list[sa.ColumnElement[bool]], limit: int | None, newest: bool) -> sa.Select[tuple[Any, ...]]:
+    """The predictions of the window, in no particular order."""
+    order = (predictions.c.at, *_KEY)
+    return (
         sa.select(predictions)
         .where(*conditions)
         .order_by(*(column.desc() if newest else column for column in order))
         .limit(limit)
     )
-    found = list(connection.execute(window).all())
-    if newest:
-        found.reverse()
-    narrow = window.with_only_columns(predictions.c.id, predictions.c.at, *_KEY).subquery()
-    given = sa.select(labels.c.id, *_LABEL_ORDER, labels.c.label).join(narrow, narrow.c.id == labels.c.id)
-    label_of: dict[str, tuple[Any, ...]] = {}
-    for row in connection.execute(given).all():
-        other = label_of.get(row[0])
-        if other is None or row > other:
-            label_of[row[0]] = row
-    superseded: set[tuple[Any, ...]] = set()
-    if label_of and not labelled and connection.execute(_twice(narrow)).first() is not None:
-        older = sa.select(narrow.c.day, narrow.c.segment, narrow.c.position)
-        superseded = {tuple(row) for row in connection.execute(older.where(_has_label(narrow), _superseded(narrow)))}
-    last = None if not found else (found[-1].at, found[-1].day, found[-1].segment, found[-1].position)
-    return _frame(schema, found, label_of, superseded, labelled), last
+
+
+def _fetch(connection: sa.Connection, window: sa.Select[tuple[Any, ...]]) -> list[Sequence[Any]]:
+    """The window's predictions, oldest first, each with the label that counts: a sequence for each field of `_Row`."""
+    rows = window.subquery()
+    joined = sa.select(rows, *_LABEL_ORDER, labels.c.label).join_from(
+        rows, labels, labels.c.id == rows.c.id, isouter=True
+    )
+    cursor: Any = connection.execute(joined).cursor  # its own tuples: SQLAlchemy's rows cost half as much again
+    found: list[tuple[Any, ...]] = cursor.fetchall()
+    cursor.close()
+    columns, order, unique = _in_order(found)
+    if not unique:  # several labels for one id: the one observed last counts
+        best: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        for row in found:
+            other = best.get(row[:3])
+            if other is None or row[_LABEL] > other[_LABEL]:
+                best[row[:3]] = row
+        columns, order, _ = _in_order(list(best.values()))
+    if (order[:-1] > order[1:]).all():  # as SQLite gives the newest ones
+        return [column[::-1] for column in columns]
+    places = order.tolist()
+    return [[column[place] for place in places] for column in columns]
+
+
+def _in_order(found: Sequence[tuple[Any, ...]]) -> tuple[list[Sequence[Any]], np.ndarray[Any, Any], bool]:
+    """The columns as they are, the places of their rows from oldest to newest, and whether no row is there twice."""
+    columns: list[Sequence[Any]] = list(zip(*found, strict=True)) if found else [()] * len(_Row._fields)
+    days, segments, positions = (np.array(columns[at], dtype=np.int64) for at in range(3))
+    order = np.lexsort((positions, segments, days, np.array(columns[_AT], dtype=np.float64)))
+    steps = [np.diff(key[order]) == 0 for key in (positions, segments, days)]
+    return columns, order, not np.logical_and.reduce(steps).any()
 
 
 def _twice(rows: sa.FromClause) -> sa.Select[Any]:
@@ -323,40 +405,26 @@ def _twice(rows: sa.FromClause) -> sa.Select[Any]:
 
 
 def _frame(
-    schema: FeatureSchema,
-    found: Sequence[Any],
-    label_of: dict[str, tuple[Any, ...]],
-    superseded: set[tuple[Any, ...]],
-    labelled: bool,
+    schema: FeatureSchema, columns: Sequence[Sequence[Any]], superseded: set[int], labelled: bool
 ) -> pd.DataFrame:
     import pandas as pd
 
-    columns: list[Sequence[Any]] = list(zip(*found, strict=True)) if found else [()] * len(predictions.columns)
-    days, segments, positions, ids, at, versions, texts, answers, chances = columns
-    last_key = RowKey(*max(zip(days, segments, positions, strict=True))) if found else None
-    answer_of = _targets(schema, answers)
-    given = [answer_of[text] for text in answers]
+    days, segments, positions, ids, at, versions, texts, answers, chances, observed_at, *_, label_texts = columns
+    last_key = RowKey(*max(zip(days, segments, positions, strict=True))) if ids else None
+    given = _targets(schema, answers)
     fits = np.array([value is not None for value in given], dtype=bool)
     probabilities, readable = _matrix(chances, len(schema.classes))
     fits &= readable
 
-    raw_labels: list[Any] = [None] * len(given)
-    observed = np.full(len(given), np.nan)
-    where = [row for row, id_ in enumerate(ids) if id_ in label_of]
     if superseded:
-        where = [row for row in where if (days[row], segments[row], positions[row]) not in superseded]
-    unfit = 0
-    label_values = _targets(schema, [label[-1] for label in label_of.values()])
-    for row in where:
-        label = label_of[ids[row]]
-        value = label_values[label[-1]]
-        if value is None:
-            unfit += 1
-            continue
-        raw_labels[row] = value
-        observed[row] = label[1]
+        label_texts = [None if row in superseded else text for row, text in enumerate(label_texts)]
+    raw_labels = _targets(schema, label_texts)
+    known = np.array([value is not None for value in raw_labels], dtype=bool)
+    unfit = len(label_texts) - label_texts.count(None) - int(known.sum())
+    observed = np.array(observed_at, dtype=np.float64)
+    observed[~known] = np.nan
     if labelled:
-        fits &= ~np.isnan(observed)
+        fits &= known
 
     features, kept = _features(schema, texts, np.asarray(versions), fits)
     keep: list[int] = np.flatnonzero(kept).tolist()
@@ -381,7 +449,7 @@ def _frame(
         extra["_probabilities"] = column
     frame = pd.concat([features, pd.DataFrame(extra, index=features.index)], axis=1)
     frame.attrs = {
-        "skipped": len(found) - len(keep) - (unfit if labelled else 0),
+        "skipped": len(ids) - len(keep) - (unfit if labelled else 0),
         "unfit_labels": unfit,
         "last_key": last_key,
     }
@@ -407,13 +475,14 @@ def _matrix(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, An
     return np.array(_decoded(cells), dtype=np.float64).reshape(len(texts), width), readable
 
 
-def _targets(schema: FeatureSchema, texts: Sequence[str]) -> dict[str, Any]:
-    """The canonical value of each distinct JSON text, None when it is not of the target's type."""
-    distinct = list(dict.fromkeys(texts))
+def _targets(schema: FeatureSchema, texts: Sequence[str | None]) -> list[Any]:
+    """The canonical value of each JSON text; None for None and for what is not of the target's type."""
+    distinct = [text for text in dict.fromkeys(texts) if text is not None]
     values = {text: value for text, value in zip(distinct, _decoded(distinct), strict=True)}
     fitting = {text: value for text, value in values.items() if schema.check_label(value) is None}
     canonical = schema.labels(list(fitting.values())).tolist()
-    return dict.fromkeys(values) | dict(zip(fitting, canonical, strict=True))
+    value_of: dict[str | None, Any] = dict(zip(fitting, canonical, strict=True))
+    return list(map(value_of.get, texts))
 
 
 def _column(schema: FeatureSchema, values: Sequence[Any]) -> np.ndarray[Any, Any]:
@@ -458,11 +527,18 @@ def _features(
 
 
 def _decode_all(schema: FeatureSchema, texts: list[str]) -> pd.DataFrame | None:
-    body = '{"records":[' + ",".join(texts) + "]}"
+    """The features of all the records, None when one of them is not what a request may hold."""
+    import pandas as pd
+
+    decode = schema.decoder(_DECODED_AT_ONCE).decode
     try:
-        return schema.decoder(len(texts)).decode(body.encode()).frame()
+        frames = [
+            decode(('{"records":[' + ",".join(texts[start : start + _DECODED_AT_ONCE]) + "]}").encode()).frame()
+            for start in range(0, len(texts), _DECODED_AT_ONCE)
+        ]
     except InvalidRequest:
         return None
+    return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
 
 
 _JSON_TYPES: Final = {

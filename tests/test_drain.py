@@ -143,6 +143,29 @@ def test_all_kinds_of_records_are_stored(engine: sa.Engine, spool: Path, log: Pr
     assert (label.id, label.label, label.observed_at, label.received_at) == ("a", "1", 8.0, 8.0)
 
 
+def test_texts_are_stored_as_they_were_sent(engine: sa.Engine, spool: Path, log: PredictionLog) -> None:
+    records = [
+        '{\t"a":\n"x\\ty\\\\N",\r\n "b": "\\u00e9 é 😀 \\"quoted\\"" }',
+        '{"a": "\\\\."}',
+        "{}",
+    ]
+    ids = ["tab\there", "back\\slash", "\\N"]
+    answer = {"version": 1, "ids": ids, "predictions": ["\\N", "new\nline", 1.5]}
+    asked = '{"records":[' + ",".join(records) + "]}"
+    assert log.append(PREDICTION, 1.1, 3, json.dumps(answer).encode(), asked.encode())
+
+    with Drainer(spool, engine) as drainer:
+        assert drainer.drain(9.0).predictions == 3
+
+    table = store.predictions
+    with engine.connect() as connection:
+        found = connection.execute(sa.select(table).order_by(table.c.position)).all()
+    assert [row.features for row in found] == records
+    assert [row.id for row in found] == ids
+    assert [json.loads(row.prediction) for row in found] == answer["predictions"]
+    assert [(row.at, row.probabilities) for row in found] == [(1.1, None)] * 3
+
+
 def test_the_same_id_twice_keeps_both_rows_and_is_counted(engine: sa.Engine, spool: Path, log: PredictionLog) -> None:
     with Drainer(spool, engine) as drainer:
         predict(log, "a", "b")
@@ -337,11 +360,7 @@ def test_every_acknowledged_row_of_killed_workers_is_stored_exactly_once_by_kill
 ) -> None:
     kills = 4
     acknowledged: list[str] = []
-    programs = [[sys.executable, "-c", DRAINER, str(spool), store_url], [sys.executable, "-c", WORKER, str(spool)]]
-    with (
-        subprocess.Popen(programs[0], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as drainers,
-        subprocess.Popen([*programs[1], str(kills)], stdout=subprocess.PIPE, text=True) as workers,
-    ):
+    with python(DRAINER, spool, store_url) as drainers, python(WORKER, spool, kills) as workers:
         assert drainers.stdin is not None and drainers.stdout is not None and workers.stdout is not None
         killed = 0
         for line in workers.stdout:
@@ -389,12 +408,7 @@ for id in sys.stdin:
 
 
 def test_a_stopped_worker_keeps_its_segment_and_a_killed_one_gives_it_up(engine: sa.Engine, spool: Path) -> None:
-    with (
-        Drainer(spool, engine) as drainer,
-        subprocess.Popen(
-            [sys.executable, "-c", STOPPABLE, str(spool)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as worker,
-    ):
+    with Drainer(spool, engine) as drainer, python(STOPPABLE, spool) as worker:
         assert worker.stdin is not None and worker.stdout is not None
 
         def say(id_: str) -> None:
@@ -535,3 +549,23 @@ def test_the_backlog_is_told_without_the_database(tmp_path: Path, spool: Path, l
         backlog = drainer.backlog()
     size = the_segment(spool).stat().st_size
     assert (backlog.spool_bytes, backlog.bytes_left, backlog.oldest_at) == (size, size, 3.0)
+
+
+def test_the_first_rows_of_a_day_make_its_partition_even_after_retention_dropped_it(
+    postgres_url: str, spool: Path, log: PredictionLog
+) -> None:
+    engine = store.open_store(postgres_url)
+    with Drainer(spool, engine) as drainer:
+        predict(log, "a")
+        drainer.drain(9.0)
+        with engine.connect() as connection:
+            (day,) = store.stored_days(connection)
+        assert store.drop_days(engine, (day + 1) * 86_400.0) == 1
+        predict(log, "b")
+        result = drainer.drain(9.0)
+        with engine.connect() as connection:
+            assert store.stored_days(connection) == [day]
+
+    assert (result.predictions, result.dead) == (1, 0)
+    assert stored(engine) == ["b"]
+    engine.dispose()

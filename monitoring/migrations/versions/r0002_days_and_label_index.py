@@ -1,6 +1,7 @@
-"""Schema version 2: on PostgreSQL the predictions are partitioned by day, so that retention drops whole tables.
+"""Schema version 2: predictions partitioned by day on PostgreSQL, a covering index of labels on SQLite.
 
-The rows are copied, so while it runs the database needs room for them twice. SQLite has no partitions: nothing changes.
+Retention then drops whole tables, and reading a window looks a label up in the index alone. On PostgreSQL the rows are
+copied, so while it runs the database needs room for the predictions twice.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ depends_on = None
 def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         _partition()
+    else:
+        op.create_index("ix_labels_id_label", "labels", ["id", "observed_at", "received_at", "label"])
+        op.drop_index("ix_labels_id", "labels")
     op.execute("update evergreen_meta set schema_version = 2")
 
 
