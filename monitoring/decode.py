@@ -43,6 +43,7 @@ _JSON_TYPES: Final[dict[str, Any]] = {
     "categorical": str | None,
     "datetime": str | None,
 }
+_Extra = str | float | bool | None
 _EXPECTED: Final = {
     "numeric": "a number",
     "boolean": "true or false",
@@ -145,20 +146,23 @@ class RequestDecoder:
     """Turns the body of `POST /predict`, or the columns of a V2 request, into a `Batch` of at most `max_records` rows.
 
     Any column name works: the generated record type calls its fields f0, f1, … and msgspec renames them on the wire.
+    `extra` names columns a record may have that no model sees: text, a number, true, false or null.
     Records are not tracked by the garbage collector (`gc=False`): they hold only strings and numbers.
     """
 
-    def __init__(self, schema: FeatureSchema, max_records: int) -> None:
+    def __init__(self, schema: FeatureSchema, max_records: int, extra: Sequence[str] = ()) -> None:
         if max_records < 1:
             raise ValueError(f"max_records is {max_records}; a request needs room for at least 1 record")
         self.schema = schema
         self.max_records = max_records
         self._features: dict[str, Feature] = {feature.name: feature for feature in schema.features}
         fields = {feature.name: f"f{position}" for position, feature in enumerate(schema.features)}
+        self._extra = {name: f"x{position}" for position, name in enumerate(extra)}
+        known: list[Any] = [(fields[feature.name], _JSON_TYPES[feature.kind]) for feature in schema.features]
         self._record: Callable[..., Any] = msgspec.defstruct(
             "Record",
-            [(fields[feature.name], _JSON_TYPES[feature.kind]) for feature in schema.features],
-            rename={field: name for name, field in fields.items()},
+            [*known, *((field, _Extra, None) for field in self._extra.values())],
+            rename={field: name for name, field in (fields | self._extra).items()},
             forbid_unknown_fields=True,
             gc=False,
         )
@@ -333,6 +337,11 @@ class RequestDecoder:
         present = set()
         for name, value in record:
             feature = self._features.get(name)
+            if feature is None and name in self._extra:
+                if value is not None and not isinstance(value, str | bool | int | float):
+                    message = f"{path}{_step(name)}: expected text, a number, true, false or null, got {_shown(value)}"
+                    raise InvalidRequest(400, message, "records[]: an extra column of another type")
+                continue
             if feature is None:
                 raise self._unknown(path + _step(name), name, "feature")
             present.add(name)

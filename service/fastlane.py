@@ -132,6 +132,7 @@ class Lane:
         self.app = app
         serve = worker.settings.serve
         self.max_in_flight = serve.max_in_flight
+        self._redact = worker.privacy.redact if worker.privacy is not None else None
         self.max_bytes = serve.max_request_bytes
         self.max_records = serve.max_records
         self.in_flight = 0
@@ -233,6 +234,8 @@ class Lane:
                 model.classes if probabilities is not None else None,
             )
         )
+        if self._redact is not None:
+            body = self._redact(body)
         if self.log is not None:
             if self.log.append(PREDICTION, time.time(), n, answer, body):
                 self.worker.recorded.inc(n)

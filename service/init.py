@@ -42,6 +42,9 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "schedule": ("check_interval_s",),
     "security": ("token", "trusted_types"),
     "alerts": ("webhook_url",),
+    "retention": ("predictions_days", "labels_days"),
+    "export": ("to",),
+    "privacy": ("hash", "drop"),
 }
 """Keys that the written file shows, by section; the README has all of them."""
 

@@ -83,7 +83,8 @@ def source(settings: Settings) -> Prepared:
             frame = frame.iloc[time_order(frame[ordered_by])]  # as `evergreen traffic` numbers them
     if data.first:
         frame = frame.head(row_at(data.first, len(frame)))
-    return prepare(frame, target=target, time=ordered_by, ignore=data.ignore, task=task)
+    private = [name for name in settings.privacy.names if name in frame.columns]
+    return prepare(frame, target=target, time=ordered_by, ignore=(*data.ignore, *private), task=task)
 
 
 @lru_cache(maxsize=1)

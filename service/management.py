@@ -157,7 +157,12 @@ def application(worker: Worker) -> FastAPI:
     @app.post("/manage/erasures", status_code=202)
     def erasures(request: Request, body: Erasure) -> Accepted:
         """Forget rows everywhere: record, spool, snapshots, references, reports, exports; the run says what went."""
-        whom = {"ids": body.ids} if body.ids else {"feature": body.feature, "value": body.value}
+        value = body.value
+        if worker.privacy is not None and body.feature in worker.privacy.drop:
+            raise HTTPException(409, f"{body.feature!r} is never recorded ([privacy] drop): erase by prediction ids")
+        if worker.privacy is not None and body.feature in worker.privacy.hash:
+            value = worker.privacy.hidden(value)
+        whom = {"ids": body.ids} if body.ids else {"feature": body.feature, "value": value}
         return queue("erase", body.why, request, whom)
 
     @app.get("/manage/runs")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from monitoring.decode import RequestDecoder
 from monitoring.schema import FeatureSchema, InvalidRequest
 from service.live import Live, LiveVersion
 
@@ -35,6 +36,16 @@ LONGEST_BACKOFF_S: Final = 300.0
 
 class IncompatibleSchema(ValueError):
     """Raised when a version expects other features than the one in service, so that clients' requests would break."""
+
+
+class PrivateFeature(ValueError):
+    """Raised when a version was trained on a column that `[privacy]` keeps out of the record."""
+
+    def __init__(self, version: int, columns: list[str]) -> None:
+        super().__init__(
+            f"version {version} was trained on {', '.join(columns)}, which [privacy] hashes or drops: take it out of "
+            "there, or put it into [data] ignore and train anew"
+        )
 
 
 class Unpredictable(ValueError):
@@ -85,16 +96,21 @@ class ServedModel:
             raise Unpredictable(self.version, int(np.argmin(rows)))
 
 
-def load(name: str, wanted: LiveVersion, max_records: int, trusted: tuple[str, ...]) -> ServedModel:
-    """A version from its artefact folder, digests verified.
+def load(
+    name: str, wanted: LiveVersion, max_records: int, trusted: tuple[str, ...], extra: tuple[str, ...] = ()
+) -> ServedModel:
+    """A version from its artefact folder, digests verified; its requests may have the columns `extra` too.
 
-    Raises `training.artefact.ArtefactError` when the folder is not what its manifest says.
+    Raises `training.artefact.ArtefactError` when the folder is not what its manifest says, `PrivateFeature` when the
+    model was trained on a column that is not to be recorded as it is.
     """
     from training.artefact import verify
 
     folder = Path(wanted.path)
     manifest = verify(folder)
     schema = FeatureSchema.from_json((folder / "schema.json").read_bytes())
+    if private := [column for column in extra if column in schema.names]:
+        raise PrivateFeature(wanted.version, private)
     engine: Engine
     run: Callable[[Batch], np.ndarray]
     if manifest.get("twin"):
@@ -107,7 +123,7 @@ def load(name: str, wanted: LiveVersion, max_records: int, trusted: tuple[str, .
         name=name,
         version=wanted.version,
         schema=schema,
-        decoder=schema.decoder(max_records),
+        decoder=RequestDecoder(schema, max_records, extra),
         engine=engine,
         run=run,
         classes=schema.classes,
@@ -139,12 +155,14 @@ class LiveModel:
     Args:
         max_records: rows in one request at most.
         trusted: types beyond scikit-learn's own that a skops artefact may hold.
+        extra: columns that requests may have beside the features, for the record only.
         on_swap: told ("swapped" | "failed", seconds it took to load) for the metrics.
     """
 
     max_records: int
     trusted: tuple[str, ...] = ()
     on_swap: Callable[[str, float], None] = lambda result, seconds: None
+    extra: tuple[str, ...] = ()
     current: ServedModel | None = None
     recent_body: bytes = b""
     _loaded: dict[int, ServedModel] = field(default_factory=dict)
@@ -193,7 +211,7 @@ class LiveModel:
     def _load(self, name: str, wanted: LiveVersion, now: float) -> bool:
         started = time.perf_counter()
         try:
-            model = load(name, wanted, self.max_records, self.trusted)
+            model = load(name, wanted, self.max_records, self.trusted, self.extra)
             self._check_compatible(model)
             warm_up(model, self.recent_body)
         except Exception as error:  # whatever is wrong with a version, the one in service goes on

@@ -196,6 +196,23 @@ class ExportSettings(Section):
     )
 
 
+class PrivacySettings(Section):
+    hash: tuple[str, ...] = Field(
+        (), description="columns beside the features; recorded only as a keyed hash (key in `var/privacy.key`, 0600)"
+    )
+    drop: tuple[str, ...] = Field((), description="columns beside the features; accepted in requests, never recorded")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.hash, *self.drop)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> PrivacySettings:
+        if twice := [name for name in dict.fromkeys(self.names) if self.names.count(name) > 1]:
+            raise ValueError(f"{', '.join(twice)} is named twice: a column is either hashed or dropped")
+        return self
+
+
 class AlertSettings(Section):
     webhook_url: str = Field(
         "", repr=False, description="URL; gets a POST for each alert (empty: alerts are only logged)"
@@ -227,6 +244,7 @@ class Settings(BaseModel):
     alerts: AlertSettings = AlertSettings()
     retention: RetentionPolicy = RetentionPolicy()
     export: ExportSettings = ExportSettings()
+    privacy: PrivacySettings = PrivacySettings()
 
     @property
     def var(self) -> Path:

@@ -15,6 +15,7 @@ from monitoring.log import PredictionLog
 from monitoring.metrics import HotCounter, HotHistogram, Metrics
 from service.live import Live, WorkerReport, read_live, write_report
 from service.predictor import LiveModel
+from service.privacy import open_privacy
 from service.settings import Settings
 
 logger = logging.getLogger("evergreen.worker")
@@ -39,8 +40,12 @@ class Worker:
         self.metrics = Metrics(run_dir / "metrics", slot)
         self.log = PredictionLog(settings.spool_dir, settings.log) if record else None
         self.model = LiveModel(
-            settings.serve.max_records, tuple(settings.security.trusted_types), on_swap=self._count_swap
+            settings.serve.max_records,
+            tuple(settings.security.trusted_types),
+            on_swap=self._count_swap,
+            extra=settings.privacy.names,
         )
+        self.privacy = open_privacy(settings)
         self.live: Live | None = None
         self.stopping = False
         self._live_stamp: tuple[int, int] | None = None
