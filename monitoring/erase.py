@@ -116,7 +116,7 @@ def undrained(directory: Path, engine: sa.Engine, until: float) -> int:
 
 
 def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, int], bool]) -> int:
-    """Overwrite the stored records that are meant (given the record and its segment's number) with empty ones; how many.
+    """Overwrite the stored records that are meant (asked with the segment's number) with empty ones; how many.
 
     Done in place, so that also the open segment of a worker that has had no request since is clean at once: workers
     only ever append. A record that is not in the store yet is left alone.

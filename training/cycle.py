@@ -199,7 +199,11 @@ def run_erase(loop: Loop, run: Run) -> Run:
     story: Story = {}
 
     def forget() -> Ending:
-        erase(loop, run, story)
+        try:
+            erase(loop, run, story)
+        except sa.exc.StatementError as error:
+            error.hide_parameters = True  # they are what is to be forgotten
+            raise
         return Ending("done", "erased")
 
     return _carry_out(loop, run, story, forget)

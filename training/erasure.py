@@ -83,6 +83,7 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
         test = frame_test(subject, found.ids, until)
         story["spool_records"] = blank_spool(loop.spool_dir, loop.engine, test)
     story["rows"] = erase_rows(loop.engine, subject, found.ids, until)
+    loop.runs.redact(run.id, story["payload"], loop.token)
     began = loop.clock()
     compact(loop.engine)
     if loop.clock() - began > LONG_S:
@@ -254,4 +255,3 @@ def _delete_reports(loop: Loop) -> int:
             page.unlink()
             gone += 1
     return gone
-

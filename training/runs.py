@@ -40,7 +40,7 @@ class Run:
     id: int
     kind: str  # check | retrain | push | promote | rollback | bootstrap | erase | retention
     state: State
-    outcome: str | None  # promoted | kept | refused | no_action | crashed | rolled_back | interrupted | erased | deleted
+    outcome: str | None  # promoted | kept | refused | no_action | crashed | rolled_back | erased | deleted | …
     trigger: str  # drift | quality | schedule | manual | start
     who: str
     why: str
@@ -151,6 +151,15 @@ class Runs:
             version=version,
             record=_json(dict(record or {})),
         )
+
+    def redact(self, run_id: int, payload: Mapping[str, Any], token: int) -> None:
+        """Put `payload` in the place of what a running run was asked with. Raises `LeaseLost`."""
+        change = (
+            runs.update()
+            .where(runs.c.id == run_id, runs.c.state == "running", self._fence(token))
+            .values(record=_json({"payload": dict(payload)}))
+        )
+        write_fenced(self._engine, change.returning(runs.c.id), token, self._lease)
 
     def finish(
         self,

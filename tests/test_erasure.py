@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+
+from monitoring.drain import Drainer
+from monitoring.erase import Subject, blank_spool, erase_rows, find, frame_test, undrained
+from monitoring.export import export
+from monitoring.log import LogPolicy, PredictionLog
+from monitoring.record import FEEDBACK, PREDICTION
+from monitoring.schema import FeatureSchema
+from monitoring.store import dead_letters, labels, open_store, predictions, runs
+from monitoring.window import read_window
+from tests.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
+from training.artefact import REFERENCE, SCHEMA, file_digest, verify
+from training.cycle import take_over
+from training.data import assemble, snapshot
+
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+
+ANNA = "anna@example.org"
+POLICY = LogPolicy(fsync="never")
+NOW = 1_700_000_000.0
+
+
+def append(log: PredictionLog, at: float, ids: list[str], records: list[dict[str, Any]]) -> None:
+    answer = {"model": "credit", "version": 1, "ids": ids, "predictions": [True] * len(ids)}
+    answer["probabilities"] = [[0.2, 0.8]] * len(ids)
+    assert log.append(PREDICTION, at, len(ids), json.dumps(answer).encode(), json.dumps({"records": records}).encode())
+
+
+def append_label(log: PredictionLog, at: float, id_: str) -> None:
+    assert log.append(FEEDBACK, at, 1, json.dumps({"labels": [{"id": id_, "label": True}]}).encode())
+
+
+def record(purpose: str, income: float = 1.5) -> dict[str, Any]:
+    return {"income": income, "debt": 0.25, "purpose": purpose}
+
+
+def drain(spool: Path, engine: sa.Engine, now: float = NOW) -> Any:
+    with Drainer(spool, engine) as drainer:
+        return drainer.drain(now)
+
+
+def files_with(folder: Path, *needles: str) -> list[str]:
+    """Files that hold one of the texts: as bytes, or in a cell of a Parquet file."""
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            content += pd.read_parquet(path).to_csv().encode()
+        if any(needle.encode() in content for needle in needles):
+            found.append(str(path.relative_to(folder)))
+    return found
+
+
+class Traces:
+    """A deployment in which Anna's one row has spread to every place that rows go to."""
+
+    def __init__(self, place: Place, folder: Path) -> None:  # noqa: F811
+        self.place, self.home = place, folder
+        self.spool, self.exports, self.reports = folder / "spool", folder / "exports", folder / "reports"
+        place.loop = replace(place.loop, spool_dir=self.spool, reports_dir=self.reports, exports=str(self.exports))
+        place.answer(50, 1, moved=False)
+        self.log = PredictionLog(self.spool, POLICY)
+        append(self.log, place.now, ["anna-1", "bob-1"], [record(ANNA, 3.25), record("car")])
+        append_label(self.log, place.now, "anna-1")
+        append_label(self.log, place.now, "bob-1")
+        assert self.log.append(PREDICTION, place.now, 1, b'{"broken', json.dumps(record(ANNA)).encode())
+        self.drain()
+        artefact = place.registry.path(1)
+        self.schema = FeatureSchema.from_json((artefact / SCHEMA).read_bytes())
+        window = read_window(place.engine, self.schema, labelled=True)
+        taken = snapshot(assemble(self.schema, None, window), place.loop.snapshots_dir)
+        reference = pd.read_parquet(artefact / REFERENCE)
+        hers = window[window["_id"] == "anna-1"][list(self.schema.names)].assign(_label=True, _holdout=True)
+        pd.concat([reference, hers], ignore_index=True).to_parquet(artefact / REFERENCE, index=False)
+        manifest = dict(place.registry.manifest(1))
+        manifest["data"] = {**manifest["data"], "snapshot": taken.digest}
+        manifest["digests"] = {**manifest["digests"], REFERENCE: file_digest(artefact / REFERENCE)}
+        place.registry.amend(1, manifest, TOKEN)
+        export(place.engine, self.schema, str(self.exports))
+        self.reports.mkdir()
+        (self.reports / "7.html").write_text(f"<p>{ANNA}</p>")
+
+    def drain(self) -> Any:
+        return drain(self.spool, self.place.engine, self.place.now)
+
+    def stored(self, table: sa.Table) -> int:
+        with self.place.engine.connect() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0)
+
+
+@pytest.fixture
+def traces(place: Place, tmp_path: Path) -> Iterator[Traces]:  # noqa: F811
+    traces = Traces(place, tmp_path / "home")
+    yield traces
+    traces.log.close()
+
+
+@pytest.mark.parametrize("whom", [{"ids": ["anna-1"]}, {"feature": "purpose", "value": ANNA}], ids=["id", "value"])
+def test_after_an_erasure_the_value_is_nowhere(traces: Traces, whom: dict[str, Any]) -> None:
+    before = files_with(traces.home, ANNA, "anna-1")
+    assert {path.split("/")[0] for path in before} >= {"spool", "exports", "snapshots", "bentoml", "reports"}
+    reference = traces.place.registry.path(1) / REFERENCE
+    rows = len(pd.read_parquet(reference))
+    if "ids" in whom:  # the letter that nobody could read names no id
+        blank_spool(traces.spool, traces.place.engine, lambda frame, _: bytes(frame.parts[0]) == b'{"broken')
+        with traces.place.engine.begin() as connection:
+            connection.execute(sa.delete(dead_letters))
+
+    run = traces.place.ask("erase", **whom)
+
+    assert (run.state, run.outcome) == ("done", "erased"), run.record
+    assert files_with(traces.home, ANNA, "anna-1") == []
+    assert run.record["rows"] == {"predictions": 1, "labels": 1, "dead_letters": int("value" in whom)}
+    assert run.record["snapshot_rows"] == 1 and sum(run.record["exports"].values()) == 1
+    assert run.record["versions"] == [{"version": 1, "snapshot_rows": 1, "reference_rows": 1}]
+    assert len(pd.read_parquet(reference)) == rows - 1
+    manifest = verify(reference.parent)
+    assert manifest == traces.place.registry.manifest(1)
+    assert manifest["reproducible"] is False and manifest["erasure"] == run.id
+    assert (traces.place.loop.snapshots_dir / f"{manifest['data']['snapshot']}.parquet").is_file()
+    assert traces.stored(predictions) == 51 and traces.stored(labels) == 51
+
+
+def test_what_was_erased_does_not_come_back_with_a_new_drainer_and_the_rest_is_not_doubled(traces: Traces) -> None:
+    traces.place.ask("erase", ids=["anna-1"])
+
+    again = traces.drain()
+
+    assert (again.predictions, again.labels, again.dead, again.torn) == (0, 0, 0, 0)
+    append(traces.log, traces.place.now, ["eve-1"], [record("car")])
+    assert traces.drain().predictions == 1
+
+
+def test_the_run_does_not_say_who_was_meant_also_when_its_process_died(traces: Traces) -> None:
+    loop = traces.place.loop
+    whom = {"feature": "purpose", "value": ANNA}
+    run_id = loop.runs.queue("erase", trigger="manual", who="ana", why="asked", now=NOW, payload=whom)
+    assert loop.runs.claim(TOKEN, NOW) is not None
+
+    assert take_over(loop) == (run_id,)
+
+    run = loop.runs.get(run_id)
+    assert run.outcome == "interrupted" and "payload" not in run.record
+    with traces.place.engine.connect() as connection:
+        assert not connection.scalar(sa.select(sa.func.count()).where(runs.c.record.contains(ANNA)))
+
+
+def test_an_erasure_waits_for_the_drain_and_then_erases_nothing_by_halves(traces: Traces) -> None:
+    append(traces.log, traces.place.now, ["anna-2"], [record(ANNA)])
+
+    run = traces.place.ask("erase", feature="purpose", value=ANNA)
+
+    assert (run.state, run.outcome) == ("failed", "refused")
+    assert "1 records still wait in the spool" in run.record["error"]
+    assert traces.stored(predictions) == 52
+
+
+def test_what_is_recorded_after_asking_stays(store_url: str, tmp_path: Path) -> None:
+    engine = open_store(store_url)
+    log = PredictionLog(tmp_path / "spool", POLICY)
+    append(log, NOW, ["a"], [record(ANNA)])
+    append(log, NOW + 10, ["a"], [record(ANNA)])
+    assert undrained(tmp_path / "spool", engine, NOW) == 1
+    drain(tmp_path / "spool", engine)
+    subject = Subject(feature="purpose", value=ANNA)
+
+    found = find(engine, subject, NOW + 1)
+    blanked = blank_spool(tmp_path / "spool", engine, frame_test(subject, found.ids, NOW + 1))
+    erased = erase_rows(engine, subject, found.ids, NOW + 1)
+
+    assert (found.ids, len(found.rows), blanked) == ({"a"}, 1, 1)
+    assert erased == {"predictions": 1, "labels": 0, "dead_letters": 0}
+    with engine.connect() as connection:
+        assert connection.scalars(sa.select(predictions.c.at)).all() == [NOW + 10]
+    log.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "meant"),
+    [("41", ["text", "number"]), (41, ["number"]), (True, ["truth"]), ("true", ["truth"]), (1, []), ("4", [])],
+)
+def test_a_value_given_as_text_also_means_what_it_spells(
+    sqlite_url: str, tmp_path: Path, wanted: Any, meant: list[str]
+) -> None:
+    engine = open_store(sqlite_url)
+    log = PredictionLog(tmp_path / "spool", POLICY)
+    values = {"text": "41", "number": 41.0, "truth": True, "absent": None}
+    for id_, value in values.items():
+        append(log, NOW, [id_], [{"who": value}])
+    drain(tmp_path / "spool", engine)
+
+    assert find(engine, Subject(feature="who", value=wanted), NOW).ids == set(meant)
+
+    log.close()
+    engine.dispose()
