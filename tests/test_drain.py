@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from monitoring import store
 from monitoring.drain import Drainer, DrainFailed, SpoolBusy
 from monitoring.log import LogPolicy, PredictionLog
 from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION
+from tests.processes import python
 
 NEVER = LogPolicy(fsync="never")
 

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from monitoring.store import connect, db_now, leases, open_store, runs
+from tests.processes import python
 from training.lease import CONTROLLER, Lease, LeaseLost, autocommit, fence, write_fenced
 from training.runs import Runs
 
@@ -171,16 +169,8 @@ print(written, refused)
 
 
 def test_between_two_processes_every_write_carries_the_newest_token(engine: sa.Engine, store_url: str) -> None:
-    rivals = [
-        subprocess.Popen(
-            [sys.executable, "-c", RIVAL, store_url, seed],
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for seed in ("1", "2")
-    ]
-    said = [rival.communicate(timeout=60)[0].split() for rival in rivals]
+    with python(RIVAL, store_url, 1) as one, python(RIVAL, store_url, 2) as other:
+        said = [rival.communicate(timeout=60)[0].split() for rival in (one, other)]
 
     with engine.connect() as connection:
         tokens = [int(why) for why in connection.scalars(sa.select(runs.c.why).order_by(runs.c.id))]

@@ -11,6 +11,7 @@ import pytest
 
 from monitoring.log import LogPolicy, PredictionLog, spool_bytes
 from monitoring.record import FEEDBACK, HEADER_BYTES, Damage, Frame, iter_records
+from tests.processes import python
 
 NEVER = LogPolicy(fsync="never")
 
@@ -221,9 +222,7 @@ for round_ in range(6):  # forked, so that the imports are paid for once
 
 
 def test_a_kill_at_any_point_loses_no_acknowledged_row(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", APPENDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with python(APPENDER, tmp_path) as process:
         assert process.stdout is not None
         acknowledged: list[int] = []
         for line in process.stdout:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 
 from monitoring import store
 from monitoring.window import delete_before, label_status
+from tests.processes import python
 
 FIRST_RELEASE = Path(__file__).parent / "data"
 DAYS = (20_000, 20_001, 20_400)
