@@ -20,28 +20,32 @@ _ROWS_AT_ONCE: Final = 5000
 
 
 class RetentionPolicy(BaseModel):
-    """How many days each table keeps its rows."""
+    """How many whole days (UTC) each table keeps its rows: what was recorded on a day goes when it is so long over."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    predictions_days: float = Field(
+    predictions_days: int = Field(
         0, ge=0, description="days; predictions, and snapshots that no version in service needs (0: kept for ever)"
     )
-    labels_days: float = Field(0, ge=0, description="days since receipt; late labels outlive predictions (0: for ever)")
-    rejections_days: float = Field(30, ge=0, description="days; refused requests are of interest for weeks (0: kept)")
-    dead_letters_days: float = Field(
+    labels_days: int = Field(0, ge=0, description="days since receipt; late labels outlive predictions (0: for ever)")
+    rejections_days: int = Field(30, ge=0, description="days; refused requests are of interest for weeks (0: kept)")
+    dead_letters_days: int = Field(
         30, ge=0, description="days; what could not be stored may hold personal data (0: kept)"
     )
 
     def cutoffs(self, now: float) -> dict[str, float]:
-        """Table -> the time (seconds since 1970 UTC) before which its rows are deleted; tables kept are not in it."""
+        """Table -> the midnight (seconds since 1970 UTC) before which its rows are deleted; tables kept are not in it.
+
+        A midnight, so that PostgreSQL drops whole days and looks for single rows next to never.
+        """
+        today = now // DAY_S * DAY_S
         days = {
             "predictions": self.predictions_days,
             "labels": self.labels_days,
             "rejections": self.rejections_days,
             "dead_letters": self.dead_letters_days,
         }
-        return {table: now - kept * DAY_S for table, kept in days.items() if kept}
+        return {table: today - kept * DAY_S for table, kept in days.items() if kept}
 
 
 _TABLES: Final[Mapping[str, tuple[sa.Table, sa.Column[float]]]] = {
@@ -53,14 +57,18 @@ _TABLES: Final[Mapping[str, tuple[sa.Table, sa.Column[float]]]] = {
 
 
 def expire(engine: sa.Engine, cutoffs: Mapping[str, float]) -> dict[str, int]:
-    """Delete the rows older than their table's cutoff; deleted rows by table."""
+    """Delete the rows older than their table's cutoff (seconds since 1970 UTC); deleted rows by table.
+
+    A label goes by its receipt: a late one outlives its prediction. On PostgreSQL whole days of predictions are dropped
+    with their partitions, and only what is left over is deleted row by row.
+    """
     deleted = {}
     for name, before in cutoffs.items():
         table, at = _TABLES[name]
         key = [table.c.day, table.c.segment, table.c.position]
         old = sa.select(*key).where(at < before).limit(_ROWS_AT_ONCE)
         delete = sa.delete(table).where(sa.tuple_(*key).in_(old))
-        deleted[name] = 0
+        deleted[name] = store.drop_days(engine, before) if table is store.predictions else 0
         while True:
             with engine.begin() as connection:
                 gone = connection.execute(delete).rowcount

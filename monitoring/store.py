@@ -17,6 +17,8 @@ SCHEMA_VERSION: Final = 2
 to four digits being the revision; the file also sets `evergreen_meta.schema_version`."""
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_TAIL_S: Final = 3600.0
+"""Seconds; a segment is older than this only when its worker's clock jumped."""
 _LOCK: Final = 4702741
 """Advisory lock of whoever changes tables on PostgreSQL: two replicas may start at once."""
 
@@ -213,10 +215,11 @@ def ensure_days(engine: sa.Engine, days: Iterable[int]) -> None:
 
 
 def drop_days(engine: sa.Engine, before: float) -> int:
-    """On PostgreSQL, drop the partitions of `predictions` with no row from `before` on; how many rows went with them.
+    """On PostgreSQL, drop the partitions of `predictions` that end before `before`; how many rows went with them.
 
-    A day's last segment may run on past midnight: such a partition stays until its last row is old enough. Each is
-    dropped in a transaction of its own, which waits for those who read or write `predictions` and holds up new ones.
+    A day's last segment may run on past midnight: rows of up to `_TAIL_S` behind `before` go with it. Should a clock
+    have jumped, so that there are later ones, the partition stays. Each is dropped in a transaction of its own, which
+    waits for those who read or write `predictions` and holds up new ones.
     """
     if engine.dialect.name != "postgresql":
         return 0
@@ -230,7 +233,7 @@ def drop_days(engine: sa.Engine, before: float) -> int:
             if day not in stored_days(connection):  # another replica was first
                 continue
             newest = connection.exec_driver_sql(f"select max(at) from {partition_name(day)}").scalar()
-            if newest is None or newest < before:
+            if newest is None or newest < before + _TAIL_S:
                 rows += connection.exec_driver_sql(f"select count(*) from {partition_name(day)}").scalar_one()
                 connection.exec_driver_sql(f"drop table {partition_name(day)}")
     return rows

@@ -12,13 +12,12 @@ import numpy as np
 import sqlalchemy as sa
 
 from monitoring.schema import Feature, FeatureSchema, InvalidRequest, SchemaError
-from monitoring.store import dead_letters, drop_days, labels, predictions, rejections
+from monitoring.store import labels, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _KEY: Final = (predictions.c.day, predictions.c.segment, predictions.c.position)
-_IDS_AT_ONCE: Final = 500
 _DECODED_AT_ONCE: Final = 4096
 """Records; so many stay in the processor's cache between being decoded and being read."""
 
@@ -166,52 +165,6 @@ def counts(
             sa.select(sa.func.count()).select_from(predictions).where(*conditions, _has_label(), ~_superseded())
         )
     return Counts(every or 0, with_label or 0)
-
-
-def delete_before(engine: sa.Engine, at: float) -> dict[str, int]:
-    """Delete everything recorded before `at` (seconds since 1970 UTC); deleted rows by table.
-
-    A label goes by its receipt: a late one outlives its prediction. On PostgreSQL whole days of predictions are dropped
-    with their tables, and only what is left over at the edge is deleted row by row: let `at` be a midnight UTC and
-    there is next to nothing.
-    """
-    dropped = drop_days(engine, at)
-    with engine.begin() as connection:
-        deleted = {
-            table.name: connection.execute(sa.delete(table).where(column < at)).rowcount
-            for table, column in (
-                (predictions, predictions.c.at),
-                (labels, labels.c.received_at),
-                (rejections, rejections.c.at),
-                (dead_letters, dead_letters.c.at),
-            )
-        }
-    deleted["predictions"] += dropped
-    return deleted
-
-
-def erase_ids(engine: sa.Engine, ids: Sequence[str]) -> dict[str, int]:
-    """Delete the predictions and labels with these ids, and dead letters that mention one; deleted rows by table.
-
-    Covers the store only, not what still waits in the spool: drain first.
-    """
-    erased = {"predictions": 0, "labels": 0, "dead_letters": 0}
-    with engine.begin() as connection:
-        for start in range(0, len(ids), _IDS_AT_ONCE):
-            some = list(ids[start : start + _IDS_AT_ONCE])
-            for table in (predictions, labels):
-                erased[table.name] += connection.execute(sa.delete(table).where(table.c.id.in_(some))).rowcount
-        keys = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
-        needles = [id_.encode() for id_ in ids]
-        for *key, payload in connection.execute(sa.select(*keys, dead_letters.c.payload)).all():
-            if any(needle in payload for needle in needles):
-                connection.execute(
-                    sa.delete(dead_letters).where(
-                        *(column == value for column, value in zip(keys, key, strict=True)),
-                    )
-                )
-                erased["dead_letters"] += 1
-    return erased
 
 
 # --- queries -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring import store
-from monitoring.window import delete_before, label_status
+from monitoring.retention import expire
+from monitoring.window import label_status
 from tests.processes import python
 
 FIRST_RELEASE = Path(__file__).parent / "data"
@@ -125,9 +126,9 @@ def test_a_migrated_store_takes_rows_and_gives_up_days(store_url: str) -> None:
     with engine.begin() as connection:
         connection.execute(store.predictions.insert().values(**new, features="{}", prediction="1"))
 
-    deleted = delete_before(engine, 20_400 * 86_400.0 + 1)  # two whole days, and one row of a third
+    deleted = expire(engine, {"predictions": 20_400 * 86_400.0 + 1})  # two whole days, and one row of a third
 
-    assert deleted["predictions"] == 7
+    assert deleted == {"predictions": 7}
     assert sorted(row[3] for row in content(engine)["predictions"]) == ["20400-1", "20400-2", "new"]
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:

@@ -19,8 +19,6 @@ from monitoring.window import (
     Counts,
     StoredLabel,
     counts,
-    delete_before,
-    erase_ids,
     iter_window,
     label_status,
     read_window,
@@ -265,32 +263,3 @@ def test_the_status_of_a_label_tells_its_history(record: Record) -> None:
         "waiting",
         "unknown",
     ]
-
-
-def test_what_is_older_than_the_retention_is_deleted(record: Record) -> None:
-    record.predict("old", 1.0)
-    record.predict("new", 50.0)
-    record.label("old", 1, at=2.0)
-    record.label("old", 0, at=60.0)
-    engine = record.stored()
-
-    assert delete_before(engine, 50.0) == {"predictions": 1, "labels": 1, "rejections": 0, "dead_letters": 0}
-    assert read_window(engine, SCHEMA)["_id"].tolist() == ["new"]
-
-
-def test_an_erased_id_is_in_no_table(record: Record) -> None:
-    record.predict("gone", 1.0)
-    record.predict("stays", 2.0)
-    record.label("gone", 1)
-    engine = record.stored()
-    with engine.begin() as connection:
-        for position, payload in enumerate((b'{"ids":["gone"]}', b'{"ids":["other"]}')):
-            connection.execute(
-                store.dead_letters.insert().values(
-                    day=1, segment=1, position=position, at=1.0, kind=1, reason="poison", payload=payload
-                )
-            )
-
-    assert erase_ids(engine, ["gone", "unheard of"]) == {"predictions": 1, "labels": 1, "dead_letters": 1}
-    assert read_window(engine, SCHEMA)["_id"].tolist() == ["stays"]
-    assert label_status(engine, "gone").outcome == "unknown"
