@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from bisect import bisect_left
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
 
 _pack = struct.Struct("dd").pack
+
+_FILE_KINDS: Final = ("counter", "histogram", "gauge_livemostrecent")
+_FILE_BYTES: Final = 1 << 16
+"""With which client_python begins a file; it doubles one that is full."""
 
 LATENCY_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 LONG_BUCKETS_S: Final = (1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -36,6 +42,8 @@ class Metrics:
         directory.mkdir(parents=True, exist_ok=True)
         for stale in directory.glob(f"gauge_live*_{slot}.db"):  # the gauges of the process this one replaces
             stale.unlink(missing_ok=True)
+        for kind in _FILE_KINDS:
+            _reserve(directory / f"{kind}_{slot}.db")
         self.directory = directory
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
@@ -132,6 +140,29 @@ class HotHistogram:
 class _Series:
     def __init__(self, value: Any) -> None:
         self._value = value
+
+
+def _reserve(path: Path) -> None:
+    """Take the file's room on disk now: a process that writes into a hole of a mapped file dies when the disk is full.
+
+    Raises `OSError` when there is no room.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if sys.platform == "linux":
+            os.posix_fallocate(fd, 0, max(_FILE_BYTES, os.fstat(fd).st_size))
+    finally:
+        os.close(fd)
+
+
+def total(directory: Path, name: str, labels: Mapping[str, str]) -> float:
+    """The value of one counter, summed over all processes that share `directory`; 0 before it was first counted."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    return registry.get_sample_value(name, dict(labels)) or 0.0
 
 
 def exposition(directory: Path) -> bytes:

@@ -1,8 +1,8 @@
 """The one process of a replica that looks after it: drain the record, mirror the aliases, and, with the lease, decide.
 
-Three threads that need nothing of each other: the drain (needs no lease), the mirror between store and workers (needs
-no lease), and the scheduler, whose jobs run only while this replica holds the lease. Each outlives a store that is
-down: it says so once, and goes on when the store is back.
+Four threads that need nothing of each other: the drain, the mirror between store and workers, the watch over the
+workers, and the scheduler, whose jobs run only while this replica holds the lease. Each outlives a store that is down:
+it says so once, and goes on when the store is back.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 
 from monitoring.drain import Drainer, SpoolBusy
-from monitoring.metrics import Metrics
+from monitoring.metrics import Metrics, total
 from monitoring.store import open_store
+from service.alarm import Alarm
 from service.live import Live, LiveVersion, read_live, read_reports, write_live
 from service.process import Tree, forget_trees
 from service.scheduler import Scheduler
 from service.settings import Settings, management_token
 from service.status import ControllerStatus, write_status
+from service.watch import Watch
 from training.priority import give_way
 from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
@@ -36,6 +38,7 @@ logger = logging.getLogger("evergreen.controller")
 
 STORE_RETRY_S: Final = 1.0
 REPORT_EVERY_S: Final = 1.0
+WATCH_EVERY_S: Final = 5.0
 CONTROLLER_NICE: Final = 10
 """The workers come first: a late drain or check harms nobody, a late answer does."""
 
@@ -70,10 +73,13 @@ class Controller:
         token = management_token(self.settings)
         if token.new:  # under plain `bentoml serve`; `evergreen serve` has made and shown it already
             print(f"management token (kept in {self.settings.token_file}): {token.value}", flush=True)
-        for name, work in (("drain", self._drain), ("mirror", self._mirror), ("lead", self._lead)):
+        for name, work in self._work().items():
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
+
+    def _work(self) -> dict[str, Callable[[], None]]:
+        return {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "lead": self._lead}
 
     def stop(self) -> None:
         """Stop deciding, then drain until every worker has sealed its record or the time is up."""
@@ -197,6 +203,18 @@ class Controller:
                 if not failing:
                     logger.warning("the store does not answer (%s); the workers keep what they serve", error)
                 failing = True
+
+    def _watch(self) -> None:
+        """Needs neither the store nor the disk: these are the troubles it is there to tell of."""
+        watch = Watch(Alarm(self.settings), self._dropped_rows())
+        while not self._stopping.wait(WATCH_EVERY_S):
+            watch.look(self._dropped_rows(), read_reports(self.tree.run_dir / "workers"), time.monotonic())
+
+    def _dropped_rows(self) -> float:
+        dropped = {"outcome": "dropped"}
+        return sum(
+            total(self.metrics.directory, f"evergreen_{name}_total", dropped) for name in ("log_records", "labels")
+        )
 
     def _live(self, registry: Registry) -> Live:
         named = registry.live()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from monitoring.alerts import send
 from monitoring.metrics import Metrics
 from monitoring.report import write_html
+from service.alarm import Alarm
 from service.loop import assemble
 from service.settings import Settings
 from training.cycle import MOVES, Loop, bootstrap, run_cycle, run_retention, take_over, work_off
@@ -52,6 +52,7 @@ class Scheduler:
         self.metrics = metrics
         self.holder = holder
         self.bootstrap_state = ""
+        self.alarm = Alarm(settings)
         self.lease = Lease(engine, holder=holder, seconds=settings.schedule.lease_s)
         self._stopping: threading.Event = threading.Event()
         self._jobs: BackgroundScheduler | None = None
@@ -231,9 +232,9 @@ class Scheduler:
                 target=self._report, args=(fields["check"], seen), name="evergreen-report", daemon=True
             ).start()
         if drift.detected:
-            self._alert("drift", {"version": seen.champion, "features": drift.drifted, "reasons": drift.reasons})
+            self.alarm("drift", {"version": seen.champion, "features": drift.drifted, "reasons": drift.reasons})
         if seen.quality.lost:
-            self._alert("quality", {"version": seen.champion, "reason": seen.quality.lost})
+            self.alarm("quality", {"version": seen.champion, "reason": seen.quality.lost})
 
     def _report(self, check: int, seen: Seen) -> None:
         """Evidently's page of the first check that saw a version's world move: it takes seconds, so once a version."""
@@ -255,13 +256,4 @@ class Scheduler:
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
             logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)
-            self._alert("run", {**facts, "error": run.record.get("error")})
-
-    def _alert(self, event: str, facts: Mapping[str, Any]) -> None:
-        url = self.settings.alerts.webhook_url
-        if not url:
-            return
-        body = {"event": event, "model": self.settings.model.name, "at": time.time(), **facts}
-        threading.Thread(
-            target=send, args=(url, body, self.settings.alerts.timeout_s), name="evergreen-alert", daemon=True
-        ).start()
+            self.alarm("run", {**facts, "error": run.record.get("error")})

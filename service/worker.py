@@ -50,6 +50,7 @@ class Worker:
         self.stopping = False
         self._live_stamp: tuple[int, int] | None = None
         self._reported: WorkerReport | None = None
+        self._unreported = False
         self._closed = threading.Event()
         self.prediction_seconds = HotHistogram(self.metrics.prediction_seconds)
         self.recorded = HotCounter(self.metrics.log_records.labels("appended"))
@@ -127,8 +128,14 @@ class Worker:
         last = self._reported
         if last and now - last.at < REPORT_EVERY_S and msgspec.structs.replace(report, at=last.at) == last:
             return
-        write_report(self.run_dir / "workers", report)
-        self._reported = report
+        try:
+            write_report(self.run_dir / "workers", report)
+        except OSError as error:  # a full disk: others know a little less, the model is followed all the same
+            if not self._unreported:
+                logger.warning("cannot report to %s: %s", self.run_dir / "workers", error)
+            self._unreported = True
+            return
+        self._reported, self._unreported = report, False
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

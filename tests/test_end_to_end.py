@@ -302,6 +302,7 @@ def test_after_a_restart_the_same_version_serves_and_orphans_of_a_killed_server_
     family = server.children()
     assert server.process is not None
     server.process.kill()
+    server.process.wait()
 
     assert answer["version"] == live["champion"]["version"]
     wait_until("the end of all children", lambda: not any(p.is_running() and p.status() != "zombie" for p in family), 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.metrics import HotCounter, HotHistogram, Metrics, exposition
+from monitoring.metrics import HotCounter, HotHistogram, Metrics, exposition, total
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,3 +75,19 @@ def test_the_fast_counter_and_histogram_write_what_the_plain_ones_would(tmp_path
 def test_a_slot_with_an_underscore_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="underscore"):
         Metrics(tmp_path, "api_1")
+
+
+def test_the_files_have_their_room_on_disk_before_anything_is_counted(tmp_path: Path) -> None:
+    Metrics(tmp_path, "api-1").close()
+
+    files = [path.stat() for path in tmp_path.iterdir()]
+    assert files
+    assert all(file.st_blocks * 512 >= file.st_size > 0 for file in files)
+
+
+def test_the_total_of_a_counter_is_that_of_all_processes(tmp_path: Path) -> None:
+    for slot, count in (("api-1", 3), ("api-2", 4)):
+        lives_and_is_killed(tmp_path, slot, count)
+
+    assert total(tmp_path, "evergreen_predictions_total", {"version": "1"}) == 7
+    assert total(tmp_path, "evergreen_predictions_total", {"version": "2"}) == 0
