@@ -105,6 +105,14 @@ class Batch:
         self.ids = ids
         self.n = len(records)
 
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """The rows of several batches of one decoder as one; it has no ids."""
+        first = batches[0]
+        records = list(chain.from_iterable([batch.records for batch in batches]))
+        parts = [batch._numeric for batch in batches if batch._numeric is not None]
+        return cls(first._decoder, records, None, np.concatenate(parts) if parts else None)
+
     def numeric(self) -> npt.NDArray[np.float32]:
         """Float32, n rows by the schema's `numeric_names`: booleans 0/1, datetimes in days, missing NaN."""
         if self._numeric is not None:

@@ -15,10 +15,11 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # before bentoml is impor
 import bentoml
 from bentoml._internal.context import server_context
 
-from service import process
+from service import process, wire
 from service.fastlane import FastLane
 from service.settings import SettingsError, load
 
+wire.install()
 try:
     SETTINGS = load()
     SLOT = server_context.worker_index  # None in the supervisor; a restarted worker has the slot of the one before

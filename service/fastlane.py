@@ -2,6 +2,7 @@
 
 Decode straight into columns, predict, record with one `write`, encode, answer. What can be done elsewhere, is:
 models are loaded by the worker's thread, rows reach the store by the controller, metrics are one memory write each.
+Small predictions over HTTP/1.1 come by a shorter way still (`wire.py`), with what stands here.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -79,6 +80,14 @@ class Reject(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Asked(NamedTuple):
+    """A decoded request: `body` is what the record keeps of it, `{"records": [...], "ids": ...}` in JSON."""
+
+    batch: Batch
+    body: bytes
+    started: float  # time.perf_counter() when the whole request was there
+
+
 class FastLane:
     """ASGI application that answers the lane's own routes and hands every other request on.
 
@@ -94,24 +103,31 @@ class FastLane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if self._lane is None:
-                self._lane = Lane(self._worker(), self.app)
-            await self._lane(scope, receive, send)
+            await self.lane(scope, receive, send)
             return
-        if scope["type"] == "lifespan":
-            _become_outermost(scope.get("app"), self)
+        if scope["type"] == "lifespan" and _become_outermost(scope.get("app"), self):
+            from service.wire import LaneProtocol
+
+            LaneProtocol.front = self
         await self.app(scope, receive, send)
 
+    @property
+    def lane(self) -> Lane:
+        """The lane of this process; only to be asked for once the service has started."""
+        if self._lane is None:
+            self._lane = Lane(self._worker(), self.app)
+        return self._lane
 
-def _become_outermost(application: Any, lane: FastLane) -> None:
-    """Stand before BentoML's tracing and timeout layers.
+
+def _become_outermost(application: Any, lane: FastLane) -> bool:
+    """Stand before BentoML's tracing and timeout layers; whether the lane does now.
 
     They cost some 60 µs a request and are of no use to the lane: it never waits, and tracing is off unless an exporter
     is configured (then the lane stays inside and is traced).
     """
     stack = getattr(application, "middleware_stack", None)
     if stack is None or os.environ.get("EVERGREEN_TRACED"):
-        return
+        return False
     inner, lane.app = lane.app, stack
     # The stack below must not meet the lane a second time.
     hop = stack
@@ -120,8 +136,9 @@ def _become_outermost(application: Any, lane: FastLane) -> None:
     if getattr(hop, "app", None) is lane:
         hop.app = inner
         application.middleware_stack = lane
-    else:
-        lane.app = inner
+        return True
+    lane.app = inner
+    return False
 
 
 class Lane:
@@ -163,7 +180,7 @@ class Lane:
             length = -1
             for name, value in scope["headers"]:
                 if name == b"content-type":
-                    _check_content_type(value)
+                    check_content_type(value)
                 elif name == b"content-length":
                     length = int(value)
                 elif name == b"x-request-id":
@@ -171,84 +188,97 @@ class Lane:
             if length > self.max_bytes:
                 raise Reject(413, self._too_large(length))
             status, body = await handler(await self.body(receive))
-        except Reject as reject:
-            await self._refuse(path, reject.status, reject.message, request_id, send, reject.retry_after_s)
-            return
-        except InvalidRequest as invalid:
-            await self._refuse(path, invalid.status, invalid.message, request_id, send, reason=invalid.reason)
-            return
+            self.count(path, status)
+            headers = [JSON, (b"content-length", b"%d" % len(body))]
+            if request_id:
+                headers.append((b"x-request-id", request_id))
+            if self.worker.stopping:
+                headers.append((b"connection", b"close"))
         except ConnectionResetError:
             return  # the client left before its request was whole; nothing was done
-        except Exception:
-            logger.exception("unexpected error on %s", path)
-            await self._refuse(path, 500, "an error of ours; the server's log has the details", request_id, send)
-            return
+        except Exception as error:
+            status, headers, body = self.refusal(path, error, request_id)
         finally:
             self.in_flight -= 1
-        headers = [JSON, (b"content-length", b"%d" % len(body))]
-        if request_id:
-            headers.append((b"x-request-id", request_id))
-        if self.worker.stopping:
-            headers.append((b"connection", b"close"))
-        self._count(path, status)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def admit(self) -> None:
+    def admit(self, more: int = 0) -> None:
         """Raise `Reject` when more requests are in flight than this worker takes: waiting would only grow."""
-        if self.in_flight > self.max_in_flight:
+        if self.in_flight + more > self.max_in_flight:
             raise Reject(503, f"{self.max_in_flight} requests are in flight on this worker; try again", 1)
 
     async def _predict(self, body: bytes) -> tuple[int, bytes]:
         started = time.perf_counter()
-        model = self.worker.model.current
-        if model is None:
-            raise Reject(503, self.worker.why_not_ready or "not ready", 1)
+        model = self.model
         if len(body) <= INLINE_BYTES:
             batch = model.decoder.decode(body)
         else:
             batch = await asyncio.get_running_loop().run_in_executor(self._threads, model.decoder.decode, body)
-        return 200, await self.predict(model, batch, body, started)
+        return 200, await self.predict(model, Asked(batch, body, started))
 
-    async def predict(self, model: ServedModel, batch: Batch, body: bytes, started: float) -> bytes:
-        """Predict, record and count a decoded request: the answer's JSON, as it also stands in the record.
+    @property
+    def model(self) -> ServedModel:
+        """The model in service. Raises `Reject` when there is none."""
+        model = self.worker.model.current
+        if model is None:
+            raise Reject(503, self.worker.why_not_ready or "not ready", 1)
+        return model
 
-        `body` is the request as the record keeps it: `{"records": [...], "ids": ...}` in JSON.
-        """
-        n = batch.n
+    async def predict(self, model: ServedModel, asked: Asked) -> bytes:
+        """Predict, record and count a decoded request: the answer's JSON, as it also stands in the record."""
         try:
-            if n > INLINE_ROWS or model.engine != "onnx":
+            if asked.batch.n > INLINE_ROWS or model.engine != "onnx":
                 loop = asyncio.get_running_loop()
-                predictions, probabilities = await loop.run_in_executor(self._threads, model.predict, batch)
+                found = await loop.run_in_executor(self._threads, model.predict, asked.batch)
             else:
-                predictions, probabilities = model.predict(batch)
+                found = model.predict(asked.batch)
         except ValueError as error:
-            raise Reject(422, f"version {model.version} cannot take these records: {error}") from error
-        answer = self._encode(
-            PredictAnswer(
-                model.name,
-                model.version,
-                batch.ids or new_ids(n),
-                predictions,
-                probabilities,
-                model.classes if probabilities is not None else None,
+            raise unpredictable(model, error) from error
+        return self.settle(model, (asked,), *found)[0]
+
+    def settle(
+        self,
+        model: ServedModel,
+        requests: Sequence[Asked],
+        predictions: list[Any],
+        probabilities: list[list[float]] | None,
+    ) -> list[bytes]:
+        """Write the answers of these requests, record them with one write, and count them; the answers' JSON.
+
+        `predictions` and `probabilities` are those of all their rows, in order.
+        """
+        answers, records, start = [], [], 0
+        for batch, body, _ in requests:
+            end = start + batch.n
+            answer = self._encode(
+                PredictAnswer(
+                    model.name,
+                    model.version,
+                    batch.ids or new_ids(batch.n),
+                    predictions[start:end],
+                    None if probabilities is None else probabilities[start:end],
+                    None if probabilities is None else model.classes,
+                )
             )
-        )
-        if self._redact is not None:
-            body = self._redact(body)
+            answers.append(answer)
+            records.append((batch.n, (answer, body if self._redact is None else self._redact(body))))
+            start = end
         if self.log is not None:
-            if self.log.append(PREDICTION, time.time(), n, answer, body):
-                self.worker.recorded.inc(n)
+            if self.log.append_all(PREDICTION, time.time(), records):
+                self.worker.recorded.inc(start)
             else:
-                self.worker.dropped.inc(n)
-        self.worker.model.recent_body = body
+                self.worker.dropped.inc(start)
+        self.worker.model.recent_body = records[-1][1][1]
         try:
-            self._predictions[model.version].inc(n)
+            self._predictions[model.version].inc(start)
         except KeyError:
             self._predictions[model.version] = HotCounter(self.worker.metrics.predictions.labels(str(model.version)))
-            self._predictions[model.version].inc(n)
-        self.worker.prediction_seconds.observe(time.perf_counter() - started)
-        return answer
+            self._predictions[model.version].inc(start)
+        now = time.perf_counter()
+        for request in requests:
+            self.worker.prediction_seconds.observe(now - request.started)
+        return answers
 
     async def _feedback(self, body: bytes) -> tuple[int, bytes]:
         try:
@@ -296,7 +326,7 @@ class Lane:
             elif not await answer(self.worker, scope, receive, counting_send):
                 await self.app(scope, receive, counting_send)
         finally:
-            self._count(template(path), status)
+            self.count(template(path), status)
 
     async def body(self, receive: Receive) -> bytes:
         """The whole request body. Raises `Reject` when it is too large, ConnectionResetError when the client left."""
@@ -322,16 +352,15 @@ class Lane:
     def _too_large(self, size: int) -> str:
         return f"the body has {size} bytes or more; send at most {self.max_bytes} ([serve] max_request_bytes)"
 
-    async def _refuse(
-        self,
-        path: str,
-        status: int,
-        message: str,
-        request_id: bytes,
-        send: Send,
-        retry_after_s: int | None = None,
-        reason: str = "",
-    ) -> None:
+    def refusal(self, path: str, error: Exception, request_id: bytes) -> tuple[int, Headers, bytes]:
+        """(status, headers, body) for a request that ended with this error; counted and, the client's fault, noted."""
+        status, message, reason, retry_after_s = 500, "an error of ours; the server's log has the details", "", None
+        if isinstance(error, Reject):
+            status, message, retry_after_s = error.status, error.message, error.retry_after_s
+        elif isinstance(error, InvalidRequest):
+            status, message, reason = error.status, error.message, error.reason
+        else:
+            logger.error("unexpected error on %s", path, exc_info=error)
         body = msgspec.json.encode({"error": message})
         headers = [JSON, (b"content-length", b"%d" % len(body))]
         if retry_after_s is not None:
@@ -342,18 +371,17 @@ class Lane:
             headers.append((b"x-request-id", request_id))
         if self.worker.stopping or status == 413:
             headers.append((b"connection", b"close"))
-        self._count(path, status)
+        self.count(path, status)
         if 400 <= status < 500:
             self.note_rejection(path, status, reason or _without_values(message))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        return status, headers, body
 
-    def _count(self, route: str, status: int) -> None:
+    def count(self, route: str, status: int, requests: int = 1) -> None:
         try:
-            self._requests[route, status].inc()
+            self._requests[route, status].inc(requests)
         except KeyError:
             self._requests[route, status] = HotCounter(self.worker.metrics.requests.labels(route, str(status)))
-            self._requests[route, status].inc()
+            self._requests[route, status].inc(requests)
 
     def note_rejection(self, route: str, status: int, reason: str) -> None:
         """Remember that a client is broken, without the values it sent; written once a second, as counts."""
@@ -381,7 +409,13 @@ def _without_values(message: str) -> str:
     return _INDEX.sub("[]", _VALUE.sub("", message))[:200]
 
 
-def _check_content_type(value: bytes) -> None:
+def unpredictable(model: ServedModel, error: ValueError) -> Reject:
+    """What a client is told whose well-formed records the model has no answer to."""
+    return Reject(422, f"version {model.version} cannot take these records: {error}")
+
+
+def check_content_type(value: bytes) -> None:
+    """Raise `Reject` when a request is not JSON by its own account."""
     kind = value.split(b";", 1)[0].strip().lower()
     if kind != b"application/json":
         shown = kind.decode("latin-1")[:60]

@@ -69,6 +69,8 @@ class ServedModel:
     engine: Engine
     run: Callable[[Batch], np.ndarray]
     classes: tuple[Any, ...]
+    row_by_row: bool = False
+    """Whether a row's answer is the same to the last bit whatever other rows are predicted with it."""
 
     def predict(self, batch: Batch) -> tuple[list[Any], list[list[float]] | None]:
         """The predictions of a batch in JSON values, and the probabilities of a classifier.
@@ -127,6 +129,7 @@ def load(
         engine=engine,
         run=run,
         classes=schema.classes,
+        row_by_row=bool((manifest.get("twin") or {}).get("row_by_row")),
     )
 
 

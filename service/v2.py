@@ -149,13 +149,15 @@ def _output_type(model: ServedModel) -> str:
 
 
 async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive) -> dict[str, Any]:
+    from service.fastlane import Asked
+
     started = time.perf_counter()
     header = next((v for k, v in scope["headers"] if k == b"inference-header-content-length"), None)
     body = await lane.body(receive)
     request, binary = _read(body, header)
     columns = _columns(request, binary, model)
     batch = model.decoder.from_columns(columns)
-    answer = msgspec.json.decode(await lane.predict(model, batch, batch.to_json(), started))
+    answer = msgspec.json.decode(await lane.predict(model, Asked(batch, batch.to_json(), started)))
     n = batch.n
     outputs: list[dict[str, Any]] = [
         {"name": "predictions", "datatype": _output_type(model), "shape": [n], "data": answer["predictions"]}

@@ -73,6 +73,11 @@ for the trees is that node indices are not checked before use: `load_skops` chec
 MAX_TREE_NODES: Final = 200_000
 """Larger forests get no twin: skl2onnx handles some 10,000 nodes a second, in Python."""
 
+_ROW_BY_ROW: Final = frozenset(
+    {"ArrayFeatureExtractor", "Cast", "Concat", "Identity", "LabelEncoder", "OneHotEncoder", "Reshape", "ZipMap"}
+    | {"TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+)
+
 UNSEEN: Final = "\x00 a category nobody has seen"
 
 EXTREME: Final = 1e30
@@ -315,7 +320,8 @@ def _as_matrix(pipeline: Any, schema: FeatureSchema, *, double: bool) -> tuple[b
         raise _NoConversion("a tree splits on missing values, on which skl2onnx 1.20 never returns")
     kind = DoubleTensorType if double else FloatTensorType
     model = _to_onnx(numeric_pipeline, [("X", kind([None, len(columns)]))])
-    plan = {"layout": "matrix", "columns": columns, "input": "X", "output": _output(model, schema)}
+    plan: dict[str, Any] = {"layout": "matrix", "columns": columns, "input": "X", "output": _output(model, schema)}
+    plan["row_by_row"] = _is_row_by_row(model)
     if double:
         plan["dtype"] = "float64"
     return model.SerializeToString(), plan
@@ -337,7 +343,16 @@ def _columns(pipeline: Any, schema: FeatureSchema) -> tuple[bytes, dict[str, Any
         ],
         "missing_category": "",
         "output": _output(model, schema),
+        "row_by_row": _is_row_by_row(model),
     }
+
+
+def _is_row_by_row(model: Any) -> bool:
+    """Whether each row's answer is the same to the last bit whatever other rows are predicted with it.
+
+    Trees compare and add up row by row; a product of matrices may add in another order when it has more rows.
+    """
+    return {node.op_type for node in model.graph.node} <= _ROW_BY_ROW
 
 
 def _to_onnx(model: Any, inputs: list[tuple[str, Any]]) -> Any:

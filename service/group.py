@@ -1,0 +1,114 @@
+"""Small predictions answered together: what one turn of the event loop brings becomes one run of the model.
+
+Nobody waits for company: a turn that brought one request answers one. But the busier a worker is, the more requests
+have arrived while it answered the ones before, and the less each of them costs: one run, one write to the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from monitoring.decode import Batch
+from service.fastlane import INLINE_ROWS, Asked, Headers, check_content_type, unpredictable
+
+if TYPE_CHECKING:
+    from service.fastlane import Lane
+    from service.predictor import ServedModel
+
+GROUP_ROWS: Final = 64
+"""More rows are not cheaper in one run, and the first of them would wait for the last."""
+
+PATH: Final = "/predict"
+
+
+class Connection(Protocol):
+    """Where an answer goes. Called once for each request that was taken, in the order they were."""
+
+    def answer(self, body: bytes, request_id: bytes) -> None: ...
+    def refuse(self, status: int, headers: Headers, body: bytes) -> None: ...
+
+
+class _Waiting(NamedTuple):
+    connection: Connection
+    request_id: bytes
+    asked: Asked
+
+
+class Group:
+    """The requests of one turn, answered by `flush` at its end at the latest."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._model: ServedModel | None = None  # that decoded the waiting ones
+        self._waiting: list[_Waiting] = []
+        self._rows = 0
+
+    def take(self, connection: Connection, headers: Headers, body: bytes) -> bool:
+        """Answer this request, now or at the end of the turn; False when it needs a thread, and nothing was done."""
+        started = time.perf_counter()
+        lane, request_id = self._lane, b""
+        current = lane.worker.model.current
+        if current is not None and current.engine != "onnx":
+            return False
+        try:
+            for name, value in headers:
+                if name == b"x-request-id":
+                    request_id = value
+                elif name == b"content-type":
+                    check_content_type(value)
+            lane.admit(1)
+            model = lane.model
+            batch = model.decoder.decode(body)
+        except Exception as error:  # the same words as on the long way
+            connection.refuse(*lane.refusal(PATH, error, request_id))
+            return True
+        if batch.n > INLINE_ROWS:
+            return False
+        if model is not self._model:
+            self.flush()
+            self._model = model
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._waiting.append(_Waiting(connection, request_id, Asked(batch, body, started)))
+        self._rows += batch.n
+        if self._rows >= GROUP_ROWS:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Answer all that wait."""
+        waiting, model = self._waiting, self._model
+        if not waiting or model is None:
+            return
+        self._waiting, self._rows = [], 0
+        if len(waiting) == 1 or not model.row_by_row:
+            for one in waiting:
+                self._answer(model, [one])
+        else:
+            self._answer(model, waiting)
+
+    def _answer(self, model: ServedModel, waiting: Sequence[_Waiting]) -> None:
+        asked = [one.asked for one in waiting]
+        try:
+            rows = asked[0].batch if len(asked) == 1 else Batch.joined([one.batch for one in asked])
+            answers = self._lane.settle(model, asked, *model.predict(rows))
+        except ValueError as error:
+            if len(waiting) > 1:  # raised before anything was recorded; one request's rows are not another's fault
+                for one in waiting:
+                    self._answer(model, [one])
+            else:
+                self._refuse(waiting, unpredictable(model, error))
+            return
+        except Exception as error:
+            self._refuse(waiting, error)
+            return
+        self._lane.count(PATH, 200, len(waiting))
+        for one, answer in zip(waiting, answers, strict=True):
+            one.connection.answer(answer, one.request_id)
+
+    def _refuse(self, waiting: Sequence[_Waiting], error: Exception) -> None:
+        for one in waiting:
+            one.connection.refuse(*self._lane.refusal(PATH, error, one.request_id))
