@@ -34,6 +34,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+Answers = tuple[list[Any], list[list[float]] | None]
+"""Predictions, and the probabilities of a classifier."""
 
 logger = logging.getLogger("evergreen.fastlane")
 
@@ -212,10 +214,17 @@ class Lane:
         started = time.perf_counter()
         model = self.model
         if len(body) <= INLINE_BYTES:
+            return 200, await self.predict(model, Asked(model.decoder.decode(body), body, started))
+
+        def work() -> tuple[Batch, Answers]:
             batch = model.decoder.decode(body)
-        else:
-            batch = await asyncio.get_running_loop().run_in_executor(self._threads, model.decoder.decode, body)
-        return 200, await self.predict(model, Asked(batch, body, started))
+            return batch, model.predict(batch)
+
+        try:
+            batch, found = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except ValueError as error:
+            raise unpredictable(model, error) from error
+        return 200, self.settle(model, (Asked(batch, body, started),), *found)[0]
 
     @property
     def model(self) -> ServedModel:
@@ -433,6 +442,9 @@ def _pool() -> Iterator[bytes]:
 _noise: Final = _pool().__next__  # a generator runs in one thread at a time: the event loop's
 
 
+_LAST_DIGITS: Final = tuple(f"{number:03x}" for number in range(4096))
+
+
 def new_ids(n: int) -> list[str]:
     """n prediction ids, UUID version 7 (RFC 9562), growing within the list and with time."""
     stamp = time.time_ns() // 1_000_000
@@ -444,4 +456,8 @@ def new_ids(n: int) -> list[str]:
     tail = noise & 0x7FFF_FFFF_FFFF  # one bit free: n more never overflow
     if n == 1:
         return [f"{prefix}{tail:012x}"]
-    return [f"{prefix}{tail + i:012x}" for i in range(n)]
+    ids: list[str] = []
+    for block in range(tail >> 12, (tail >> 12) + n // 4096 + 1):  # 4096 share all digits but the last three
+        start = f"{prefix}{block:09x}"
+        ids += [start + digits for digits in _LAST_DIGITS[: n - len(ids)]]
+    return ids
