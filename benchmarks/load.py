@@ -73,6 +73,8 @@ class Measured:
     failures: dict[str, int] = field(default_factory=dict)
     generator_cpu: float = 0.0
     """Share of a core that the generator itself used; near 1 it was the generator that was measured."""
+    lost_ports: tuple[int, ...] = ()
+    """The client's port of each request whose connection was closed before the answer."""
 
     @property
     def good(self) -> int:
@@ -101,7 +103,7 @@ def percentile(ascending: Sequence[float], share: float) -> float:
 class _Connection:
     """One client: at most one request under way."""
 
-    __slots__ = ("address", "buffer", "fd", "need", "request", "sent", "sock", "unsent")
+    __slots__ = ("address", "buffer", "fd", "need", "port", "request", "sent", "sock", "unsent")
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.address = address
@@ -112,6 +114,7 @@ class _Connection:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setblocking(False)
         self.fd = self.sock.fileno()
+        self.port: int = self.sock.getsockname()[1]
         self.request = -1  # which request is under way; -1: none
         self.sent = 0.0
         self.unsent = memoryview(b"")
@@ -171,6 +174,7 @@ class _Run:
         self.on_answer = on_answer
         self.latencies: list[float] = []
         self.failures: Counter[str] = Counter()
+        self.lost_ports: list[int] = []
         self.begun = 0
         self.enough = False
         self.poll = select.epoll()
@@ -197,6 +201,7 @@ class _Run:
         """A closed connection is a failure when a request was under way; either way there is a new one."""
         if connection.request >= 0:
             self.failures[CLOSED] += 1
+            self.lost_ports.append(connection.port)
         del self.connections[connection.fd]
         connection.sock.close()
         connection.open()
@@ -259,7 +264,8 @@ class _Run:
 
     def measured(self, seconds: float, cpu: float) -> Measured:
         latencies = sorted(latency * 1e3 for latency in self.latencies)
-        return Measured(self.begun, seconds, latencies, dict(self.failures), cpu / seconds)
+        lost = tuple(self.lost_ports)
+        return Measured(self.begun, seconds, latencies, dict(self.failures), cpu / seconds, lost)
 
 
 def closed_loop(

@@ -29,6 +29,9 @@ SEALED: Final = ".sealed"
 NEWBORN: Final = ".new"
 """Not locked yet; becomes `.seg` once it is."""
 
+Record = tuple[int, tuple[bytes, ...]]
+"""Rows, and the one or two JSON parts that hold them."""
+
 _LOOK_EVERY_S: Final = 1.0
 _logger = logging.getLogger(__name__)
 
@@ -120,15 +123,17 @@ class PredictionLog:
 
         False when it was dropped and counted. `at` is the present in seconds since 1970 UTC.
         """
-        return self.append_all(kind, at, ((rows, parts),))
+        return self.append_all(kind, at, ((rows, parts),)) == rows
 
-    def append_all(self, kind: int, at: float, records: Sequence[tuple[int, tuple[bytes, ...]]]) -> bool:
-        """`append` of several records, (rows, parts) each, with one write: all of them are in the log, or none.
+    def append_all(self, kind: int, at: float, records: Sequence[Record]) -> int:
+        """`append` of several records with one write; how many of their rows are in the log, the others were dropped.
 
         At most 300 records: a write takes 1,024 buffers (IOV_MAX).
         """
         if at >= self._look_at or self._end >= self._seal_bytes:
             self._look(at)
+        if self.full:
+            return self._drop(records, "the spool has reached max_spool_bytes")
         rows = 0
         buffers: list[bytes] = []
         try:
@@ -137,22 +142,22 @@ class PredictionLog:
                 buffers.append(encode_header(kind, at, count, parts))
                 buffers += parts
         except ValueError as error:
-            return self._drop(sum(count for count, _ in records), error)
-        if self.full:
-            return self._drop(rows, "the spool has reached max_spool_bytes")
+            return self._drop(records, error)
         total = sum(map(len, buffers))
+        written = 0
         try:
             written = os.writev(self._fd, buffers)
             if self._always:
                 os.fdatasync(self._fd)
         except OSError as error:
-            return self._append_anew(rows, total, buffers, error)
+            return self._append_anew(records, buffers, written, error)
         if written != total:
-            return self._append_anew(rows, total, buffers, f"{written} of {total} bytes were written")
+            why = f"{written} of {total} bytes were written"
+            return self._append_anew(records, buffers, written, why)
         self._end += total
         self._written += 1
         self.appended_rows += rows
-        return True
+        return rows
 
     def sync(self) -> None:
         """Force what was appended so far to disk. Safe from another thread than the one that appends."""
@@ -272,32 +277,44 @@ class PredictionLog:
 
     # --- when a write fails ------------------------------------------------------------------------------------
 
-    def _append_anew(self, rows: int, total: int, buffers: list[bytes], why: object) -> bool:
-        """Undo the failed write, and try once more in a fresh segment unless this one was fresh.
+    def _append_anew(self, records: Sequence[Record], buffers: list[bytes], written: int, why: object) -> int:
+        """Undo the failed write, and try once more in a fresh segment unless this one was fresh; the rows kept.
 
         What a failed write left behind is cut off; where even that fails, nothing more goes into this segment, so that
-        the next row is never glued to a torn one. A segment that is empty and still refuses is kept: a full disk does
-        not breed segments.
+        the next row is never glued to a torn one, and the records that are whole in it count as written. A segment that
+        is empty and still refuses is kept: a full disk does not breed segments.
         """
-        if self._fd >= 0:
-            if self._cut_back() and self._end == 0:
-                return self._drop(rows, why)
+        kept = 0
+        for fresh in (False, True):
+            if fresh:
+                try:
+                    self._open(self._look_at)
+                    written = 0
+                    written = os.writev(self._fd, buffers)
+                    if self._always:
+                        os.fdatasync(self._fd)
+                    if written == sum(map(len, buffers)):
+                        return kept + self._keep(records, buffers)
+                except OSError as error:
+                    why = error
+            if self._fd < 0:
+                continue
+            if self._cut_back():
+                if self._end == 0:
+                    break
+            else:
+                whole, pieces = _whole(records, buffers, written)
+                kept += self._keep(records[:whole], buffers[:pieces])
+                records, buffers = records[whole:], buffers[pieces:]
             self._seal()
-        try:
-            self._open(self._look_at)
-            written = os.writev(self._fd, buffers)
-            if self._always:
-                os.fdatasync(self._fd)
-        except OSError as error:
-            why, written = error, -1
-        if written == total:
-            self._end = total
-            self._written += 1
-            self.appended_rows += rows
-            return True
-        if self._fd >= 0 and not self._cut_back():
-            self._seal()
-        return self._drop(rows, why)
+        return kept + self._drop(records, why)
+
+    def _keep(self, records: Sequence[Record], buffers: list[bytes]) -> int:
+        rows = sum(count for count, _ in records)
+        self._end += sum(map(len, buffers))
+        self._written += 1
+        self.appended_rows += rows
+        return rows
 
     def _cut_back(self) -> bool:
         try:
@@ -306,9 +323,21 @@ class PredictionLog:
             return False
         return True
 
-    def _drop(self, rows: int, why: object) -> bool:
-        self.dropped_rows += rows
+    def _drop(self, records: Sequence[Record], why: object) -> int:
+        self.dropped_rows += sum(count for count, _ in records)
         if not self._dropping:
             _logger.error("the prediction log drops rows in %s: %s", self._directory, why)
             self._dropping = True
-        return False
+        return 0
+
+
+def _whole(records: Sequence[Record], buffers: list[bytes], written: int) -> tuple[int, int]:
+    """How many of the records, and of their buffers, lie wholly within the bytes written."""
+    end = pieces = 0
+    for whole, (_, parts) in enumerate(records):
+        more = pieces + 1 + len(parts)
+        end += sum(map(len, buffers[pieces:more]))
+        if end > written:
+            return whole, pieces
+        pieces = more
+    return len(records), pieces

@@ -274,10 +274,10 @@ class Lane:
             records.append((batch.n, (answer, body if self._redact is None else self._redact(body))))
             start = end
         if self.log is not None:
-            if self.log.append_all(PREDICTION, time.time(), records):
-                self.worker.recorded.inc(start)
-            else:
-                self.worker.dropped.inc(start)
+            kept = self.log.append_all(PREDICTION, time.time(), records)
+            self.worker.recorded.inc(kept)
+            if kept < start:
+                self.worker.dropped.inc(start - kept)
         self.worker.model.recent_body = records[-1][1][1]
         try:
             self._predictions[model.version].inc(start)

@@ -308,6 +308,7 @@ def test_a_rejection_is_recorded_as_a_count_without_any_value(app: FastLane, wor
 
 OUTERMOST = """
 import asyncio
+import uvicorn
 import service.app as service
 application = service.PredictionService.to_asgi(is_main=True)
 
@@ -324,9 +325,12 @@ async def main():
     while layer is not None:
         layers.append(type(layer).__name__)
         layer = getattr(layer, "app", None)
+    config = uvicorn.Config(application)  # as BentoML's worker makes it: without naming a protocol
+    config.load()
+    protocol = config.http_protocol_class
     messages.put_nowait({"type": "lifespan.shutdown"})
     await running
-    print(sent, layers)
+    print(sent, layers, protocol.__name__, type(protocol.front).__name__)
 
 asyncio.run(main())
 """
@@ -342,4 +346,5 @@ def test_inside_bentoml_the_lane_stands_before_its_tracing_and_timeout_layers_an
 
     assert "['lifespan.startup.complete', 'lifespan.shutdown.complete']" in done.stdout, done.stderr[-2000:]
     assert "['FastLane', 'ServerErrorMiddleware'" in done.stdout
-    assert done.stdout.count("FastLane") == 1
+    assert done.stdout.strip().endswith("] LaneProtocol FastLane")
+    assert done.stdout.count("FastLane") == 2

@@ -163,7 +163,7 @@ LIMITED = """
 import os, resource, sys
 from pathlib import Path
 from monitoring.log import LogPolicy, PredictionLog
-refuse_truncate, limits = sys.argv[2] == "True", map(int, sys.argv[3:])
+refuse_truncate, group, limits = sys.argv[2] == "True", int(sys.argv[3]), map(int, sys.argv[4:])
 if refuse_truncate:
     def ftruncate(fd, length):
         raise OSError(5, "Input/output error")
@@ -171,7 +171,10 @@ if refuse_truncate:
 for limit in limits:
     log = PredictionLog(Path(sys.argv[1], str(limit)), LogPolicy(fsync="never"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    kept = [number for number in range(120) if log.append(2, 1.0, 1, b"%08d" % number)]
+    kept = []
+    for first in range(0, 120, group):
+        together = range(first, first + group)
+        kept += together[: log.append_all(2, 1.0, [(1, (b"%08d" % number,)) for number in together])]
     log.close()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert log.appended_rows == len(kept) and log.dropped_rows == 120 - len(kept)
@@ -179,17 +182,23 @@ for limit in limits:
 """
 
 
+@pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("refuse_truncate", [False, True])
-def test_each_of_the_first_writes_falling_short_loses_and_glues_nothing(tmp_path: Path, refuse_truncate: bool) -> None:
+def test_each_of_the_first_writes_falling_short_loses_and_glues_nothing(
+    tmp_path: Path, refuse_truncate: bool, group: int
+) -> None:
     size = HEADER_BYTES + 8
     # The write after the nth falls short, by another length each time.
     limits = [nth * size + (nth * 7) % size for nth in range(1, 51)]
 
-    output = run(LIMITED, tmp_path, refuse_truncate, *limits).splitlines()
+    output = run(LIMITED, tmp_path, refuse_truncate, group, *limits).splitlines()
 
     for limit, line in zip(limits, output, strict=True):
         kept = line.split()
-        assert kept == [str(number) for number in range(120)]  # the row that did not fit went into the next segment
+        if limit >= group * size:  # what did not fit went into the next segment
+            assert kept == [str(number) for number in range(120)]
+        else:  # no segment holds a group: none of it is kept, or what is whole where it cannot be cut off
+            assert bool(kept) == (refuse_truncate and limit >= size)
         found: list[bytes] = []
         for path in sorted((tmp_path / str(limit)).iterdir()):
             ones = list(iter_records(path.read_bytes(), at_end=True))
@@ -200,7 +209,7 @@ def test_each_of_the_first_writes_falling_short_loses_and_glues_nothing(tmp_path
 
 
 def test_a_disk_without_room_for_one_row_breeds_no_segments_and_counts_every_row(tmp_path: Path) -> None:
-    assert run(LIMITED, tmp_path, False, 20).split() == []
+    assert run(LIMITED, tmp_path, False, 1, 20).split() == []
     assert list((tmp_path / "20").iterdir()) == []
 
 

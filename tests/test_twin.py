@@ -46,6 +46,26 @@ def test_a_twin_answers_requests_as_the_pipeline_does(tmp_path: Path, task: Task
     for row in range(20):  # one row takes its own road
         alone = twin.predict(decoder.decode(json.dumps({"records": [sent[row]]}).encode()))
         assert np.array_equal(alone[0], together[row])
+    assert manifest["twin"]["row_by_row"]
+    for group in (2, 7, 51, 64):  # onnxruntime goes through the trees another way above 50 rows
+        part = twin.predict(decoder.decode(json.dumps({"records": sent[:group]}).encode()))
+        assert np.array_equal(part, together[:group])
+
+
+def test_a_model_that_multiplies_matrices_is_not_row_by_row(tmp_path: Path) -> None:
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    schema, features, labels = known(300)
+    numbers = make_column_transformer((SimpleImputer(), ["a", "b"]))
+    pipeline = make_pipeline(numbers, LogisticRegression()).fit(features, labels)
+
+    manifest = export(pipeline, schema, tmp_path, check_frame=features, manifest={})
+
+    assert manifest["twin"], manifest["parity"]
+    assert manifest["twin"]["row_by_row"] is False
 
 
 def test_float32_neighbours_fall_on_the_side_of_a_threshold_where_the_pipeline_puts_them(tmp_path: Path) -> None:

@@ -74,9 +74,10 @@ MAX_TREE_NODES: Final = 200_000
 """Larger forests get no twin: skl2onnx handles some 10,000 nodes a second, in Python."""
 
 _ROW_BY_ROW: Final = frozenset(
-    {"ArrayFeatureExtractor", "Cast", "Concat", "Identity", "LabelEncoder", "OneHotEncoder", "Reshape", "ZipMap"}
+    {"Add", "ArrayFeatureExtractor", "Cast", "Concat", "Identity", "LabelEncoder", "OneHotEncoder", "Reshape", "ZipMap"}
     | {"TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 )
+"""ONNX operators that look at each row by itself, in one order."""
 
 UNSEEN: Final = "\x00 a category nobody has seen"
 

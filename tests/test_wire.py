@@ -1,0 +1,393 @@
+"""The short way from the socket: over real connections, what it answers is what the long way answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from monitoring.record import PREDICTION, Frame, iter_records
+from service.fastlane import FastLane
+from service.live import Live, LiveVersion, write_live
+from service.settings import load
+from service.wire import SHORT_BYTES, LaneProtocol
+from service.worker import Worker
+from tests.artefacts import example_record, make_artefact
+
+KEEP_ALIVE_S = 1
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artefact") / "1"
+    make_artefact(folder)
+    return folder
+
+
+@pytest.fixture
+def worker(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
+    settings = load(environ={"EVERGREEN_HOME": str(tmp_path)})
+    write_live(settings.live_file, Live(model="evergreen", champion=LiveVersion(1, str(artefact))))
+    worker = Worker(settings, tmp_path / "run", "api-1")
+    worker.start()
+    yield worker
+    worker.close()
+
+
+class Served(NamedTuple):
+    port: int
+    server: uvicorn.Server
+    loop: asyncio.AbstractEventLoop
+
+
+async def elsewhere(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+    await send({"type": "http.response.body", "body": b"framework"})
+
+
+@contextmanager
+def serving(worker: Worker, *, short: bool = True) -> Iterator[Served]:
+    """uvicorn with the lane, on a free port of the loopback interface; `short` False: with uvicorn's own protocol."""
+    front = FastLane(elsewhere, lambda: worker)
+
+    class Protocol(LaneProtocol):  # what it keeps for its class is this server's alone
+        pass
+
+    Protocol.front = front
+    protocol: type[asyncio.Protocol] = Protocol if short else HttpToolsProtocol
+    config = uvicorn.Config(
+        front,
+        host="127.0.0.1",
+        port=0,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_level="critical",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def run() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve()
+
+    thread = threading.Thread(target=_run, args=(run,), daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.005)
+    try:
+        yield Served(server.servers[0].sockets[0].getsockname()[1], server, loops[0])
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
+def _run(main: Callable[[], Any]) -> None:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+async def read_answer(reader: asyncio.StreamReader) -> Answer:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    while head[0].startswith("HTTP/1.1 100"):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head[1:] if line)}
+    return Answer(int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"])))
+
+
+def talk(port: int, pieces: list[bytes], answers: int, pause_s: float = 0.0) -> list[Answer]:
+    """What one connection is answered when it sends these pieces."""
+
+    async def run() -> list[Answer]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+        found = [await asyncio.wait_for(read_answer(reader), 10) for _ in range(answers)]
+        writer.close()
+        return found
+
+    return asyncio.run(run())
+
+
+def request(body: Any, *, path: str = "/predict", method: str = "POST", version: str = "1.1", **headers: str) -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    fields = {"host": "x", "content-type": "application/json", "content-length": str(len(content))}
+    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value)
+    return f"{method} {path} HTTP/{version}\r\n{lines}\r\n".encode() + content
+
+
+@cache
+def example() -> dict[str, Any]:
+    return example_record()
+
+
+def records(rows: int, first: int = 20) -> dict[str, Any]:
+    return {"records": [{**example(), "age": first + row} for row in range(rows)]}
+
+
+def comparable(answer: Answer) -> tuple[int, dict[str, str], Any]:
+    """Without what is different each time."""
+    headers = {name: value for name, value in answer.headers.items() if name not in ("date", "content-length")}
+    body = answer.json if answer.headers.get("content-type") == "application/json" else answer.body
+    if isinstance(body, dict):
+        body.pop("ids", None)
+    return answer.status, headers, body
+
+
+CONVERSATION = [
+    request(records(1)),
+    request(records(3), x_request_id="abc"),
+    request(b"{"),
+    request({"records": [example_record(age="old")]}, x_request_id="def"),
+    request({"records": []}),
+    request(b""),
+    request(records(1), content_type="text/csv"),
+    request(records(1), path="/predict?a=1"),
+    request(b"", path="/schema", method="GET"),
+    request(b"", path="/nowhere", method="GET"),
+    request(b"", method="GET"),
+    request({"labels": [{"id": "x", "label": 1}]}, path="/feedback"),
+    request(records(300)),
+    request(records(2), expect="100-continue"),
+    b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"4\r\n{\"re\r\n8\r\ncords\":[\r\n2\r\n]}\r\n0\r\n\r\n",
+    request({"records": [example_record()], "ids": ["order-7"]}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_way(tmp_path_factory: pytest.TempPathFactory, artefact: Path) -> list[Answer]:
+    """What uvicorn's own protocol and the lane answer to the conversation."""
+    home = tmp_path_factory.mktemp("long")
+    settings = load(environ={"EVERGREEN_HOME": str(home)})
+    write_live(settings.live_file, Live(model="evergreen", champion=LiveVersion(1, str(artefact))))
+    worker = Worker(settings, home / "run", "api-1")
+    worker.start()
+    with serving(worker, short=False) as served:
+        answers = [talk(served.port, [one], 1)[0] for one in CONVERSATION]
+    worker.close()
+    return answers
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_however_a_conversation_is_cut_up_it_is_answered_as_on_the_long_way_and_in_order(
+    worker: Worker, long_way: list[Answer], seed: int
+) -> None:
+    chance = random.Random(seed)
+    order = chance.sample(range(len(CONVERSATION)), len(CONVERSATION))
+    whole = b"".join(CONVERSATION[number] for number in order)
+    cuts = sorted(chance.sample(range(1, len(whole)), (0, 1, 5, 40)[seed % 4]))
+    pieces = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+
+    with serving(worker) as served:
+        answers = talk(served.port, pieces, len(order), 0.001)
+
+    assert [comparable(answer) for answer in answers] == [comparable(long_way[number]) for number in order]
+    statuses = [answer.status for answer in long_way]
+    assert statuses.count(200) == 7 and {202, 400, 404, 405, 415} <= set(statuses)
+
+
+def test_many_connections_at_once_each_get_the_answer_they_would_get_alone(worker: Worker) -> None:
+    bodies = [records(1 + number % 3, first=18 + number) for number in range(120)]
+
+    async def everybody(port: int) -> list[Answer]:
+        lines = [await asyncio.open_connection("127.0.0.1", port) for _ in bodies]
+        for (_, writer), body in zip(lines, bodies, strict=True):
+            writer.write(request(body, x_request_id=str(body["records"][0]["age"])))
+        found = [await read_answer(reader) for reader, _ in lines]
+        for _, writer in lines:
+            writer.close()
+        return found
+
+    with serving(worker) as served:
+        alone = [talk(served.port, [request(body)], 1)[0] for body in bodies]
+        together = asyncio.run(everybody(served.port))
+
+    assert [comparable(a)[2] for a in together] == [comparable(a)[2] for a in alone]
+    assert [a.headers["x-request-id"] for a in together] == [str(body["records"][0]["age"]) for body in bodies]
+    ids = [id_ for answer in (*alone, *together) for id_ in answer.json["ids"]]
+    assert len(set(ids)) == len(ids)
+    worker.log.close()  # type: ignore[union-attr]
+    frames = [
+        frame
+        for path in sorted(worker.settings.spool_dir.glob("*.sealed"))
+        for frame in iter_records(path.read_bytes(), at_end=True)
+        if isinstance(frame, Frame) and frame.kind == PREDICTION
+    ]
+    recorded = {bytes(frame.parts[0]): json.loads(bytes(frame.parts[1])) for frame in frames}
+    assert {answer.body for answer in (*alone, *together)} == set(recorded)
+    assert all(recorded[a.body] == body for a, body in zip(together, bodies, strict=True))
+
+
+def test_what_is_counted_is_what_was_answered(worker: Worker) -> None:
+    with serving(worker) as served:
+        talk(served.port, [request(records(2)) * 5 + request(b"{") * 3], 8)
+        page = talk(served.port, [request(b"", path="/metrics", method="GET")], 1)[0].body.decode()
+
+    assert 'evergreen_requests_total{route="/predict",status="200"} 5.0' in page
+    assert 'evergreen_requests_total{route="/predict",status="400"} 3.0' in page
+    assert 'evergreen_predictions_total{version="1"} 10.0' in page
+    assert 'evergreen_log_records_total{outcome="appended"} 10.0' in page
+    assert "evergreen_prediction_seconds_count 5.0" in page
+
+
+def test_a_client_that_closes_or_speaks_http_1_0_is_answered_and_let_go(worker: Worker) -> None:
+    async def last_words(port: int, sent: bytes) -> tuple[Answer, bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        answer = await read_answer(reader)
+        rest = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return answer, rest
+
+    with serving(worker) as served:
+        for sent in (request(records(1), connection="close"), request(records(1), version="1.0")):
+            answer, rest = asyncio.run(last_words(served.port, sent))
+            assert (answer.status, answer.headers["connection"], rest) == (200, "close", b"")
+
+
+def test_an_idle_connection_is_closed_and_a_busy_one_is_not(worker: Worker) -> None:
+    async def run(port: int) -> tuple[list[int], float]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        statuses = []
+        for turn in range(7):
+            long = {"path": "/schema", "method": "GET"} if turn % 3 == 2 else {}
+            writer.write(request(b"" if long else records(1), **long))
+            statuses.append((await read_answer(reader)).status)
+            await asyncio.sleep(0.4 * KEEP_ALIVE_S)
+        began = time.monotonic()
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        return statuses, time.monotonic() - began
+
+    with serving(worker) as served:
+        statuses, waited = asyncio.run(run(served.port))
+
+    assert statuses == [200] * 7
+    assert waited > 0.2 * KEEP_ALIVE_S
+
+
+def test_a_request_under_way_when_the_server_ends_is_answered(worker: Worker) -> None:
+    async def run(served: Served) -> Answer:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        whole = request(records(2))
+        writer.write(whole[:-20])
+        await asyncio.sleep(0.2)
+        served.server.should_exit = True
+        await asyncio.sleep(0.5)
+        writer.write(whole[-20:])
+        answer = await asyncio.wait_for(read_answer(reader), 10)
+        writer.close()
+        return answer
+
+    with serving(worker) as served:
+        answer = asyncio.run(run(served))
+
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+def test_while_stopping_connections_are_closed_with_their_answer(worker: Worker) -> None:
+    worker.stopping = True
+
+    with serving(worker) as served:
+        answer = talk(served.port, [request(records(1))], 1)[0]
+
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+def test_a_client_that_leaves_before_its_answer_harms_nobody(worker: Worker) -> None:
+    async def run(port: int) -> Answer:
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request(records(1)))
+            writer.transport.abort()
+        return (await asyncio.to_thread(talk, port, [request(records(1))], 1))[0]
+
+    with serving(worker) as served:
+        assert asyncio.run(run(served.port)).status == 200
+
+
+def test_large_bodies_and_those_of_a_model_without_twin_go_the_long_way(worker: Worker, artefact: Path) -> None:
+    from dataclasses import replace
+
+    body = records(200)
+    assert len(json.dumps(body)) < SHORT_BYTES < len(json.dumps(records(400)))
+
+    with serving(worker) as served:
+        large = talk(served.port, [request(records(400))], 1)[0]
+        current = worker.model.current
+        assert current is not None
+        worker.model.current = replace(current, engine="scikit-learn")
+        slow = talk(served.port, [request(body)], 1)[0]
+        worker.model.current = None
+        none = talk(served.port, [request(body)], 1)[0]
+
+    assert (large.status, len(large.json["predictions"])) == (200, 400)
+    assert (slow.status, len(slow.json["predictions"])) == (200, 200)
+    assert (none.status, none.headers["retry-after"]) == (503, "1")
+
+
+def test_one_request_without_a_finite_answer_does_not_spoil_the_others_of_its_turn(worker: Worker) -> None:
+    from dataclasses import replace
+
+    import numpy as np
+
+    current = worker.model.current
+    assert current is not None
+
+    def run(batch: Any) -> Any:
+        answers = current.run(batch)
+        answers[[record.f0 == 99 for record in batch.records]] = np.nan
+        return answers
+
+    assert current.row_by_row and current.schema.names[0] == "age"
+    worker.model.current = replace(current, run=run)
+    ages = [30, 99, 31, 99, 32]
+
+    async def everybody(port: int) -> list[Answer]:
+        lines = [await asyncio.open_connection("127.0.0.1", port) for _ in ages]
+        for (_, writer), age in zip(lines, ages, strict=True):
+            writer.write(request(records(1, age)))
+        found = [await read_answer(reader) for reader, _ in lines]
+        for _, writer in lines:
+            writer.close()
+        return found
+
+    with serving(worker) as served:
+        answers = asyncio.run(everybody(served.port))
+
+    assert [answer.status for answer in answers] == [200, 422, 200, 422, 200]
+    assert "no finite answer" in answers[1].json["error"]
+    assert worker.log is not None and worker.log.appended_rows >= 3
