@@ -71,8 +71,8 @@ def one_kill(
     """(the load, connections the killed worker had, failed requests that were not on one of them)."""
     load = generator.begin(closed_loop, target, clients, LOAD_S)
     time.sleep(chance.uniform(*KILL_AFTER_S))
-    worker = chance.choice(server.children("PredictionService"))
-    held = ports_of(worker, server.port)
+    workers = [(worker, ports_of(worker, server.port)) for worker in server.children("PredictionService")]
+    worker, held = chance.choice([one for one in workers if one[1]])
     worker.kill()
     found = load.result()
     return found, len(held), sum(port not in held for port in found.lost_ports) + found.failed - len(found.lost_ports)
