@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import interference, serving, swap_under_load
+from benchmarks import interference, kills, outage, record, serving, swap_under_load
 
 
 def main() -> int:
     """1 when any of them found a failed request or a wrong answer."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="minutes instead of a quarter of an hour; wider spread")
+    parser.add_argument("--quick", action="store_true", help="minutes instead of half an hour; wider spread")
     parser.add_argument("--out", type=Path, default=Path("var/benchmarks"), metavar="FOLDER")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "evergreen-peers", metavar="FOLDER")
     given = parser.parse_args()
@@ -39,6 +39,14 @@ def main() -> int:
             json_to=out / "interference.json",
             say=say,
         ),
+        "record": lambda say: record.run(
+            rows=[10_000, 100_000] if quick else [10_000, 100_000, 1_000_000],
+            repeats=1 if quick else 3,
+            json_to=out / "record.json",
+            say=say,
+        ),
+        "outage": lambda say: outage.run(seconds=15.0 if quick else 60.0, json_to=out / "outage.json", say=say),
+        "kills": lambda say: kills.run(kills=3 if quick else 20, json_to=out / "kills.json", say=say),
     }
     failed = []
     out.mkdir(parents=True, exist_ok=True)
