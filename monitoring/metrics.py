@@ -98,7 +98,7 @@ class Metrics:
         self.scheduler_leader = gauge("scheduler_leader", "1 while this replica holds the lease")
 
     def close(self) -> None:
-        """Close the value files; the values stay in them. Nothing may be counted afterwards."""
+        """Close the value files; the values stay in them. What `HotCounter` is told afterwards goes nowhere."""
         self._values.close_all_files()
 
 
@@ -119,7 +119,9 @@ class HotCounter:
 
     def inc(self, amount: float = 1.0) -> None:
         self._value += amount
-        self._file._m[self._position : self._position + 16] = _pack(self._value, 0.0)
+        memory = self._file._m
+        if memory is not None:  # closed: a process at its end answers the last ones uncounted
+            memory[self._position : self._position + 16] = _pack(self._value, 0.0)
 
 
 class HotHistogram:

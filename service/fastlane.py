@@ -45,6 +45,9 @@ INLINE_ROWS: Final = 256
 INLINE_BYTES: Final = 128 * 1024
 """Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
 
+LENGTH_DIGITS: Final = 18
+"""Of a content length; Python itself refuses to read very long numbers."""
+
 REJECTIONS_EVERY_S: Final = 1.0
 JSON: Final = (b"content-type", b"application/json")
 PREDICT_EXAMPLE: Final = '{"records": [{"feature": value, ...}]}'
@@ -184,7 +187,7 @@ class Lane:
                 if name == b"content-type":
                     check_content_type(value)
                 elif name == b"content-length":
-                    length = int(value)
+                    length = _length(value)
                 elif name == b"x-request-id":
                     request_id = value
             if length > self.max_bytes:
@@ -319,7 +322,7 @@ class Lane:
     async def _elsewhere(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         from service.routes import answer, template
 
-        status = 500
+        status = 0
 
         async def counting_send(message: Message) -> None:
             nonlocal status
@@ -334,8 +337,12 @@ class Lane:
                 await answer_v2(self, scope, receive, counting_send)
             elif not await answer(self.worker, scope, receive, counting_send):
                 await self.app(scope, receive, counting_send)
+        except BaseException:
+            status = status or 500
+            raise
         finally:
-            self.count(template(path), status)
+            if status:  # none: the client left, and nothing was answered
+                self.count(template(path), status)
 
     async def body(self, receive: Receive) -> bytes:
         """The whole request body. Raises `Reject` when it is too large, ConnectionResetError when the client left."""
@@ -416,6 +423,12 @@ _VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
 
 def _without_values(message: str) -> str:
     return _INDEX.sub("[]", _VALUE.sub("", message))[:200]
+
+
+def _length(value: bytes) -> int:
+    if len(value) > LENGTH_DIGITS:
+        raise Reject(400, f"content-length: {len(value)} digits; send the body's length in bytes")
+    return int(value)
 
 
 def unpredictable(model: ServedModel, error: ValueError) -> Reject:

@@ -50,8 +50,8 @@ class Group:
         """Answer this request, now or at the end of the turn; False when it needs a thread, and nothing was done."""
         started = time.perf_counter()
         lane, request_id = self._lane, b""
-        current = lane.worker.model.current
-        if current is not None and current.engine != "onnx":
+        model = lane.worker.model.current
+        if model is not None and model.engine != "onnx":
             return False
         try:
             for name, value in headers:
@@ -60,7 +60,7 @@ class Group:
                 elif name == b"content-type":
                     check_content_type(value)
             lane.admit(1)
-            model = lane.model
+            model = model or lane.model
             batch = model.decoder.decode(body)
         except Exception as error:  # the same words as on the long way
             connection.refuse(*lane.refusal(PATH, error, request_id))
@@ -93,19 +93,20 @@ class Group:
     def _answer(self, model: ServedModel, waiting: Sequence[_Waiting]) -> None:
         asked = [one.asked for one in waiting]
         try:
-            rows = asked[0].batch if len(asked) == 1 else Batch.joined([one.batch for one in asked])
-            answers = self._lane.settle(model, asked, *model.predict(rows))
-        except ValueError as error:
-            if len(waiting) > 1:  # raised before anything was recorded; one request's rows are not another's fault
+            found = model.predict(asked[0].batch if len(asked) == 1 else Batch.joined([one.batch for one in asked]))
+        except Exception as error:
+            if len(waiting) > 1:  # one request's rows are not another's fault
                 for one in waiting:
                     self._answer(model, [one])
             else:
-                self._refuse(waiting, unpredictable(model, error))
+                self._refuse(waiting, unpredictable(model, error) if isinstance(error, ValueError) else error)
             return
-        except Exception as error:
+        try:
+            answers = self._lane.settle(model, asked, *found)
+            self._lane.count(PATH, 200, len(waiting))
+        except Exception as error:  # not tried again: the rows may be in the record already
             self._refuse(waiting, error)
             return
-        self._lane.count(PATH, 200, len(waiting))
         for one, answer in zip(waiting, answers, strict=True):
             one.connection.answer(answer, one.request_id)
 

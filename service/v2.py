@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from service.predictor import ServedModel
 
 VERSION: Final = "0.1.0"
+LENGTH_DIGITS: Final = 18
 DATATYPES: Final = {"numeric": "FP64", "boolean": "BOOL", "categorical": "BYTES", "datetime": "BYTES"}
 TAKEN: Final = {
     "numeric": frozenset({"FP64", "FP32", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"}),
@@ -119,7 +120,7 @@ def _model(lane: Lane, name: str, version: str | None) -> ServedModel:
         raise Reject(503, lane.worker.why_not_ready or "not ready", 1)
     if version is None:
         return current
-    held = lane.worker.model.get(int(version)) if version.isdecimal() else None
+    held = lane.worker.model.get(int(version)) if version.isdecimal() and len(version) < 10 else None
     if held is None:
         loaded = ", ".join(map(str, lane.worker.model.ready))
         raise Reject(404, f"version {version[:20]!r} of {ours!r} is not loaded; loaded are {loaded}")
@@ -157,6 +158,10 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
     request, binary = _read(body, header)
     columns = _columns(request, binary, model)
     batch = model.decoder.from_columns(columns)
+    offered = [output["name"] for output in _metadata(model)["outputs"]]
+    for wanted in request.outputs or ():  # before anything is predicted and recorded
+        if wanted.name not in offered:
+            raise InvalidRequest(400, f"output {wanted.name[:60]!r}: unknown; there are {', '.join(offered)}", "output")
     answer = msgspec.json.decode(await lane.predict(model, Asked(batch, batch.to_json(), started)))
     n = batch.n
     outputs: list[dict[str, Any]] = [
@@ -168,11 +173,6 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
     outputs.append({"name": "ids", "datatype": "BYTES", "shape": [n], "data": answer["ids"]})
     if request.outputs:
         known = {output["name"]: output for output in outputs}
-        for wanted in request.outputs:
-            if wanted.name not in known:
-                raise InvalidRequest(
-                    400, f"output {wanted.name[:60]!r}: unknown; there are {', '.join(known)}", "output"
-                )
         outputs = [known[wanted.name] for wanted in request.outputs]
     found = {"model_name": model.name, "model_version": str(model.version), "outputs": outputs}
     return {**found, "id": request.id} if request.id else found
@@ -182,8 +182,10 @@ def _read(body: bytes, header: bytes | None) -> tuple[InferRequest, memoryview]:
     """The JSON head of a request and the binary tensors behind it."""
     length = len(body)
     if header is not None:
-        if not header.isdigit() or int(header) > len(body):
-            raise InvalidRequest(400, f"Inference-Header-Content-Length: {header!r} is not a length in this body", "v2")
+        if not header.isdigit() or len(header) > LENGTH_DIGITS or int(header) > len(body):
+            raise InvalidRequest(
+                400, f"Inference-Header-Content-Length: {header[:40]!r} is not a length in this body", "v2"
+            )
         length = int(header)
     try:
         return _decode(memoryview(body)[:length]), memoryview(body)[length:]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.fastlane import LENGTH_DIGITS
 from service.group import Group
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class LaneProtocol(HttpToolsProtocol):
     """Whose lane takes the short way; set once the lane stands before BentoML's layers."""
     _group: ClassVar[Group | None] = None
 
+    _beginning = False  # the first bytes of a request are there, its headers not yet
     _pieces: list[bytes] | None = None  # of the body being received on the short way
     _waiting = False  # for an answer of the group
     _ending = False  # close once that is written
@@ -49,18 +51,26 @@ class LaneProtocol(HttpToolsProtocol):
     _dated: object = None
     _head = b""
 
+    @property
+    def _short_bytes(self) -> int:
+        assert self.front is not None
+        return min(SHORT_BYTES, self.front.lane.max_bytes)
+
     # --- httptools calls these, and takes no exception -----------------------------------------------------------
 
     def on_message_begin(self) -> None:
         if self._waiting and self._group is not None:
             self._group.flush()  # pipelined: answers go out in the order of their requests
+        self._beginning = True
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
-        self._rested_at = self.loop.time()
 
     def on_headers_complete(self) -> None:
-        if self.front is not None and self.url == URL and self._is_short():
+        self._beginning = False
+        if self.transport.is_closing():
+            self._pieces = []  # pipelined behind an answer that closed: it is not to be done at all
+        elif self.front is not None and self.url == URL and self._is_short():
             self._pieces = []
         else:
             self._begin_long()
@@ -76,6 +86,8 @@ class LaneProtocol(HttpToolsProtocol):
         if pieces is None:
             super().on_message_complete()
             return
+        if self.transport.is_closing():
+            return
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._waiting = True
         if not self._the_group().take(self, self.headers, body):
@@ -90,6 +102,8 @@ class LaneProtocol(HttpToolsProtocol):
         self.headers += headers
         self.url, self.expect_100_continue = url, expects
         super().on_headers_complete()
+        if self._ending:
+            self.cycle.keep_alive = False
 
     # --- the short way -------------------------------------------------------------------------------------------
 
@@ -105,7 +119,8 @@ class LaneProtocol(HttpToolsProtocol):
             or parser.should_upgrade()
         ):
             return False
-        return any(name == b"content-length" and int(value) <= SHORT_BYTES for name, value in self.headers)
+        lengths = [value for name, value in self.headers if name == b"content-length"]
+        return len(lengths) == 1 and len(lengths[0]) <= LENGTH_DIGITS and int(lengths[0]) <= self._short_bytes
 
     def _the_group(self) -> Group:
         cls = type(self)
@@ -130,7 +145,10 @@ class LaneProtocol(HttpToolsProtocol):
     def refuse(self, status: int, headers: Headers, body: bytes) -> None:
         """Write another answer; the group calls it."""
         lines = [*self.server_state.default_headers, *headers]
-        self._ending = self._ending or (b"connection", b"close") in headers
+        if (b"connection", b"close") in headers:
+            self._ending = True
+        elif self._ending:
+            lines.append((b"connection", b"close"))
         head = b"".join(name + b": " + value + b"\r\n" for name, value in lines)
         self._write(STATUS_LINE[status] + head + b"\r\n" + body)
 
