@@ -41,9 +41,15 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES: Final = 4 * 2**20
 _TRIES: Final = 5
+REPEAT_DAYS: Final = 7
+"""On PostgreSQL, an id counts as a repeat of one up to so many days old: each day more is a partition to look into."""
 _DAMAGED: Final = 0
 """Kind of a dead letter that was no record at all."""
 _logger = logging.getLogger(__name__)
+
+
+Reached = dict[int, int]
+"""Segment -> byte offset of its last record that is stored."""
 
 
 class SpoolBusy(RuntimeError):
@@ -129,6 +135,7 @@ class _Batch:
         self.frames: list[tuple[Frame, int]] = []  # with their segments
         self.torn = 0
         self.ends: dict[int, int] = {}
+        self.reached: Reached = {}
 
 
 class Drainer:
@@ -199,6 +206,8 @@ class Drainer:
             self._commit(batch)
             for path in finished:
                 self._delete(path)
+            if finished:
+                _forget_segments(self._engine, [int(path.stem, 16) for path in finished])
         backlog = self.backlog()
         counts, self._counts = self._counts, {}
         return DrainResult(**counts, bytes_left=backlog.bytes_left, oldest_at=backlog.oldest_at)
@@ -245,7 +254,7 @@ class Drainer:
         progress = self._progress.get(segment)
         if progress is None:
             try:
-                resume = _last_committed(self._engine, segment)
+                resume = last_stored(self._engine, segment)
             except Exception as error:
                 raise DrainFailed(error) from error
             progress = self._progress[segment] = _Progress(resume)
@@ -274,6 +283,7 @@ class Drainer:
         batch.ends[segment] = found.end
         if found.offset <= self._progress[segment].resume:
             return
+        batch.reached[segment] = found.offset
         if isinstance(found, Frame):
             batch.frames.append((found, segment))
             decode_frame(found, segment, batch.rows)
@@ -289,7 +299,7 @@ class Drainer:
     def _commit(self, batch: _Batch) -> None:
         """Store the batch and remember how far it reached."""
         try:
-            if not self._store(batch.rows):
+            if not self._store(batch.rows, batch.reached):
                 self._store_one_by_one(batch)
         except Exception as error:
             raise DrainFailed(error) from error
@@ -297,13 +307,13 @@ class Drainer:
         for segment, end in batch.ends.items():
             self._progress[segment].offset = end
 
-    def _store(self, rows: Rows) -> bool:
+    def _store(self, rows: Rows, reached: Reached) -> bool:
         """Whether the rows are stored; False when the database refuses one of them for what it is."""
         if not len(rows):
             return True
         store = _store_sqlite if self._engine.dialect.name == "sqlite" else _store_postgresql
         try:
-            counts = store(self._engine, rows)
+            counts = store(self._engine, rows, reached)
         except Exception as error:
             if not _is_poison(error):
                 raise
@@ -313,17 +323,23 @@ class Drainer:
         return True
 
     def _store_one_by_one(self, batch: _Batch) -> None:
-        """Each record in a transaction of its own; the ones the database refuses become dead letters."""
-        damage = Rows()
-        damage.dead = [letter for letter in batch.rows.dead if letter.kind == _DAMAGED]
-        self._store(damage)
-        for frame, segment in batch.frames:
-            rows = Rows()
-            decode_frame(frame, segment, rows)
-            if not self._store(rows):
+        """Each record in a transaction of its own; the ones the database refuses become dead letters.
+
+        In the order in which they lie in the spool: what is stored of a segment is all that came before.
+        """
+        damage = [letter for letter in batch.rows.dead if letter.kind == _DAMAGED]
+        ones: list[tuple[int, int, Frame | DeadLetter]] = [(s, f.offset, f) for f, s in batch.frames]
+        ones += [(letter.segment, letter.position >> 16, letter) for letter in damage]
+        for segment, offset, one in sorted(ones, key=lambda found: found[:2]):
+            rows, reached = Rows(), {segment: offset}
+            if isinstance(one, DeadLetter):
+                rows.dead.append(one)
+            else:
+                decode_frame(one, segment, rows)
+            if not self._store(rows, reached) and isinstance(one, Frame):
                 refused = Rows()
-                refused.dead.append(dead_letter(frame, segment, f"the database refuses it: {self._refusal}"))
-                self._store(refused)
+                refused.dead.append(dead_letter(one, segment, f"the database refuses it: {self._refusal}"))
+                self._store(refused, reached)
 
     def _count(self, **counts: int) -> None:
         for name, count in counts.items():
@@ -393,23 +409,39 @@ def _is_poison(error: Exception) -> bool:
     )
 
 
-def _last_committed(engine: sa.Engine, segment: int) -> int:
-    """Offset of the segment's last record in the store, -1 when none is: records are committed whole and in order."""
+def last_stored(engine: sa.Engine, segment: int) -> int:
+    """Byte offset of the segment's last record in the store, -1 when none is: they are committed whole and in order."""
     import sqlalchemy as sa
 
     from monitoring import store
 
-    tables = (store.predictions, store.labels, store.rejections, store.dead_letters)
     with engine.connect() as connection:
+        reached = connection.scalar(sa.select(store.drained.c.reached).where(store.drained.c.segment == segment))
+        if reached is not None:
+            return int(reached)
+        # A store of the first release does not say, but has the rows themselves.
         last = [
             connection.scalar(
                 sa.select(sa.func.max(table.c.position)).where(
                     table.c.day == segment_day(segment), table.c.segment == segment
                 )
             )
-            for table in tables
+            for table in (store.predictions, store.labels, store.rejections, store.dead_letters)
         ]
     return max(-1 if position is None else position >> 16 for position in last)
+
+
+def _forget_segments(engine: sa.Engine, segments: Sequence[int]) -> None:
+    """Drop what is known of segments that are gone; best done, not needed."""
+    import sqlalchemy as sa
+
+    from monitoring import store
+
+    try:
+        with engine.begin() as connection:
+            connection.execute(sa.delete(store.drained).where(store.drained.c.segment.in_(segments)))
+    except sa.exc.SQLAlchemyError as error:
+        _logger.warning("segments that are gone stay in the table `drained`: %s", error)
 
 
 def _repeats(ids: list[str], stored: set[str]) -> int:
@@ -417,7 +449,7 @@ def _repeats(ids: list[str], stored: set[str]) -> int:
     return len(ids) - len(set(ids) - stored)
 
 
-def _store_sqlite(engine: sa.Engine, rows: Rows) -> dict[str, int]:
+def _store_sqlite(engine: sa.Engine, rows: Rows, reached: Reached) -> dict[str, int]:
     from monitoring import store
 
     with engine.connect() as connection:
@@ -458,6 +490,7 @@ def _store_sqlite(engine: sa.Engine, rows: Rows) -> dict[str, int]:
                     counts["unmatched_labels"] = len(rows.labels) - counts["matched_labels"]
                 counts["rejections"] = insert(store.rejections, rows.rejections)
                 counts["dead"] = insert(store.dead_letters, rows.dead)
+                cursor.executemany("insert or replace into drained values (?, ?)", list(reached.items()))
                 cursor.execute("commit")
             except BaseException:
                 if raw.in_transaction:
@@ -469,7 +502,7 @@ def _store_sqlite(engine: sa.Engine, rows: Rows) -> dict[str, int]:
     return counts
 
 
-def _store_postgresql(engine: sa.Engine, rows: Rows) -> dict[str, int]:
+def _store_postgresql(engine: sa.Engine, rows: Rows, reached: Reached) -> dict[str, int]:
     from psycopg.errors import CheckViolation, UniqueViolation
 
     from monitoring import store
@@ -477,7 +510,7 @@ def _store_postgresql(engine: sa.Engine, rows: Rows) -> dict[str, int]:
     insert = _copy_in
     for _ in range(_TRIES):
         try:
-            return _copy_postgresql(engine, rows, insert)
+            return _copy_postgresql(engine, rows, reached, insert)
         except UniqueViolation:  # stored by somebody else meanwhile: rare, and slower to get round
             insert = _copy_around_conflicts
         except CheckViolation:  # the first rows of a day, or a late one of a day that retention has dropped
@@ -534,7 +567,10 @@ def _escaped(texts: Sequence[str | None]) -> list[str]:
 
 
 def _copy_postgresql(
-    engine: sa.Engine, rows: Rows, insert: Callable[[Any, sa.Table, Sequence[tuple[Any, ...]]], int]
+    engine: sa.Engine,
+    rows: Rows,
+    reached: Reached,
+    insert: Callable[[Any, sa.Table, Sequence[tuple[Any, ...]]], int],
 ) -> dict[str, int]:
     from monitoring import store
 
@@ -543,20 +579,49 @@ def _copy_postgresql(
         raw: Any = connection.connection.driver_connection
         with raw.transaction(), raw.cursor() as cursor:
 
-            def known(ids: list[str]) -> set[str]:
-                return {row[0] for row in cursor.execute("select id from predictions where id = any(%s)", [ids])}
+            def known(ids: list[str], days: tuple[int, int] | None) -> set[str]:
+                within = "" if days is None else "day between %s and %s and "
+                found = cursor.execute(f"select id from predictions where {within}id = any(%s)", [*(days or ()), ids])
+                return {row[0] for row in found}
 
             if rows.predictions:
                 ids = [row.id for row in rows.predictions]
-                counts["repeated_ids"] = _repeats(ids, known(ids))
+                newest = max(row.day for row in rows.predictions)
+                counts["repeated_ids"] = _repeats(ids, known(ids, (newest - REPEAT_DAYS, newest)))
                 counts["predictions"] = insert(cursor, store.predictions, rows.predictions)
             if rows.labels:
                 counts["labels"] = insert(cursor, store.labels, rows.labels)
-                stored = known([row.id for row in rows.labels])
+                stored = set()
+                for days, some in _by_days([row.id for row in rows.labels]):
+                    stored |= known(some, days)
                 counts["matched_labels"] = sum(row.id in stored for row in rows.labels)
                 counts["unmatched_labels"] = len(rows.labels) - counts["matched_labels"]
             if rows.rejections:
                 counts["rejections"] = insert(cursor, store.rejections, rows.rejections)
             if rows.dead:
                 counts["dead"] = insert(cursor, store.dead_letters, rows.dead)
+            cursor.executemany(
+                "insert into drained values (%s, %s) on conflict (segment) do update set reached = excluded.reached",
+                list(reached.items()),
+            )
     return counts
+
+
+def _by_days(ids: Sequence[str]) -> list[tuple[tuple[int, int] | None, list[str]]]:
+    """The ids, grouped by the days whose partitions may hold them: a UUIDv7 says when it was made.
+
+    Of the others nobody knows: None, every partition is looked into.
+    """
+    of_day: dict[int | None, list[str]] = {}
+    for id_ in ids:
+        of_day.setdefault(_day_of(id_), []).append(id_)
+    return [(None if day is None else (day - 1, day + 1), some) for day, some in of_day.items()]
+
+
+def _day_of(id_: str) -> int | None:
+    if len(id_) != 36 or id_[14] != "7" or id_[8] != "-" or id_[13] != "-":
+        return None
+    try:
+        return int(id_[:8] + id_[9:13], 16) // 86_400_000
+    except ValueError:
+        return None

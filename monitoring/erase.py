@@ -6,6 +6,7 @@ that value was answered is meant. What was recorded after the moment of asking s
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,16 +15,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
+from monitoring.drain import last_stored
+from monitoring.export import UNFINISHED, whole_file
 from monitoring.log import OPEN, SEALED
-from monitoring.record import Frame, Rows, blank, decode_frame, iter_records, segment_day
+from monitoring.record import Frame, Rows, blank, decode_frame, iter_records
 from monitoring.schema import FeatureSchema, SchemaError
-from monitoring.store import dead_letters, labels, predictions, rejections
+from monitoring.store import dead_letters, labels, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _AT_ONCE: Final = 500
 _ROWS_AT_ONCE: Final = 10_000
+_LETTERS_AT_ONCE: Final = 100
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -31,20 +35,23 @@ class Subject(msgspec.Struct, frozen=True):
 
     ids: tuple[str, ...] = ()
     feature: str = ""
-    value: str | bool | float | None = None
+    value: str | bool | int | float | None = None
     """A text also means the number or truth value it spells: "41" means "41" and 41."""
+    hidden: str | None = None
+    """The value as it is recorded where the feature is hashed; rows of earlier may have the value itself."""
 
     @property
     def values(self) -> tuple[Any, ...]:
         if not self.feature or self.value is None:
             return ()
+        values = [self.value]
         if isinstance(self.value, str):
             try:
                 spelled = msgspec.json.decode(self.value)
             except msgspec.DecodeError:
-                return (self.value,)
-            return (self.value, spelled) if isinstance(spelled, bool | int | float) else (self.value,)
-        return (self.value,)
+                spelled = None
+            values += [spelled] if isinstance(spelled, bool | int | float) else []
+        return (*values, *([self.hidden] if self.hidden is not None else []))
 
 
 class Row(NamedTuple):
@@ -88,18 +95,21 @@ def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: f
     """
     erased = {"predictions": 0, "labels": 0, "dead_letters": 0}
     ids = list(ids)
-    is_meant = _letter_test(subject, ids)
-    key = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
-    with engine.begin() as connection:
-        for some in _some(ids):
+    for some in _some(ids):  # a transaction each: the drain and the lease come in between
+        with engine.begin() as connection:
             for table, at in ((predictions, predictions.c.at), (labels, labels.c.received_at)):
                 gone = connection.execute(sa.delete(table).where(table.c.id.in_(some), at <= until))
                 erased[table.name] += gone.rowcount
-        letters = connection.execute(sa.select(*key, dead_letters.c.payload, dead_letters.c.reason)).all()
-        for *where, payload, reason in letters:
-            if is_meant(payload + b"\n" + reason.encode()):
-                conditions = [column == value for column, value in zip(key, where, strict=True)]
-                erased["dead_letters"] += connection.execute(sa.delete(dead_letters).where(*conditions)).rowcount
+    is_meant = _letter_test(subject, ids)
+    key = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
+    every = sa.select(*key, dead_letters.c.payload, dead_letters.c.reason)
+    with engine.connect().execution_options(yield_per=_LETTERS_AT_ONCE) as connection:
+        found = connection.execute(every)
+        meant = [where for *where, payload, reason in found if is_meant(payload + b"\n" + reason.encode())]
+    with engine.begin() as connection:
+        for where in meant:
+            conditions = [column == value for column, value in zip(key, where, strict=True)]
+            erased["dead_letters"] += connection.execute(sa.delete(dead_letters).where(*conditions)).rowcount
     return erased
 
 
@@ -110,7 +120,7 @@ def undrained(directory: Path, engine: sa.Engine, until: float) -> int:
     """How many records of the spool written up to `until` are not in the store yet."""
     waiting = 0
     for path in _segments(directory):
-        last = _last_stored(engine, int(path.stem, 16))
+        last = last_stored(engine, int(path.stem, 16))
         waiting += sum(f.offset > last and f.rows > 0 and f.at <= until for f in _frames(path))
     return waiting
 
@@ -124,7 +134,7 @@ def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, i
     blanked = 0
     for path in _segments(directory):
         segment = int(path.stem, 16)
-        last = _last_stored(engine, segment)
+        last = last_stored(engine, segment)
         meant = [f for f in _frames(path) if f.offset <= last and f.rows and is_meant(f, segment)]
         if not meant:
             continue
@@ -180,19 +190,6 @@ def _frames(path: Path) -> Iterator[Frame]:
             yield found
 
 
-def _last_stored(engine: sa.Engine, segment: int) -> int:
-    """Byte offset of the segment's last record in the store, -1 when none is: the drain commits them in order."""
-    last = -1
-    with engine.connect() as connection:
-        for table in (predictions, labels, rejections, dead_letters):
-            of_segment = sa.select(sa.func.max(table.c.position)).where(
-                table.c.day == segment_day(segment), table.c.segment == segment
-            )
-            position = connection.scalar(of_segment)
-            last = max(last, -1 if position is None else position >> 16)
-    return last
-
-
 # --- frames of features, and exports -------------------------------------------------------------------------------
 
 
@@ -214,13 +211,19 @@ def canonical_rows(rows: Sequence[Row], schema: FeatureSchema) -> tuple[list[flo
     """(times, canonical features) of the rows that this schema can read."""
     import pandas as pd
 
-    times, frames = [], []
-    for row in rows:
+    whole = [row for row in rows if all(name in row.features for name in schema.names)]
+    times: list[float] = []
+    frames: list[pd.DataFrame] = []
+    pending = [whole] if whole else []
+    while pending:  # nearly always all of them at once; halved around the ones that do not fit
+        some = pending.pop()
         try:
-            frames.append(schema.frame([{name: row.features[name] for name in schema.names}]))
-        except (SchemaError, KeyError):
+            frames.append(schema.frame([{name: row.features[name] for name in schema.names} for row in some]))
+        except SchemaError:
+            if len(some) > 1:
+                pending += [some[len(some) // 2 :], some[: len(some) // 2]]
             continue
-        times.append(row.at)
+        times += [row.at for row in some]
     return times, pd.concat(frames, ignore_index=True) if frames else schema.frame([])
 
 
@@ -231,6 +234,8 @@ def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: flo
     import pyarrow.parquet as pq
 
     filesystem, root = fsspec.core.url_to_fs(target)
+    for left in filesystem.glob(f"{root.rstrip('/')}/day=*/*{UNFINISHED}"):  # of an export that was killed
+        filesystem.rm_file(left)
     meant = set(subject.values)
     meant |= {float(msgspec.json.decode(msgspec.json.encode(v))) for v in meant if isinstance(v, int | float)}
     erased: dict[str, int] = {}
@@ -251,9 +256,8 @@ def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: flo
         if not any(keep):
             filesystem.rm_file(path)
             continue
-        with filesystem.open(path, "wb", autocommit=False) as out:
+        with whole_file(filesystem, path) as out:
             pq.write_table(table.filter(pa.array(keep)), out)
-        out.commit()
     return erased
 
 
@@ -286,17 +290,27 @@ def _record_test(subject: Subject) -> Callable[[str], bool]:
 
 def _letter_test(subject: Subject, ids: Iterable[str]) -> Callable[[bytes], bool]:
     """Whether bytes that could not be understood mention an id, or the feature together with its value."""
-    needles = [id_.encode() for id_ in ids]
-    name = subject.feature.encode()
-    texts = {msgspec.json.encode(value).strip(b'"') for value in subject.values}
-    texts |= {ascii(value).strip("'\"").encode() for value in subject.values if isinstance(value, str)}
+    needles = [form for id_ in ids for form in _written(id_)]
+    names = _written(subject.feature) if subject.feature else set()
+    texts = {form for value in subject.values for form in _written(value)}
 
     def test(payload: bytes) -> bool:
         if any(needle in payload for needle in needles):
             return True
-        return bool(name) and name in payload and any(text in payload for text in texts)
+        return any(name in payload for name in names) and any(text in payload for text in texts)
 
     return test
+
+
+def _written(value: str | bool | int | float) -> set[bytes]:
+    """How the value may stand in a client's JSON, without quotes: as it is, and with its characters escaped."""
+    if not isinstance(value, str):
+        forms = {json.dumps(value)}
+        if isinstance(value, float) and value.is_integer():
+            forms.add(str(int(value)))
+        return {form.encode() for form in forms}
+    escaped = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
+    return {form.encode("utf-8", "surrogatepass") for form in (value, *escaped)}
 
 
 def _some(ids: Iterable[str]) -> Iterator[list[str]]:

@@ -8,8 +8,11 @@ Days are UTC days of the answer. `pandas.read_parquet(folder)` reads all of it, 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 DAY_S: Final = 86_400.0
 FILE_NAME: Final = "part-0.parquet"
+UNFINISHED: Final = ".writing"
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -88,10 +92,29 @@ def _writer(filesystem: Any, path: str, schema: FeatureSchema) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with whole_file(filesystem, path) as file, pq.ParquetWriter(file, _arrow_schema(schema)) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def whole_file(filesystem: Any, path: str) -> Iterator[Any]:
+    """A file to write that takes the place of `path` when the block ends well; nothing changes otherwise.
+
+    On a local disk it lies beside `path` meanwhile (fsspec's own transactions move it there from /tmp, which is a copy
+    where that is another file system); an object store shows an upload once it is complete.
+    """
+    if "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol):
+        beside = Path(f"{path}{UNFINISHED}")
+        try:
+            with beside.open("wb") as file:
+                yield file
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        return
     file = filesystem.open(path, "wb", autocommit=False)
     try:
-        with pq.ParquetWriter(file, _arrow_schema(schema)) as writer:
-            yield writer
+        yield file
         file.close()
     except BaseException:
         with contextlib.suppress(Exception):
@@ -99,6 +122,33 @@ def _writer(filesystem: Any, path: str, schema: FeatureSchema) -> Iterator[Any]:
         file.discard()
         raise
     file.commit()
+
+
+def expire_exports(target: str, before: float) -> int:
+    """Delete the exported days that end before `before` (seconds since 1970 UTC); how many."""
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(target)
+    gone = 0
+    for folder in sorted(filesystem.glob(f"{root.rstrip('/')}/day=*")):
+        with contextlib.suppress(ValueError):
+            day = datetime.strptime(folder.rpartition("day=")[2].strip("/"), "%Y-%m-%d").replace(tzinfo=UTC)
+            if day.timestamp() + DAY_S <= before:
+                filesystem.rm(folder, recursive=True)
+                gone += 1
+    return gone
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until nobody else on this host writes exports, and keep others waiting meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _arrow_schema(schema: FeatureSchema) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +26,7 @@ class RetentionPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     predictions_days: int = Field(
-        0, ge=0, description="days; predictions, and snapshots that no version in service needs (0: kept for ever)"
+        0, ge=0, description="days; predictions, and their copies that no version in service needs (0: kept for ever)"
     )
     labels_days: int = Field(0, ge=0, description="days since receipt; late labels outlive predictions (0: for ever)")
     rejections_days: int = Field(30, ge=0, description="days; refused requests are of interest for weeks (0: kept)")
@@ -84,11 +85,11 @@ def is_expired(frame: Frame, cutoffs: Mapping[str, float]) -> bool:
     return table in cutoffs and frame.at < cutoffs[table]
 
 
-def expire_snapshots(folder: Path, needed: set[str], before: float) -> int:
-    """Delete the snapshots written before `before`, but none whose digest is in `needed`; how many are gone."""
+def expire_files(folder: Path, pattern: str, before: float, keep: Collection[str] = ()) -> int:
+    """Delete the files written before `before` (seconds since 1970 UTC), but none whose stem is in `keep`; how many."""
     gone = 0
-    for path in sorted(folder.glob("*.parquet")):
-        if path.stem not in needed and path.stat().st_mtime < before:
+    for path in sorted(folder.glob(pattern)):
+        if path.stem not in keep and path.stat().st_mtime < before:
             path.unlink(missing_ok=True)
             gone += 1
     return gone

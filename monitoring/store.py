@@ -6,6 +6,8 @@ made and changed by the steps in `monitoring/migrations`, which a test holds equ
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -19,6 +21,7 @@ to four digits being the revision; the file also sets `evergreen_meta.schema_ver
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _TAIL_S: Final = 3600.0
 """Seconds; a segment is older than this only when its worker's clock jumped."""
+_SQLITE_WAIT_S: Final = 30.0
 _LOCK: Final = 4702741
 """Advisory lock of whoever changes tables on PostgreSQL: two replicas may start at once."""
 
@@ -84,6 +87,15 @@ dead_letters = sa.Table(
     sa.Column("kind", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+drained = sa.Table(
+    "drained",
+    metadata,
+    # How far each segment of the spool is stored, written together with its rows: they may be deleted before it is.
+    sa.Column("segment", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("reached", sa.BigInteger, nullable=False),  # byte offset of the last record in the store
     sqlite_with_rowid=False,
 )
 
@@ -298,6 +310,15 @@ def connect(url: str) -> sa.Engine:
 
 def _sqlite_pragmas(connection: object, _record: object) -> None:
     cursor = connection.cursor()  # type: ignore[attr-defined]
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "temp_store=MEMORY"):
+    for pragma in ("busy_timeout=30000", "synchronous=NORMAL", "temp_store=MEMORY"):
         cursor.execute(f"PRAGMA {pragma}")
+    until = time.monotonic() + _SQLITE_WAIT_S
+    while True:  # SQLite does not wait when two processes change a new file's journal at once
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
     cursor.close()

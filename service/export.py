@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from monitoring.export import export
+from monitoring.export import export, locked
 from monitoring.schema import FeatureSchema
 from monitoring.store import open_store
 from service.settings import SettingsError
@@ -46,15 +46,16 @@ def export_record(
         registry = Registry(engine, settings.models_dir, settings.model.name)
         schema_of = registry.champion() if version is None else version
         schema = FeatureSchema.from_json((registry.path(schema_of) / SCHEMA).read_bytes())
-        done = export(
-            engine,
-            schema,
-            to,
-            since=moment("--since", since),
-            until=moment("--until", until),
-            version=version,
-            on_rows=on_rows,
-        )
+        with locked(settings.exports_lock):  # an erasure under way is waited for
+            done = export(
+                engine,
+                schema,
+                to,
+                since=moment("--since", since),
+                until=moment("--until", until),
+                version=version,
+                on_rows=on_rows,
+            )
     finally:
         engine.dispose()
     return Done(to, done.rows, done.labelled, done.skipped, schema_of, done.files)

@@ -52,6 +52,7 @@ def assemble(
         spool_dir=settings.spool_dir,
         reports_dir=settings.var / "reports",
         exports=settings.exports_url,
+        exports_lock=settings.exports_lock,
         source=partial(source, settings),
         run_job=partial(subprocess_job, timeout_s=training.timeout_s, stopped=stopped),
         live_workers=lambda: live_workers(engine),

@@ -48,7 +48,7 @@ class Erasure(Why):
 
     ids: list[Annotated[str, Field(min_length=1, max_length=512)]] = Field([], max_length=10_000)
     feature: str = Field("", max_length=1000)
-    value: str | bool | float | None = None
+    value: str | bool | int | float | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Erasure:
@@ -157,12 +157,9 @@ def application(worker: Worker) -> FastAPI:
     @app.post("/manage/erasures", status_code=202)
     def erasures(request: Request, body: Erasure) -> Accepted:
         """Forget rows everywhere: record, spool, snapshots, references, reports, exports; the run says what went."""
-        value = body.value
-        if worker.privacy is not None and body.feature in worker.privacy.drop:
-            raise HTTPException(409, f"{body.feature!r} is never recorded ([privacy] drop): erase by prediction ids")
+        whom: dict[str, Any] = {"ids": body.ids} if body.ids else {"feature": body.feature, "value": body.value}
         if worker.privacy is not None and body.feature in worker.privacy.hash:
-            value = worker.privacy.hidden(value)
-        whom = {"ids": body.ids} if body.ids else {"feature": body.feature, "value": value}
+            whom["hidden"] = worker.privacy.hidden(body.value)  # rows of before the setting have the value itself
         return queue("erase", body.why, request, whom)
 
     @app.get("/manage/runs")

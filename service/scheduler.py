@@ -18,6 +18,7 @@ from service.alarm import Alarm
 from service.loop import assemble
 from service.settings import Settings
 from training.cycle import MOVES, Loop, bootstrap, run_cycle, run_retention, take_over, work_off
+from training.erasure import delete_reports
 from training.lease import Lease, LeaseLost
 from training.registry import NoChampion
 
@@ -62,13 +63,16 @@ class Scheduler:
         self._broken = False
         self._reported = 0  # the version whose drift was last shown as a page
         self._bootstrap_after = 0.0
+        self._erasures = 0  # that have ended; a page drawn across one is not kept
 
     def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
         """Hold the lease when it is free and work while it is held, until `stopping`."""
         self._stopping = stopping
         leading = False
         while not stopping.is_set():
-            held = self.lease.acquire()
+            # While the database does not answer (SQLite is being rewritten), nobody else can have taken it either; and
+            # every write is fenced.
+            held = self.lease.acquire() or (leading and self.lease.state == "unsure")
             if held != leading:
                 leading = held
                 logger.info(
@@ -143,6 +147,7 @@ class Scheduler:
         try:
             work(loop)
         except LeaseLost as error:
+            self._broken = True  # when it is renewed with the same token, nobody else fails the run
             logger.warning("%s: %s", name, error)
         except sa.exc.SQLAlchemyError as error:
             self._broken = True
@@ -240,15 +245,21 @@ class Scheduler:
         """Evidently's page of the first check that saw a version's world move: it takes seconds, so once a version."""
         folder = self.settings.var / "reports"
         folder.mkdir(parents=True, exist_ok=True)
+        erasures = self._erasures
         try:
             write_html(seen.reference, seen.window, seen.schema, folder / f"{check}.html", report=seen.drift)
         except Exception:  # a page for people must not stand in the way of the loop
             logger.exception("the report of check %d could not be written", check)
+        if self._erasures != erasures:  # it may show what was erased meanwhile
+            (folder / f"{check}.html").unlink(missing_ok=True)
         for old in sorted(folder.glob("*.html"), key=lambda page: page.stat().st_mtime)[:-KEEP_REPORTS]:
             old.unlink(missing_ok=True)
 
     def _count_run(self, run: Run) -> None:
         forgets = run.kind in ("erase", "retention")
+        if run.kind == "erase" and self._loop is not None:
+            self._erasures += 1
+            delete_reports(self._loop)
         for table, rows in run.record.get("rows", {}).items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
         if run.kind != "check":

@@ -289,6 +289,11 @@ class Settings(BaseModel):
         return to if not to or "://" in to else str(self.home / Path(to).expanduser())
 
     @property
+    def exports_lock(self) -> Path:
+        """Held by an export or an erasure while it is at work."""
+        return self.var / "export.lock"
+
+    @property
     def address(self) -> str:
         """The URL under which this machine reaches the service."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.serve.host, self.serve.host)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring import store
-from monitoring.drain import Drainer, DrainFailed, SpoolBusy
+from monitoring.drain import Drainer, DrainFailed, SpoolBusy, _by_days
 from monitoring.log import LogPolicy, PredictionLog
-from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION
+from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION, Rows
+from service.fastlane import new_ids
 from tests.processes import python
 
 NEVER = LogPolicy(fsync="never")
@@ -464,11 +466,83 @@ def test_rows_stored_behind_the_drainers_back_are_not_stored_twice(
         drainer.drain(9.0)
     predict(log, "c")
 
-    monkeypatch.setattr("monitoring.drain._last_committed", lambda engine, segment: -1)
+    monkeypatch.setattr("monitoring.drain.last_stored", lambda engine, segment: -1)
     with Drainer(spool, engine) as drainer:
         assert drainer.drain(9.0).predictions == 1
 
     assert stored(engine) == ["a", "b", "c"]
+
+
+def test_rows_deleted_from_the_store_do_not_come_back_with_the_next_drainer(
+    engine: sa.Engine, spool: Path, log: PredictionLog
+) -> None:
+    predict(log, "a", "b")
+    give_labels(log, "a")
+    with Drainer(spool, engine) as drainer:
+        drainer.drain(9.0)
+    with engine.begin() as connection:  # an erasure or retention on another host, which does not reach this spool
+        for table in (store.predictions, store.labels):
+            connection.execute(sa.delete(table))
+    predict(log, "c")
+
+    with Drainer(spool, engine) as drainer:
+        drainer.drain(9.0)
+        assert stored(engine) == ["c"]
+        log.close()
+        drainer.drain(9.0)
+
+    with engine.connect() as connection:
+        assert connection.scalars(sa.select(store.drained.c.segment)).all() == []
+
+
+def test_a_store_of_the_first_release_is_gone_on_with_where_its_rows_end(
+    engine: sa.Engine, spool: Path, log: PredictionLog
+) -> None:
+    predict(log, "a", "b")
+    with Drainer(spool, engine) as drainer:
+        drainer.drain(9.0)
+    with engine.begin() as connection:
+        connection.execute(sa.delete(store.drained))
+    predict(log, "c")
+
+    with Drainer(spool, engine) as drainer:
+        assert drainer.drain(9.0).predictions == 1
+
+    assert stored(engine) == ["a", "b", "c"]
+
+
+def test_killed_while_storing_one_by_one_the_rows_before_a_damage_are_not_taken_for_stored(
+    engine: sa.Engine, spool: Path, log: PredictionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(log, "a")
+    predict(log, "refused")
+    predict(log, "b")
+    log.close()
+    (segment,) = spool.glob("*.sealed")
+    segment.write_bytes(segment.read_bytes() + b"no record" + segment.read_bytes())
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Drainer, rows: Rows, reached: dict[int, int]) -> bool:
+        ids = [row.id for row in rows.predictions]
+        if len(ids) > 1:
+            return False  # as a database that refuses one of them
+        if ids == ["refused"]:
+            raise Killed
+        return whole(self, rows, reached)
+
+    whole = Drainer._store
+    with monkeypatch.context() as patch:
+        patch.setattr(Drainer, "_store", dying)
+        with pytest.raises(Killed), Drainer(spool, engine) as drainer:
+            drainer.drain(9.0)
+
+    with Drainer(spool, engine) as drainer:
+        drainer.drain(9.0)
+
+    assert stored(engine) == ["a", "refused", "b"] * 2
+    assert len(letters(engine)) == 1
 
 
 # --- the database fails --------------------------------------------------------------------------------------------
@@ -567,4 +641,31 @@ def test_the_first_rows_of_a_day_make_its_partition_even_after_retention_dropped
 
     assert (result.predictions, result.dead) == (1, 0)
     assert stored(engine) == ["b"]
+    engine.dispose()
+
+
+def test_a_prediction_id_says_in_which_days_partitions_to_look() -> None:
+    today = int(time.time() // 86_400)
+
+    (own, all_days) = _by_days(["order-7", "x" * 36]), None
+    (made,) = _by_days(new_ids(3))
+
+    assert own == [(all_days, ["order-7", "x" * 36])]
+    assert made[0] is not None and made[0][0] < today + 1 and made[0][1] > today - 1 and len(made[1]) == 3
+
+
+def test_labels_of_any_age_find_their_predictions_on_postgresql(
+    postgres_url: str, spool: Path, log: PredictionLog
+) -> None:
+    engine = store.open_store(postgres_url)
+    (own,) = new_ids(1)
+    predict(log, own, "order-7")
+    with Drainer(spool, engine) as drainer:
+        drainer.drain(9.0)
+        give_labels(log, own, "order-7", "nobody's")
+        result = drainer.drain(9.0)
+        predict(log, own)
+        again = drainer.drain(9.0)
+
+    assert (result.matched_labels, result.unmatched_labels, again.repeated_ids) == (2, 1, 1)
     engine.dispose()

@@ -18,6 +18,7 @@ from monitoring.record import FEEDBACK, PREDICTION
 from monitoring.schema import FeatureSchema
 from monitoring.store import dead_letters, labels, open_store, predictions, runs
 from monitoring.window import read_window
+from service.management import Erasure
 from tests.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
 from training.artefact import REFERENCE, SCHEMA, file_digest, verify
 from training.cycle import take_over
@@ -184,6 +185,95 @@ def test_what_is_recorded_after_asking_stays(store_url: str, tmp_path: Path) -> 
         assert connection.scalars(sa.select(predictions.c.at)).all() == [NOW + 10]
     log.close()
     engine.dispose()
+
+
+def test_a_long_number_means_itself_and_not_its_neighbour(sqlite_url: str, tmp_path: Path) -> None:
+    engine = open_store(sqlite_url)
+    log = PredictionLog(tmp_path / "spool", POLICY)
+    number = 1234567890123456789
+    for id_, value in (("hers", number), ("another's", number - 21)):
+        append(log, NOW, [id_], [{"who": value}])
+    drain(tmp_path / "spool", engine)
+
+    asked = Erasure.model_validate_json(json.dumps({"feature": "who", "value": number}))
+
+    assert find(engine, Subject(feature=asked.feature, value=asked.value), NOW).ids == {"hers"}
+    log.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("value", ["René", "O'Hara", 'a "quoted" one', 41.0, "😀"])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_dead_letters_are_found_however_their_json_is_written(sqlite_url: str, value: Any, escaped: bool) -> None:
+    engine = open_store(sqlite_url)
+    shown = 41 if value == 41.0 else value
+    texts = [json.dumps({"größe": shown}, ensure_ascii=escaped), json.dumps({"größe": "Bob"}, ensure_ascii=escaped)]
+    row = {"day": 1, "segment": 1, "at": NOW, "kind": 1, "reason": "poison"}
+    with engine.begin() as connection:
+        letters = [{**row, "position": at, "payload": text.encode()} for at, text in enumerate(texts)]
+        connection.execute(dead_letters.insert(), letters)
+
+    assert erase_rows(engine, Subject(feature="größe", value=value), [], NOW)["dead_letters"] == 1
+    engine.dispose()
+
+
+def test_an_erasure_cut_off_while_it_changes_a_version_leaves_it_whole_and_can_be_asked_for_again(
+    traces: Traces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, folder = traces.place.registry, traces.place.registry.path(1)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    for step in ("training.registry.write_fenced", "training.registry.write_atomically"):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(step, killed)
+            traces.place.ask("erase", feature="purpose", value=ANNA)
+        take_over(traces.place.loop)
+        verify(folder)
+        assert list(folder.glob(".*")) == []
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("training.registry._settle_reference", killed)
+        traces.place.ask("erase", feature="purpose", value=ANNA)
+    assert list(folder.glob(".*")) != []
+    take_over(traces.place.loop)
+    verify(folder)
+
+    run = traces.place.ask("erase", feature="purpose", value=ANNA)
+
+    assert (run.state, run.outcome) == ("done", "erased"), run.record
+    assert files_with(traces.home, ANNA, "anna-1") == []
+    assert verify(folder) == registry.manifest(1)
+
+
+@pytest.mark.parametrize("whom", [{"ids": ["anna-1"]}, {"feature": "purpose", "value": ANNA}], ids=["id", "value"])
+def test_snapshots_of_a_version_whose_folder_was_deleted_are_searched(traces: Traces, whom: dict[str, Any]) -> None:
+    registry = traces.place.registry
+    copied = registry.path(1).with_name("gone")
+    registry.path(1).rename(copied)  # only its row is left, and names the snapshot
+
+    run = traces.place.ask("erase", **whom)
+
+    assert run.record["not_here"] == [1]
+    assert run.record["snapshot_rows"] == 1
+    assert files_with(traces.place.loop.snapshots_dir, ANNA) == []
+
+
+def test_what_killed_writers_left_is_gone_too(traces: Traces) -> None:
+    loop = traces.place.loop
+    left = [loop.snapshots_dir / "abc.writing", traces.reports / "9.html.77.tmp"]
+    day = next(path for path in traces.exports.iterdir())
+    left.append(day / "part-0.parquet.writing")
+    for path in left:
+        path.write_text(ANNA)
+
+    traces.place.ask("erase", feature="purpose", value=ANNA)
+
+    assert [path for path in left if path.exists()] == []
+    assert files_with(traces.home, ANNA) == []
 
 
 @pytest.mark.parametrize(

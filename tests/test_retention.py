@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 
 from monitoring.log import PredictionLog
 from monitoring.retention import DAY_S, RetentionPolicy, compact, expire
 from monitoring.store import labels, open_store, predictions, rejections
-from tests.test_cycle import Place, first, place  # noqa: F401  (fixtures)
+from tests.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
 from tests.test_erasure import NOW, POLICY, append, append_label, drain, files_with, record
+from training.artefact import REFERENCE, verify
 from training.cycle import run_retention
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
@@ -54,6 +58,42 @@ def test_more_rows_than_one_transaction_takes_all_go(sqlite_url: str) -> None:
 
     assert expire(engine, {"rejections": NOW + 1}) == {"rejections": 12_000}
     engine.dispose()
+
+
+def test_with_the_predictions_go_exported_days_pages_and_the_references_of_retired_versions(
+    place: Place,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    retired = place.registry.path(1)
+    work = tmp_path / "work"
+    shutil.copytree(retired, work)
+    for _ in range(2):
+        version = place.registry.register(work, origin="push", now=place.now)
+    place.registry.announce(version, TOKEN)
+    place.registry.flip(version, TOKEN)  # 1 is a former champion, 2 never was in service
+    exports, reports = home / "exports", home / "reports"
+    loop = replace(place.loop, exports=str(exports), reports_dir=reports)
+    day = datetime.fromtimestamp(place.now, UTC).strftime("%Y-%m-%d")
+    old, new = exports / f"day={day}", exports / "day=2999-01-01"
+    for folder in (old, new, reports):
+        folder.mkdir(parents=True)
+        (folder / "3.html").write_text("x")
+    os.utime(reports / "3.html", (place.now, place.now))
+    place.now += 4 * DAY_S
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql("update leases set expires_at = expires_at + 864000")
+
+    run = run_retention(loop, RetentionPolicy(predictions_days=3))
+
+    assert run is not None
+    assert (run.record["exports"], run.record["reports"], run.record["versions"]) == (1, 1, [2])
+    assert not old.exists() and new.exists() and not (reports / "3.html").exists()
+    rows = {v: len(pd.read_parquet(place.registry.path(v) / REFERENCE)) for v in (1, 2, 3)}
+    assert rows[1] == rows[3] > 0 == rows[2]
+    manifest = verify(place.registry.path(2))
+    assert manifest["reproducible"] is False and manifest == place.registry.manifest(2)
+    assert run_retention(loop, RetentionPolicy(predictions_days=3)) is None
 
 
 def test_retention_is_a_run_and_leaves_the_value_nowhere_but_keeps_the_champions_snapshot(

@@ -58,7 +58,7 @@ def content(engine: sa.Engine) -> dict[str, list[tuple[Any, ...]]]:
         return {
             table.name: sorted(tuple(row) for row in connection.execute(sa.select(table)))
             for table in store.metadata.sorted_tables
-            if table is not store.meta
+            if table not in (store.meta, store.drained)
         }
 
 

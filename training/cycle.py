@@ -30,12 +30,13 @@ from monitoring.schema import FeatureSchema, SchemaError
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA, ArtefactError
 from training.data import AT, LABEL, ORIGIN, DataError, Prepared, assemble, read_snapshot, snapshot
-from training.erasure import NotDrained, erase, retain
+from training.erasure import NotDrained, erase, forget_unfinished, free_space
 from training.gates import GatePolicy
 from training.job import JobResult, JobSpec, TrainPolicy, read_result
 from training.lease import LeaseLost
 from training.policy import Decision, History, QualityCheck, RetrainPolicy, decide
 from training.registry import NoChampion, NoPrevious, Registry, UnknownVersion
+from training.retention import retain
 from training.rollout import RolloutResult, WorkerState, promote, roll_back
 from training.runs import NO_ACTION, Run, Runs
 
@@ -76,6 +77,7 @@ class Loop:
     spool_dir: Path | None = None  # an erasure looks here too, and in the next two
     reports_dir: Path | None = None
     exports: str = ""  # folder or URL that `evergreen export` writes to
+    exports_lock: Path | None = None  # held by whoever writes there
     # the world around
     source: Callable[[], Prepared]  # the data that the first version is trained from
     run_job: Callable[[JobSpec], JobResult]  # `subprocess_job` with a timeout, or `training.job.run`
@@ -225,6 +227,8 @@ def run_retention(loop: Loop, policy: RetentionPolicy) -> Run | None:
         now=loop.clock(),
         token=loop.token,
     )
+    if any(story["rows"].values()):
+        free_space(loop)
     run = loop.runs.get(run_id)
     _tell(loop, "run_finished", run=run)
     return run
@@ -260,6 +264,7 @@ def take_over(loop: Loop) -> tuple[int, ...]:
     loop.registry.withdraw(loop.token)
     loop.registry.clean()
     shutil.rmtree(loop.work_dir, ignore_errors=True)
+    forget_unfinished(loop)
     return left
 
 

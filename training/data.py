@@ -171,6 +171,10 @@ def assemble(schema: FeatureSchema, source: pd.DataFrame | None, record: pd.Data
     return together.sort_values(AT, kind="stable", ignore_index=True)
 
 
+UNFINISHED: Final = ".writing"
+"""Ending of a snapshot that is being written."""
+
+
 def snapshot(frame: pd.DataFrame, folder: Path) -> Snapshot:
     """`frame` as a Parquet file in `folder`, named by the sha256 of its content.
 
@@ -181,7 +185,7 @@ def snapshot(frame: pd.DataFrame, folder: Path) -> Snapshot:
     path = folder / f"{digest}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".writing")
+        beside = path.with_suffix(UNFINISHED)
         frame.to_parquet(beside, index=False)
         beside.replace(path)
     return Snapshot(path, digest, len(frame))

@@ -1,4 +1,4 @@
-"""Forgetting on demand and by age, as runs: the store, the spool, snapshots, references, reports and exports.
+"""Forgetting on demand, as a run: the store, the spool, snapshots, references, reports and exports.
 
 An erasure goes from the copies to the source, so that one that broke off can be asked for again: what it needs to know
 (which rows are meant) is deleted last. Rows that trained a version have no prediction id in a snapshot: there they are
@@ -8,12 +8,11 @@ feature's value in both. Fitted models stay as they are; the version is marked `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import sqlalchemy as sa
 
 from monitoring.erase import (
     Found,
@@ -27,11 +26,11 @@ from monitoring.erase import (
     frame_test,
     undrained,
 )
-from monitoring.retention import RetentionPolicy, compact, expire, expire_snapshots, is_expired
+from monitoring.export import locked
+from monitoring.retention import compact
 from monitoring.schema import FeatureSchema
-from monitoring.store import aliases
-from training.artefact import REFERENCE, SCHEMA, file_digest
-from training.data import AT, snapshot
+from training.artefact import REFERENCE, SCHEMA
+from training.data import AT, UNFINISHED, snapshot
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
@@ -66,60 +65,56 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
     meant. Raises `NotDrained`.
     """
     payload = run.payload
-    subject = Subject(tuple(payload.get("ids", ())), payload.get("feature", ""), payload.get("value"))
+    ids, feature = tuple(payload.get("ids", ())), payload.get("feature", "")
+    subject = Subject(ids, feature, payload.get("value"), payload.get("hidden"))
     story["payload"] = {"ids": len(subject.ids)} if subject.ids else {"feature": subject.feature, "value": "(erased)"}
     until = run.created_at
     _wait_for_drain(loop, until)
-    found = find(loop.engine, subject, until)
-    story["ids"] = len(found.ids)
-    story["versions"] = []
-    for version in loop.registry.list():
-        _erase_from_version(loop, run, version, subject, found, story)
-    _erase_loose_snapshots(loop, subject, found, story)
-    story["reports"] = _delete_reports(loop)
-    if loop.exports:
-        story["exports"] = erase_exports(loop.exports, subject, found.ids, until)
-    if loop.spool_dir is not None:
-        test = frame_test(subject, found.ids, until)
-        story["spool_records"] = blank_spool(loop.spool_dir, loop.engine, test)
-    story["rows"] = erase_rows(loop.engine, subject, found.ids, until)
-    loop.runs.redact(run.id, story["payload"], loop.token)
+    forget_unfinished(loop)
+    with _alone_with_exports(loop):  # else an export under way would bring back what it has read already
+        found = find(loop.engine, subject, until)
+        story["ids"] = len(found.ids)
+        story["versions"] = []
+        for version in loop.registry.list():
+            _erase_from_version(loop, run, version, subject, found, story)
+        _erase_loose_snapshots(loop, subject, found, story)
+        story["reports"] = delete_reports(loop)
+        if loop.exports:
+            story["exports"] = erase_exports(loop.exports, subject, found.ids, until)
+        if loop.spool_dir is not None:
+            test = frame_test(subject, found.ids, until)
+            story["spool_records"] = blank_spool(loop.spool_dir, loop.engine, test)
+        loop.runs.redact(run.id, story["payload"], loop.token)
+        story["rows"] = erase_rows(loop.engine, subject, found.ids, until)
+    free_space(loop)
+
+
+def free_space(loop: Loop) -> None:
+    """`compact` the store, and let the renewal of the lease come through that had to wait for it."""
     began = loop.clock()
     compact(loop.engine)
     if loop.clock() - began > LONG_S:
         loop.sleep(2 * LONG_S)
 
 
-def retain(loop: Loop, policy: RetentionPolicy) -> Story:
-    """Delete what is older than the policy keeps; what was deleted, empty when nothing was.
-
-    Snapshots go with the predictions' age, but none that a version with an alias was trained from.
-    """
-    now = loop.clock()
-    cutoffs = policy.cutoffs(now)
-    blanked = 0
-    if loop.spool_dir is not None and cutoffs:
-        blanked = blank_spool(loop.spool_dir, loop.engine, lambda frame, _: is_expired(frame, cutoffs))
-    rows = expire(loop.engine, cutoffs)
-    snapshots = 0
-    if "predictions" in cutoffs:
-        snapshots = expire_snapshots(loop.snapshots_dir, _needed_snapshots(loop), cutoffs["predictions"])
-    if not (any(rows.values()) or snapshots):
-        return {}
-    if any(rows.values()):
-        compact(loop.engine)
-    return {"rows": rows, "spool_records": blanked, "snapshots": snapshots, "older_than": cutoffs}
+def forget_unfinished(loop: Loop) -> None:
+    """Delete what writers that were killed have left half written: it holds rows, and nobody looks for it."""
+    for folder, pattern in ((loop.snapshots_dir, f"*{UNFINISHED}"), (loop.reports_dir, "*.tmp")):
+        for left in folder.glob(pattern) if folder is not None else ():
+            left.unlink(missing_ok=True)
 
 
-def _needed_snapshots(loop: Loop) -> set[str]:
-    """Digests of the snapshots of every version that has an alias, the former champions included."""
-    named = sa.select(aliases.c.version).where(aliases.c.name == loop.registry.name, aliases.c.alias != "counter")
-    with loop.engine.connect() as connection:
-        versions = set(connection.scalars(named))
-    return {_snapshot_of(v.manifest) for v in loop.registry.list() if v.version in versions}
+@contextmanager
+def _alone_with_exports(loop: Loop) -> Iterator[None]:
+    if loop.exports_lock is None:
+        yield
+        return
+    with locked(loop.exports_lock):
+        yield
 
 
-def _snapshot_of(manifest: Mapping[str, Any]) -> str:
+def snapshot_of(manifest: Mapping[str, Any]) -> str:
+    """Digest of the snapshot a version was trained from; empty when its manifest names none."""
     return str((manifest.get("data") or {}).get("snapshot") or "")
 
 
@@ -142,7 +137,7 @@ def _erase_from_version(loop: Loop, run: Run, version: Version, subject: Subject
         return
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
     manifest = dict(version.manifest)
-    digest = _snapshot_of(manifest)
+    digest = snapshot_of(manifest)
     gone: Story = {}
     moved = story.setdefault("_moved", {})
     if digest and digest not in moved:
@@ -151,17 +146,16 @@ def _erase_from_version(loop: Loop, run: Run, version: Version, subject: Subject
         new, rows = moved[digest]
         manifest["data"] = {**manifest["data"], "snapshot": new}
         gone["snapshot_rows"] = rows
-    rows = _erase_from_reference(folder / REFERENCE, schema, subject, found)
+    reference, rows = _without_meant(folder / REFERENCE, schema, subject, found)
     if rows:
         gone["reference_rows"] = rows
-        manifest["digests"] = {**manifest["digests"], REFERENCE: file_digest(folder / REFERENCE)}
     learnt = canonical_values(subject, schema) & {c for f in schema.features for c in f.categories}
     if learnt:
         gone["still_a_category"] = "the model knows the value as a category: retrain, then delete this version's folder"
     if not gone:
         return
     manifest |= {"reproducible": False, "erasure": run.id}
-    loop.registry.amend(version.version, manifest, loop.token)
+    loop.registry.amend(version.version, manifest, loop.token, reference if rows else None)
     story["versions"].append({"version": version.version, **gone})
 
 
@@ -189,8 +183,42 @@ def _meant(frame: pd.DataFrame, schema: FeatureSchema, subject: Subject, found: 
     return meant
 
 
+def _meant_by_columns(frame: pd.DataFrame, subject: Subject, found: Found) -> Any:
+    """Which rows of a snapshot are meant, without its schema: a boolean array.
+
+    Those with the subject's value, and those answered at the moment of a row that is meant whose columns all agree.
+    """
+    import numpy as np
+
+    meant = np.zeros(len(frame), dtype=bool)
+    if subject.feature in frame.columns:
+        texts = {str(value) for value in subject.values}
+        meant |= frame[subject.feature].astype(str).isin(texts).to_numpy()
+    by_moment: dict[float, list[Mapping[str, Any]]] = {}
+    for row in found.rows:
+        by_moment.setdefault(row.at, []).append(row.features)
+    for at in np.flatnonzero(frame[AT].isin(list(by_moment)).to_numpy()).tolist():
+        there = frame.iloc[at]
+        meant[at] |= any(
+            all(_agree(there[name], value) for name, value in features.items() if name in frame.columns)
+            for features in by_moment[float(there[AT])]
+        )
+    return meant
+
+
+def _agree(stored: Any, sent: Any) -> bool:
+    """Whether a canonical value may be what was sent: numbers and truth values by float32, texts as they are."""
+    import numpy as np
+
+    if sent is None:
+        return bool(stored != stored)
+    if isinstance(sent, bool | int | float):
+        return isinstance(stored, float | int | np.floating) and np.float32(stored) == np.float32(sent)
+    return not isinstance(stored, str) or stored == sent  # a moment in time is stored as a number
+
+
 def _erase_from_snapshot(
-    path: Path, schema: FeatureSchema, subject: Subject, found: Found
+    path: Path, schema: FeatureSchema | None, subject: Subject, found: Found
 ) -> tuple[str | None, int] | None:
     """(digest of the snapshot that takes its place, rows that went); None when none is meant.
 
@@ -201,27 +229,32 @@ def _erase_from_snapshot(
     if not path.is_file():
         return None
     frame = pd.read_parquet(path)
-    if not set(schema.names) <= set(frame.columns):
-        return None
-    meant = _meant(frame, schema, subject, found, timed=True)
+    if schema is not None and set(schema.names) <= set(frame.columns):
+        meant = _meant(frame, schema, subject, found, timed=True)
+    else:  # of another schema, which is gone
+        meant = _meant_by_columns(frame, subject, found)
     if not meant.any():
         return None
     left = frame[~meant].reset_index(drop=True)
-    return (snapshot(left, path.parent).digest if len(left) else None), int(meant.sum())
+    if not len(left):
+        return None, int(meant.sum())
+    written = snapshot(left, path.parent)
+    aged = path.stat()
+    os.utime(written.path, (aged.st_atime, aged.st_mtime))  # retention goes by its age
+    return written.digest, int(meant.sum())
 
 
-def _erase_from_reference(path: Path, schema: FeatureSchema, subject: Subject, found: Found) -> int:
+def _without_meant(
+    path: Path, schema: FeatureSchema, subject: Subject, found: Found
+) -> tuple[pd.DataFrame | None, int]:
+    """(the reference without the rows that are meant, how many those are)."""
     import pandas as pd
 
     if not path.is_file():
-        return 0
+        return None, 0
     frame = pd.read_parquet(path)
     meant = _meant(frame, schema, subject, found, timed=False)
-    if meant.any():
-        beside = path.with_name(f".{path.name}")
-        frame[~meant].to_parquet(beside, index=False)
-        beside.replace(path)
-    return int(meant.sum())
+    return frame[~meant], int(meant.sum())
 
 
 def _erase_loose_snapshots(loop: Loop, subject: Subject, found: Found, story: Story) -> None:
@@ -232,20 +265,22 @@ def _erase_loose_snapshots(loop: Loop, subject: Subject, found: Found, story: St
         if went is not None:
             (loop.snapshots_dir / f"{digest}.parquet").unlink(missing_ok=True)
     live = loop.registry.live().champion
-    if live is not None:
-        named = {_snapshot_of(version.manifest) for version in loop.registry.list()}
-        schema = FeatureSchema.from_json((loop.registry.path(live) / SCHEMA).read_bytes())
-        for path in sorted(loop.snapshots_dir.glob("*.parquet")):
-            if path.stem in named:
-                continue
-            went = _erase_from_snapshot(path, schema, subject, found)
-            if went is not None:
-                rows += went[1]
-                path.unlink()
+    schema = None
+    with suppress(UnknownVersion):
+        schema = FeatureSchema.from_json((loop.registry.path(live) / SCHEMA).read_bytes()) if live is not None else None
+    gone = set(story.get("not_here", ()))
+    named = {snapshot_of(version.manifest) for version in loop.registry.list() if version.version not in gone}
+    for path in sorted(loop.snapshots_dir.glob("*.parquet")):
+        if path.stem in named:
+            continue
+        went = _erase_from_snapshot(path, schema, subject, found)
+        if went is not None:
+            rows += went[1]
+            path.unlink()
     story["snapshot_rows"] = rows
 
 
-def _delete_reports(loop: Loop) -> int:
+def delete_reports(loop: Loop) -> int:
     """Pages of drift show values: all of them go, the next check that finds drift makes a new one."""
     if loop.reports_dir is None:
         return 0

@@ -28,16 +28,19 @@ import msgspec
 import sqlalchemy as sa
 
 from monitoring.store import aliases, db_now, versions
-from training.artefact import MANIFEST, ArtefactError, verify, write_atomically
+from training.artefact import MANIFEST, REFERENCE, ArtefactError, file_digest, read_manifest, verify, write_atomically
 from training.lease import CONTROLLER, LeaseLost, fence, upsert, write_fenced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import pandas as pd
+
 DEPTH: Final = 9
 """How many former champions are remembered, so that this many rollbacks in a row find one."""
 
+_REFERENCE_TO_BE: Final = f".{REFERENCE}"
 _NOTHING: Final = 0  # versions start at 1; an alias with 0 names none
 _FORMER: Final = ("previous", *(f"previous.{back}" for back in range(2, DEPTH + 1)))
 _LIVE: Final = {"champion", "previous", "announced", "challenger", "canary"}
@@ -183,13 +186,18 @@ class Registry:
             raise UnknownVersion(self.name, version, where=home)
         return home
 
-    def amend(self, version: int, manifest: dict[str, Any], token: int) -> None:
-        """Put `manifest` in the place of the version's own: on this host, then in the store.
+    def amend(self, version: int, manifest: dict[str, Any], token: int, reference: pd.DataFrame | None = None) -> None:
+        """Put `manifest`, and `reference` when one is given, in the place of the version's own (an erasure, retention).
 
-        For files of the artefact that had to change (an erasure). Raises `LeaseLost` and `UnknownVersion`.
+        In this order: the reference beside the old one, the store, the manifest on this host, the reference. Cut off
+        anywhere, `clean` makes the artefact whole: as it was, or as it shall be. Raises `LeaseLost`, `UnknownVersion`.
         """
+        folder = self.path(version)
+        if reference is not None:
+            reference.to_parquet(folder / _REFERENCE_TO_BE, index=False)
+            digest = file_digest(folder / _REFERENCE_TO_BE)
+            manifest = {**manifest, "digests": {**manifest["digests"], REFERENCE: digest}}
         text = msgspec.json.encode(manifest)
-        write_atomically(self.path(version) / MANIFEST, msgspec.json.format(text, indent=2))
         change = (
             versions.update()
             .where(
@@ -200,10 +208,14 @@ class Registry:
             .values(manifest=text.decode())
         )
         write_fenced(self._engine, change.returning(versions.c.version), token, self._lease)
+        write_atomically(folder / MANIFEST, msgspec.json.format(text, indent=2))
+        _settle_reference(folder)
 
     def clean(self) -> tuple[str, ...]:
         """What registrations of dead processes had left behind, and is deleted now. Call it once at start."""
         gone: list[str] = []
+        for left in sorted((self.models_dir / self.name).glob(f"*/{_REFERENCE_TO_BE}")):
+            _settle_reference(left.parent)
         for lock in sorted(self._incoming.glob(f"{self.name}-*.lock")):
             number = lock.stem.rpartition("-")[2]
             if lock.stem != f"{self.name}-{number}" or not number.isdecimal():
@@ -420,3 +432,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _settle_reference(folder: Path) -> None:
+    """Put the reference to be in its place when the manifest says so, else forget it."""
+    to_be = folder / _REFERENCE_TO_BE
+    if to_be.exists():
+        if read_manifest(folder)["digests"].get(REFERENCE) == file_digest(to_be):
+            to_be.replace(folder / REFERENCE)
+        else:
+            to_be.unlink()

@@ -1,4 +1,4 @@
-"""Schema version 2: predictions partitioned by day on PostgreSQL, a covering index of labels on SQLite.
+"""Schema version 2: predictions by day on PostgreSQL, labels by a covering index on SQLite, how far segments have come.
 
 Retention then drops whole tables, and reading a window looks a label up in the index alone. On PostgreSQL the rows are
 copied, so while it runs the database needs room for the predictions twice.
@@ -6,6 +6,7 @@ copied, so while it runs the database needs room for the predictions twice.
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0002"
@@ -20,6 +21,12 @@ def upgrade() -> None:
     else:
         op.create_index("ix_labels_id_label", "labels", ["id", "observed_at", "received_at", "label"])
         op.drop_index("ix_labels_id", "labels")
+    op.create_table(
+        "drained",
+        sa.Column("segment", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("reached", sa.BigInteger, nullable=False),
+        sqlite_with_rowid=False,
+    )
     op.execute("update evergreen_meta set schema_version = 2")
 
 
