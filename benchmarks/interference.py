@@ -82,7 +82,7 @@ class Trainings:
     def _run(self) -> None:
         with self.server.client() as client:
             while self._wanted:
-                run = client.wait(client.retrain("interference benchmark"), poll_s=0.2)
+                run = client.wait(client.retrain("interference benchmark"), poll_s=1.0)
                 self.outcomes.append(str(run["outcome"]))
                 if run["outcome"] in ("no_action", "failed"):
                     self.problem = str(run["record"].get("error"))
@@ -103,16 +103,18 @@ def send_labelled_rows(server: Server, schema: FeatureSchema, seed: int) -> None
 
 
 def phase(
-    generator: Generator, target: Target, rate: float, seconds: float, training: Trainings | None
+    generator: Generator, target: Target, rate: float, seconds: float, training: Trainings
 ) -> tuple[Measured, float]:
-    """A constant load, and the share of the time a training process was alive meanwhile."""
+    """A constant load, and the share of the time a training process was alive meanwhile.
+
+    Looking for it costs the same in every phase, and the cores are the server's, too.
+    """
     load = generator.begin(open_loop, target, CLIENTS, seconds, rate=rate)
     looks, alive = 0, 0
     while not load.done():
-        if training is not None:
-            looks += 1
-            alive += training.job() is not None
-        time.sleep(0.5)
+        looks += 1
+        alive += training.job() is not None
+        time.sleep(1.0)
     return load.result(), alive / looks if looks else 0.0
 
 
@@ -162,9 +164,9 @@ def run(
             generator.run(open_loop, target, CLIENTS, 2.0, rate=rate)
             for repeat in range(repeats):
                 say(f"repeat {repeat + 1} of {repeats}: without a training")
-                phases["without"].append(phase(generator, target, rate, seconds, None)[0])
-                say(f"repeat {repeat + 1} of {repeats}: with a training")
                 training = Trainings(server, family)
+                phases["without"].append(phase(generator, target, rate, seconds, training)[0])
+                say(f"repeat {repeat + 1} of {repeats}: with a training")
                 training.start()
                 found, share = phase(generator, target, rate, seconds, training)
                 phases["with"].append(found)

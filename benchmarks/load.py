@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, ParamSpec, Self, TypeVar
 
+from training.priority import be_prompt
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -361,5 +363,6 @@ class Generator:
 
 
 def _pin(core: int | None) -> None:
+    be_prompt()  # an instrument must not be what is measured
     if core is not None:
         os.sched_setaffinity(0, {core})

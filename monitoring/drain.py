@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
-import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
+from monitoring.insert import Reached, forget_segments, insert, is_poison, last_stored
 from monitoring.log import NEWBORN, OPEN, SEALED, segment_path
 from monitoring.record import (
     HEADER_BYTES,
@@ -40,16 +40,9 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _CHUNK_BYTES: Final = 4 * 2**20
-_TRIES: Final = 5
-REPEAT_DAYS: Final = 7
-"""On PostgreSQL, an id counts as a repeat of one up to so many days old: each day more is a partition to look into."""
 _DAMAGED: Final = 0
 """Kind of a dead letter that was no record at all."""
 _logger = logging.getLogger(__name__)
-
-
-Reached = dict[int, int]
-"""Segment -> byte offset of its last record that is stored."""
 
 
 class SpoolBusy(RuntimeError):
@@ -207,7 +200,7 @@ class Drainer:
             for path in finished:
                 self._delete(path)
             if finished:
-                _forget_segments(self._engine, [int(path.stem, 16) for path in finished])
+                forget_segments(self._engine, [int(path.stem, 16) for path in finished])
         backlog = self.backlog()
         counts, self._counts = self._counts, {}
         return DrainResult(**counts, bytes_left=backlog.bytes_left, oldest_at=backlog.oldest_at)
@@ -311,11 +304,10 @@ class Drainer:
         """Whether the rows are stored; False when the database refuses one of them for what it is."""
         if not len(rows):
             return True
-        store = _store_sqlite if self._engine.dialect.name == "sqlite" else _store_postgresql
         try:
-            counts = store(self._engine, rows, reached)
+            counts = insert(self._engine, rows, reached)
         except Exception as error:
-            if not _is_poison(error):
+            if not is_poison(error):
                 raise
             self._refusal = str(error)
             return False
@@ -385,243 +377,3 @@ def _clear_newborn(path: Path) -> None:
                 path.unlink(missing_ok=True)
         finally:
             os.close(fd)
-
-
-# --- into the database ---------------------------------------------------------------------------------------------
-
-
-def _is_poison(error: Exception) -> bool:
-    """Whether the rows are to blame, not the connection or the server."""
-    import sqlalchemy as sa
-
-    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None and isinstance(error.orig, Exception):
-        error = error.orig
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(
-        names
-        & {
-            "DataError",
-            "IntegrityError",
-            "OverflowError",
-            "UnicodeEncodeError",
-            "ValueError",
-        }
-    )
-
-
-def last_stored(engine: sa.Engine, segment: int) -> int:
-    """Byte offset of the segment's last record in the store, -1 when none is: they are committed whole and in order."""
-    import sqlalchemy as sa
-
-    from monitoring import store
-
-    with engine.connect() as connection:
-        reached = connection.scalar(sa.select(store.drained.c.reached).where(store.drained.c.segment == segment))
-        if reached is not None:
-            return int(reached)
-        # A store of the first release does not say, but has the rows themselves.
-        last = [
-            connection.scalar(
-                sa.select(sa.func.max(table.c.position)).where(
-                    table.c.day == segment_day(segment), table.c.segment == segment
-                )
-            )
-            for table in (store.predictions, store.labels, store.rejections, store.dead_letters)
-        ]
-    return max(-1 if position is None else position >> 16 for position in last)
-
-
-def _forget_segments(engine: sa.Engine, segments: Sequence[int]) -> None:
-    """Drop what is known of segments that are gone; best done, not needed."""
-    import sqlalchemy as sa
-
-    from monitoring import store
-
-    try:
-        with engine.begin() as connection:
-            connection.execute(sa.delete(store.drained).where(store.drained.c.segment.in_(segments)))
-    except sa.exc.SQLAlchemyError as error:
-        _logger.warning("segments that are gone stay in the table `drained`: %s", error)
-
-
-def _repeats(ids: list[str], stored: set[str]) -> int:
-    """How many of the ids were seen before, in the store or earlier in the list."""
-    return len(ids) - len(set(ids) - stored)
-
-
-def _store_sqlite(engine: sa.Engine, rows: Rows, reached: Reached) -> dict[str, int]:
-    from monitoring import store
-
-    with engine.connect() as connection:
-        raw: Any = connection.connection.driver_connection
-        cursor = raw.cursor()
-        # A segment is deleted after the commit, so the commit must survive a power failure, unlike with NORMAL.
-        cursor.execute("pragma synchronous = full")
-        try:
-            cursor.execute("begin immediate")
-            try:
-                counts: dict[str, int] = {}
-
-                def known(ids: list[str]) -> set[str]:
-                    found = cursor.execute(
-                        "select id from predictions where id in (select value from json_each(?))",
-                        [json.dumps(ids)],
-                    )
-                    return {row[0] for row in found}
-
-                def insert(table: sa.Table, values: Sequence[tuple[Any, ...]]) -> int:
-                    if not values:
-                        return 0
-                    marks = ", ".join("?" * len(table.columns))
-                    cursor.executemany(
-                        f"insert into {table.name} values ({marks}) on conflict do nothing",
-                        values,
-                    )
-                    return int(cursor.rowcount)
-
-                if rows.predictions:
-                    ids = [row.id for row in rows.predictions]
-                    counts["repeated_ids"] = _repeats(ids, known(ids))
-                    counts["predictions"] = insert(store.predictions, rows.predictions)
-                if rows.labels:
-                    counts["labels"] = insert(store.labels, rows.labels)
-                    stored = known([row.id for row in rows.labels])
-                    counts["matched_labels"] = sum(row.id in stored for row in rows.labels)
-                    counts["unmatched_labels"] = len(rows.labels) - counts["matched_labels"]
-                counts["rejections"] = insert(store.rejections, rows.rejections)
-                counts["dead"] = insert(store.dead_letters, rows.dead)
-                cursor.executemany("insert or replace into drained values (?, ?)", list(reached.items()))
-                cursor.execute("commit")
-            except BaseException:
-                if raw.in_transaction:
-                    cursor.execute("rollback")
-                raise
-        finally:
-            cursor.execute("pragma synchronous = normal")
-            cursor.close()
-    return counts
-
-
-def _store_postgresql(engine: sa.Engine, rows: Rows, reached: Reached) -> dict[str, int]:
-    from psycopg.errors import CheckViolation, UniqueViolation
-
-    from monitoring import store
-
-    insert = _copy_in
-    for _ in range(_TRIES):
-        try:
-            return _copy_postgresql(engine, rows, reached, insert)
-        except UniqueViolation:  # stored by somebody else meanwhile: rare, and slower to get round
-            insert = _copy_around_conflicts
-        except CheckViolation:  # the first rows of a day, or a late one of a day that retention has dropped
-            store.ensure_days(engine, {row.day for row in rows.predictions})
-    raise RuntimeError(f"the rows or their days' partitions came and went {_TRIES} times; is retention running wild?")
-
-
-def _copy_in(cursor: Any, table: sa.Table, values: Sequence[tuple[Any, ...]]) -> int:
-    _copy(cursor, table, table.name, values)
-    return len(values)
-
-
-def _copy_around_conflicts(cursor: Any, table: sa.Table, values: Sequence[tuple[Any, ...]]) -> int:
-    cursor.execute(f"create temp table pending (like {table.name}) on commit drop")
-    _copy(cursor, table, "pending", values)
-    cursor.execute(f"insert into {table.name} select * from pending on conflict do nothing")
-    inserted = int(cursor.rowcount)
-    cursor.execute("drop table pending")
-    return inserted
-
-
-def _copy(cursor: Any, table: sa.Table, into: str, values: Sequence[tuple[Any, ...]]) -> None:
-    """Send the rows as one text, which is put together column by column: a third of the cost of row by row.
-
-    Raises `ValueError` for a text with a zero character, which PostgreSQL has no room for.
-    """
-    import sqlalchemy as sa
-
-    if table.name == "dead_letters":  # bytes need the driver's own words
-        with cursor.copy(f"copy {into} from stdin") as copy:
-            for row in values:
-                copy.write_row(row)
-        return
-    columns = [
-        _escaped(texts) if isinstance(column.type, sa.Text) else list(map(str, texts))
-        for column, texts in zip(table.columns, zip(*values, strict=True), strict=True)
-    ]
-    with cursor.copy(f"copy {into} from stdin") as copy:
-        copy.write("\n".join(map("\t".join, zip(*columns, strict=True))).encode() + b"\n")
-
-
-def _escaped(texts: Sequence[str | None]) -> list[str]:
-    """The texts as COPY reads them; None is its NULL."""
-    whole = "\0".join("" if text is None else text for text in texts)
-    for character, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
-        if character in whole:
-            whole = whole.replace(character, escape)
-    escaped = whole.split("\0")
-    if len(escaped) != len(texts):
-        raise ValueError("PostgreSQL cannot store text with a zero character (0x00)")
-    if None in texts:
-        escaped = ["\\N" if text is None else done for text, done in zip(texts, escaped, strict=True)]
-    return escaped
-
-
-def _copy_postgresql(
-    engine: sa.Engine,
-    rows: Rows,
-    reached: Reached,
-    insert: Callable[[Any, sa.Table, Sequence[tuple[Any, ...]]], int],
-) -> dict[str, int]:
-    from monitoring import store
-
-    counts: dict[str, int] = {}
-    with engine.connect() as connection:
-        raw: Any = connection.connection.driver_connection
-        with raw.transaction(), raw.cursor() as cursor:
-
-            def known(ids: list[str], days: tuple[int, int] | None) -> set[str]:
-                within = "" if days is None else "day between %s and %s and "
-                found = cursor.execute(f"select id from predictions where {within}id = any(%s)", [*(days or ()), ids])
-                return {row[0] for row in found}
-
-            if rows.predictions:
-                ids = [row.id for row in rows.predictions]
-                newest = max(row.day for row in rows.predictions)
-                counts["repeated_ids"] = _repeats(ids, known(ids, (newest - REPEAT_DAYS, newest)))
-                counts["predictions"] = insert(cursor, store.predictions, rows.predictions)
-            if rows.labels:
-                counts["labels"] = insert(cursor, store.labels, rows.labels)
-                stored = set()
-                for days, some in _by_days([row.id for row in rows.labels]):
-                    stored |= known(some, days)
-                counts["matched_labels"] = sum(row.id in stored for row in rows.labels)
-                counts["unmatched_labels"] = len(rows.labels) - counts["matched_labels"]
-            if rows.rejections:
-                counts["rejections"] = insert(cursor, store.rejections, rows.rejections)
-            if rows.dead:
-                counts["dead"] = insert(cursor, store.dead_letters, rows.dead)
-            cursor.executemany(
-                "insert into drained values (%s, %s) on conflict (segment) do update set reached = excluded.reached",
-                list(reached.items()),
-            )
-    return counts
-
-
-def _by_days(ids: Sequence[str]) -> list[tuple[tuple[int, int] | None, list[str]]]:
-    """The ids, grouped by the days whose partitions may hold them: a UUIDv7 says when it was made.
-
-    Of the others nobody knows: None, every partition is looked into.
-    """
-    of_day: dict[int | None, list[str]] = {}
-    for id_ in ids:
-        of_day.setdefault(_day_of(id_), []).append(id_)
-    return [(None if day is None else (day - 1, day + 1), some) for day, some in of_day.items()]
-
-
-def _day_of(id_: str) -> int | None:
-    if len(id_) != 36 or id_[14] != "7" or id_[8] != "-" or id_[13] != "-":
-        return None
-    try:
-        return int(id_[:8] + id_[9:13], 16) // 86_400_000
-    except ValueError:
-        return None

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
-from monitoring.drain import last_stored
 from monitoring.export import UNFINISHED, whole_file
+from monitoring.insert import last_stored
 from monitoring.log import OPEN, SEALED
 from monitoring.record import Frame, Rows, blank, decode_frame, iter_records
 from monitoring.schema import FeatureSchema, SchemaError

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from service.settings import HOME_VARIABLE, ROLE_VARIABLE, RUN_DIR_VARIABLE, Settings, SettingsError
+from training.priority import be_prompt
 
 if TYPE_CHECKING:
     from service.worker import Worker
 
 PR_SET_PDEATHSIG: Final = 1
 ORPHAN_GRACE_S: Final = 2.0
+SWITCH_INTERVAL_S: Final = 0.0005
 
 SUPERVISOR: Final = "supervisor"
 """File of the run folder with the process id of BentoML's supervisor: a child may outlive it before it looks."""
@@ -105,10 +107,13 @@ def _watch(parent: int) -> None:
 def settle() -> None:
     """Once everything is loaded: what the hot path should not pay for again and again.
 
+    A thread that loads a model or answers `/manage` gives the interpreter back after half a millisecond, not five.
     Collections of garbage would walk through the hundreds of thousands of objects that the imports left, and uvicorn
     would format a line of access log for each request only to find that nobody listens.
     """
     logging.getLogger("uvicorn.access").propagate = False
+    be_prompt()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()
 

@@ -1,12 +1,18 @@
-"""Giving way to serving: the priority of work that nobody waits for."""
+"""Who comes first: work that nobody waits for gives way, and work that someone waits for is not kept waiting."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
+import sys
 from pathlib import Path
+from typing import Final
 
 AUTOGROUP = Path("/proc/self/autogroup")
+SLICE_NS: Final = 100_000
+"""Shortest time slice that Linux gives."""
 
 
 def give_way(nice: int) -> None:
@@ -21,3 +27,33 @@ def give_way(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, now)
     with contextlib.suppress(OSError):
         AUTOGROUP.write_text(str(now))
+
+
+class _Attributes(ctypes.Structure):
+    """`struct sched_attr`, version 0."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    )
+
+
+def be_prompt() -> bool:
+    """Whether this thread, and those it starts, will interrupt others as soon as there is something to do.
+
+    Linux lets who runs finish a slice of some 3 ms, whatever its nice value, unless who wakes up has a shorter one: so
+    this asks for the shortest. It gets no more of the processor by that. Linux 6.12 and newer; False elsewhere.
+    Source: sched(7) and sched_setattr(2); the kernel's `kernel/sched/features.h`, RUN_TO_PARITY and PREEMPT_SHORT.
+    """
+    number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
+    if sys.platform != "linux" or number is None:
+        return False
+    wanted = _Attributes(ctypes.sizeof(_Attributes), os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, SLICE_NS)
+    refused: int = ctypes.CDLL(None, use_errno=True).syscall(number, 0, ctypes.byref(wanted), 0)
+    return not refused
