@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -214,9 +214,35 @@ def print_run(run: Mapping[str, Any]) -> None:
     console.print(asked)
     times = [f"{word} {_when(run[key])}" for word, key in _TIMES if run.get(key) is not None]
     console.print("  " + ", ".join(times))
-    record = run.get("record")
-    if record:
-        console.print_json(data=record, indent=2)
+    for line in _story(run.get("record") or {}):
+        console.print(f"  {line}")
+
+
+def _story(record: Mapping[str, Any]) -> Iterator[str]:
+    """The record of a run in words, one line a thing; what has no words of its own as JSON (`--json` has all of it)."""
+    told = {"payload", "quality", "version", "check"}
+    if decision := record.get("decision"):
+        yield from (f"because {reason}" for reason in decision.get("reasons", ()))
+        told.add("decision")
+    if data := record.get("data"):
+        yield f"data: {data['rows']:,} rows, {data['record_rows']:,} of them recorded, snapshot {data['snapshot'][:12]}"
+        told.add("data")
+    if job := record.get("job"):
+        yield f"job: {job['seconds']:.1f} s"
+        yield from (f"note: {note}" for note in job.get("notes", ()))
+        told.add("job")
+    if verdict := record.get("verdict"):
+        yield from (f"{'✓' if gate['passed'] else '✗'} {gate['name']}: {gate['reason']}" for gate in verdict["gates"])
+        told.add("verdict")
+    if rollout := record.get("rollout"):
+        yield f"rollout: {rollout['reason']}, after {rollout['waited_s']:.1f} s"
+        told.add("rollout")
+    if error := record.get("error"):
+        yield f"✗ {error}"
+        told.add("error")
+    for name, value in record.items():
+        if name not in told:
+            yield f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 _TIMES: Final = (("created", "created_at"), ("started", "started_at"), ("finished", "finished_at"))
