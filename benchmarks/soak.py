@@ -1,9 +1,10 @@
 """Kills without end: `python -m benchmarks.soak [--rows 200000 --kills 60]`, half on SQLite, half on PostgreSQL.
 
-A real server with two workers and its controller; clients send rows and labels and remember each acknowledged one;
-processes are killed with SIGKILL at random moments. At the end the store must hold every acknowledged row and label
-exactly once, and beyond them nothing but rows of requests that were in flight at a kill. Memory of the workers that
-lived longest is printed beside it. Exit code 1 when a row is lost, doubled or from nowhere.
+First full load without kills for `--steady` seconds: does the workers' memory stay as it is? Then a real server with two
+workers and its controller; clients send rows and labels and remember each acknowledged one; processes are killed with
+SIGKILL at random moments. At the end the store must hold every acknowledged row and label exactly once, and beyond them
+nothing but rows of requests that were in flight at a kill. Exit code 1 when a row is lost, doubled or from nowhere, or
+when a worker has grown by more than a tenth.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 
+from benchmarks.load import Generator, Target, closed_loop
 from service import sample
 from service.rows import json_columns
-from tests.server import Server
+from tests.server import Server, wait_until
 
 BATCH = 20
 CLIENTS = 4
@@ -117,6 +119,37 @@ def client(number: int, server: Server, bodies: list[dict[str, Any]], sent: Sent
                 break
 
 
+def steady(seconds: float, seed: int, say: Any) -> dict[str, Any]:
+    """Full load on one row a request: what the workers held after a tenth of the time, and at its end."""
+    with tempfile.TemporaryDirectory(prefix="evergreen-soak-") as folder, Generator() as generator:
+        server = Server(
+            Path(folder),
+            SERVE__WORKERS="2",
+            SCHEDULE__CHECK_INTERVAL_S="3600",
+            TRAINING__TRIALS="0",
+            LOG__FSYNC="never",
+        )
+        try:
+            server.start().wait_ready(180)
+            bodies = tuple(json.dumps({"records": [record]}).encode() for record in records(1000, seed))
+            target = Target(server.port, "/predict", bodies)
+            generator.run(closed_loop, target, 32, seconds / 10)
+            first_mb = [round(p.memory_info().rss / 2**20, 1) for p in server.children("PredictionService")]
+            say(f"steady: {first_mb} MB after {seconds / 10:g} s")
+            found = generator.run(closed_loop, target, 32, seconds)
+            last_mb = [round(p.memory_info().rss / 2**20, 1) for p in server.children("PredictionService")]
+        finally:
+            server.end()
+    return {
+        "seconds": seconds,
+        "requests": found.requests,
+        "failed": found.failed,
+        "worker_mb_first": first_mb,
+        "worker_mb_last": last_mb,
+        "good": not found.failed and sum(last_mb) <= 1.1 * sum(first_mb),
+    }
+
+
 def half(name: str, url: str, rows: int, kills: int, seed: int, say: Any) -> Outcome:
     """One store: traffic and kills until there were enough of both, then stop, drain and count."""
     with tempfile.TemporaryDirectory(prefix="evergreen-soak-") as folder:
@@ -156,6 +189,7 @@ def _half(name: str, server: Server, rows: int, kills: int, seed: int, say: Any)
     done.set()
     for thread in clients:
         thread.join()
+    wait_until("a worker's return", lambda: _largest_worker_mb(server), 60)
     last_mb = _largest_worker_mb(server)
     engine = sa.create_engine(server.settings.store_url)
     deadline = time.monotonic() + SETTLE_S
@@ -230,10 +264,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000, help="acknowledged rows in all")
     parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--steady", type=float, default=60.0, help="seconds of full load without kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     outcomes = []
+    flat = steady(given.steady, given.seed, lambda text: print(text, flush=True))
     for name, store in (("SQLite", nullcontext("")), ("PostgreSQL", Postgres())):
         with store as url:
             outcomes.append(
@@ -242,9 +278,10 @@ def main() -> int:
     facts = [asdict(outcome) for outcome in outcomes]
     for key in facts[0]:
         print(f"| {key.replace('_', ' ')} | " + " | ".join(str(fact[key]) for fact in facts) + " |")
+    print("steady load: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in flat.items()))
     if given.json:
-        given.json.write_text(json.dumps({"seed": given.seed, "halves": facts}, indent=2))
-    return 0 if all(outcome.good for outcome in outcomes) else 1
+        given.json.write_text(json.dumps({"seed": given.seed, "steady": flat, "halves": facts}, indent=2))
+    return 0 if flat["good"] and all(outcome.good for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":
