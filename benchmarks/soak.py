@@ -1,10 +1,10 @@
 """Kills without end: `python -m benchmarks.soak [--rows 200000 --kills 60]`, half on SQLite, half on PostgreSQL.
 
 First full load without kills for `--steady` seconds: does the workers' memory stay as it is? Then a real server with
-two workers and its controller; clients send rows and labels and remember each acknowledged one; processes are killed with
-SIGKILL at random moments. At the end the store must hold every acknowledged row and label exactly once, and beyond them
-nothing but rows of requests that were in flight at a kill. Exit code 1 when a row is lost, doubled or from nowhere, or
-when a worker has grown by more than a tenth.
+two workers and its controller; clients send rows and labels and remember each acknowledged one; processes are killed
+with SIGKILL at random moments. At the end the store must hold every acknowledged row and label exactly once, and beyond
+them nothing but rows of requests that were in flight at a kill. Exit code 1 when a row is lost, doubled or from
+nowhere, or when a worker has grown by more than a tenth.
 """
 
 from __future__ import annotations
