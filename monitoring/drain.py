@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _CHUNK_BYTES: Final = 4 * 2**20
+_OPEN_SEGMENTS: Final = 64
 _DAMAGED: Final = 0
 """Kind of a dead letter that was no record at all."""
 _logger = logging.getLogger(__name__)
@@ -173,7 +174,6 @@ class Drainer:
         includes what this one had committed.
         """
         batch = _Batch()
-        finished: list[Path] = []
         with contextlib.ExitStack() as stack:
             if gc.isenabled():  # nothing here is cyclic, and it would walk the rows of a batch over and over
                 gc.disable()
@@ -181,26 +181,32 @@ class Drainer:
             segments = self._segments()
             for forgotten in self._progress.keys() - segments.keys():
                 del self._progress[forgotten]
+            finished: list[tuple[Path, int]] = []  # whose locks we hold until they are deleted
+            stack.callback(_close_all, finished)
             for segment, names in segments.items():
                 opened = _open_segment(names)
                 if opened is None:
                     continue  # sealed under our eyes; the next drain finds it under its new name
                 fd, path = opened
-                stack.callback(os.close, fd)
                 # In this order: once the owner is known to be gone, everything it wrote is there to be read.
                 final = path.suffix == SEALED or _owner_is_gone(fd)
-                for frame_or_damage in self._unread(segment, fd, final):
-                    self._take(batch, segment, frame_or_damage, now)
-                    if len(batch.rows) >= self._batch_rows:
-                        self._commit(batch)
-                        batch = _Batch()
                 if final:
-                    finished.append(path)
+                    finished.append((path, fd))
+                try:
+                    for frame_or_damage in self._unread(segment, fd, final):
+                        self._take(batch, segment, frame_or_damage, now)
+                        if len(batch.rows) >= self._batch_rows:
+                            self._commit(batch)
+                            batch = _Batch()
+                finally:
+                    if not final:
+                        os.close(fd)
+                if len(finished) >= _OPEN_SEGMENTS:  # after an outage there may be thousands
+                    self._commit(batch)
+                    batch = _Batch()
+                    self._delete(finished)
             self._commit(batch)
-            for path in finished:
-                self._delete(path)
-            if finished:
-                forget_segments(self._engine, [int(path.stem, 16) for path in finished])
+            self._delete(finished)
         backlog = self.backlog()
         counts, self._counts = self._counts, {}
         return DrainResult(**counts, bytes_left=backlog.bytes_left, oldest_at=backlog.oldest_at)
@@ -337,16 +343,31 @@ class Drainer:
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0) + count
 
-    def _delete(self, path: Path) -> None:
-        try:
-            path.unlink()
-        except FileNotFoundError:  # a dead worker's segment that was renamed just before it died
-            path.with_suffix(SEALED).unlink(missing_ok=True)
-        except OSError as error:
-            _logger.warning("the drained segment %s cannot be deleted: %s", path, error)
-            return
-        self._progress.pop(int(path.stem, 16), None)
-        self._count(deleted_segments=1)
+    def _delete(self, finished: list[tuple[Path, int]]) -> None:
+        """Delete these segments, let their locks go, and empty the list."""
+        gone = []
+        while finished:
+            path, fd = finished.pop()
+            segment = int(path.stem, 16)
+            try:
+                path.unlink()
+            except FileNotFoundError:  # a dead worker's segment that was renamed just before it died
+                path.with_suffix(SEALED).unlink(missing_ok=True)
+            except OSError as error:
+                _logger.warning("the drained segment %s cannot be deleted: %s", path, error)
+                continue
+            finally:
+                os.close(fd)
+            self._progress.pop(segment, None)
+            self._count(deleted_segments=1)
+            gone.append(segment)
+        if gone:
+            forget_segments(self._engine, gone)
+
+
+def _close_all(segments: Iterable[tuple[Path, int]]) -> None:
+    for _, fd in segments:
+        os.close(fd)
 
 
 def _open_segment(names: Iterable[Path]) -> tuple[int, Path] | None:

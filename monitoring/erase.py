@@ -91,15 +91,11 @@ def find(engine: sa.Engine, subject: Subject, until: float) -> Found:
 def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: float) -> dict[str, int]:
     """Delete predictions, labels and dead letters of `ids` recorded up to `until`; deleted rows by table.
 
-    A dead letter goes when it mentions an id, or both name and value of the subject's feature.
+    A dead letter goes when it mentions an id, or both name and value of the subject's feature; before the rows, without
+    which nobody knows any more which ids were meant.
     """
     erased = {"predictions": 0, "labels": 0, "dead_letters": 0}
     ids = list(ids)
-    for some in _some(ids):  # a transaction each: the drain and the lease come in between
-        with engine.begin() as connection:
-            for table, at in ((predictions, predictions.c.at), (labels, labels.c.received_at)):
-                gone = connection.execute(sa.delete(table).where(table.c.id.in_(some), at <= until))
-                erased[table.name] += gone.rowcount
     is_meant = _letter_test(subject, ids)
     key = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
     every = sa.select(*key, dead_letters.c.payload, dead_letters.c.reason)
@@ -110,6 +106,11 @@ def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: f
         for where in meant:
             conditions = [column == value for column, value in zip(key, where, strict=True)]
             erased["dead_letters"] += connection.execute(sa.delete(dead_letters).where(*conditions)).rowcount
+    for some in _some(ids):  # a transaction each: the drain and the lease come in between
+        with engine.begin() as connection:
+            for table, at in ((predictions, predictions.c.at), (labels, labels.c.received_at)):
+                gone = connection.execute(sa.delete(table).where(table.c.id.in_(some), at <= until))
+                erased[table.name] += gone.rowcount
     return erased
 
 

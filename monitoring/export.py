@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DAY_S: Final = 86_400.0
 FILE_NAME: Final = "part-0.parquet"
 UNFINISHED: Final = ".writing"
+_LOCK_POLL_S: Final = 0.25
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -139,13 +141,29 @@ def expire_exports(target: str, before: float) -> int:
     return gone
 
 
+class ExportsBusy(RuntimeError):
+    """Raised when an export or an erasure on this host does not end."""
+
+    def __init__(self, path: Path, waited_s: float) -> None:
+        super().__init__(
+            f"an export or an erasure has been at work for more than {waited_s:.0f} s ({path} is locked): "
+            "let it end, or stop it, then ask again"
+        )
+
+
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until nobody else on this host writes exports, and keep others waiting meanwhile."""
+def locked(path: Path, *, wait_s: float = 60.0, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
+    """Wait until nobody else on this host writes exports, and keep others waiting meanwhile. Raises `ExportsBusy`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for _ in range(max(1, int(wait_s / _LOCK_POLL_S))):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            sleep(_LOCK_POLL_S)
+        else:
+            raise ExportsBusy(path, wait_s)
         yield
     finally:
         os.close(descriptor)

@@ -220,6 +220,8 @@ def _copy_postgresql(
     with engine.connect() as connection:
         raw: Any = connection.connection.driver_connection
         with raw.transaction(), raw.cursor() as cursor:
+            # The parent first, as who drops a partition does, and none is dropped until the rows are in.
+            cursor.execute("lock table only predictions in access share mode")
             days = store.stored_days(connection)
             # Thousands of ids at once look to the planner as if the whole table had to be read, for each batch.
             cursor.execute("set local enable_seqscan = off")

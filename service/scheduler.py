@@ -61,6 +61,7 @@ class Scheduler:
         self._turn = threading.Lock()  # one step of the loop at a time
         self._move = threading.Lock()  # promotions and rollbacks by hand do not wait for a training
         self._broken = False
+        self._store_down = False  # said once, until a job ends well again
         self._reported = 0  # the version whose drift was last shown as a page
         self._bootstrap_after = 0.0
         self._erasures = 0  # that have ended; a page drawn across one is not kept
@@ -70,9 +71,10 @@ class Scheduler:
         self._stopping = stopping
         leading = False
         while not stopping.is_set():
-            # While the database does not answer (SQLite is being rewritten), nobody else can have taken it either; and
-            # every write is fenced.
-            held = self.lease.acquire() or (leading and self.lease.state == "unsure")
+            # While SQLite is being rewritten, nobody else can have taken it either; and every write is fenced.
+            held = self.lease.acquire() or (
+                leading and self.lease.state == "unsure" and self.engine.dialect.name == "sqlite"
+            )
             if held != leading:
                 leading = held
                 logger.info(
@@ -152,12 +154,15 @@ class Scheduler:
         except sa.exc.SQLAlchemyError as error:
             self._broken = True
             self.metrics.job_failures.labels(name).inc()
-            logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
+            if not self._store_down:
+                logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
+            self._store_down = True
         except Exception:
             self._broken = True
             self.metrics.job_failures.labels(name).inc()
             logger.exception("the job %r failed", name)
         else:
+            self._store_down = False
             self.metrics.last_success.labels(name).set(time.time())
 
     def _commands(self, loop: Loop) -> None:

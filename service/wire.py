@@ -170,9 +170,8 @@ class LaneProtocol(HttpToolsProtocol):
     def _look_idle(self) -> None:
         """One timer for many requests: it looks when the last answer was, and goes on for what is left."""
         self._idle = None
-        busy = (
-            self._pieces is not None or self._waiting or (self.cycle is not None and not self.cycle.response_complete)
-        )
+        under_way = self.cycle is not None and not self.cycle.response_complete
+        busy = self._beginning or self._pieces is not None or self._waiting or under_way
         if self.transport.is_closing() or busy:
             return  # the answer to come sets it again
         left = self._rested_at + self.timeout_keep_alive - self.loop.time()

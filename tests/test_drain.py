@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sqlite3
 import time
@@ -96,6 +97,25 @@ def test_rows_of_an_open_segment_are_stored_once_and_the_segment_stays(
         "[0.25, 0.75]",
     )
     assert row.day == row.segment // 2**20 // 86_400_000
+
+
+def test_after_an_outage_more_segments_are_drained_than_a_process_may_open(engine: sa.Engine, spool: Path) -> None:
+    log = PredictionLog(spool, LogPolicy(fsync="never", segment_bytes=1))
+    for number in range(300):
+        predict(log, str(number))
+    log.close()
+    engine.connect().close()
+    used, most = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, most[1]))
+    try:
+        with Drainer(spool, engine) as drainer:
+            result = drainer.drain(9.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+
+    assert (result.predictions, result.deleted_segments) == (300, 300)
+    assert len(os.listdir("/proc/self/fd")) <= used + 2
 
 
 def test_a_sealed_segment_is_deleted_once_it_is_stored(engine: sa.Engine, spool: Path, log: PredictionLog) -> None:
@@ -446,7 +466,7 @@ def test_a_drainer_killed_between_commit_and_delete_stores_nothing_twice(
     log.append(77, 1.0, 1, b"poison")
     log.close()
     with monkeypatch.context() as patch:
-        patch.setattr(Drainer, "_delete", lambda self, path: None)
+        patch.setattr(Drainer, "_delete", lambda self, finished: None)
         with Drainer(spool, engine) as drainer:
             drainer.drain(9.0)
 

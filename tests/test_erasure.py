@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy as sa
 
 from monitoring.drain import Drainer
 from monitoring.erase import Subject, blank_spool, erase_rows, find, frame_test, undrained
-from monitoring.export import export
+from monitoring.export import export, locked
 from monitoring.log import LogPolicy, PredictionLog
 from monitoring.record import FEEDBACK, PREDICTION
 from monitoring.schema import FeatureSchema
@@ -23,6 +24,7 @@ from tests.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures
 from training.artefact import REFERENCE, SCHEMA, file_digest, verify
 from training.cycle import take_over
 from training.data import assemble, snapshot
+from training.erasure import _agree
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
@@ -217,36 +219,86 @@ def test_dead_letters_are_found_however_their_json_is_written(sqlite_url: str, v
     engine.dispose()
 
 
+@pytest.mark.parametrize("step", ["write_fenced", "write_atomically", "Path.replace"])
 def test_an_erasure_cut_off_while_it_changes_a_version_leaves_it_whole_and_can_be_asked_for_again(
-    traces: Traces, monkeypatch: pytest.MonkeyPatch
+    traces: Traces, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     registry, folder = traces.place.registry, traces.place.registry.path(1)
 
     class Killed(BaseException):
         pass
 
-    def killed(*_: object) -> None:
-        raise Killed
+    def killed(path: Path, *_: object) -> Any:
+        if step != "Path.replace" or path.parent == folder:
+            raise Killed
+        return replaced(path, *_)
 
-    for step in ("training.registry.write_fenced", "training.registry.write_atomically"):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(step, killed)
-            traces.place.ask("erase", feature="purpose", value=ANNA)
-        take_over(traces.place.loop)
-        verify(folder)
-        assert list(folder.glob(".*")) == []
+    replaced = Path.replace
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("training.registry._settle_reference", killed)
+        patch.setattr("pathlib.Path.replace" if step == "Path.replace" else f"training.registry.{step}", killed)
         traces.place.ask("erase", feature="purpose", value=ANNA)
-    assert list(folder.glob(".*")) != []
+    assert [path.name for path in folder.glob(f".{REFERENCE}")] == [f".{REFERENCE}"]
+
     take_over(traces.place.loop)
+
     verify(folder)
-
+    assert list(folder.glob(f".{REFERENCE}")) == []
     run = traces.place.ask("erase", feature="purpose", value=ANNA)
-
     assert (run.state, run.outcome) == ("done", "erased"), run.record
     assert files_with(traces.home, ANNA, "anna-1") == []
     assert verify(folder) == registry.manifest(1)
+
+
+def test_an_erasure_cut_off_at_the_manifest_does_not_spoil_the_next_ones(
+    traces: Traces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = traces.place.registry.path(1)
+
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.registry.write_atomically", no_room)
+        run = traces.place.ask("erase", feature="purpose", value=ANNA)
+    assert (run.state, run.outcome) == ("failed", "crashed")
+    assert verify(folder) != traces.place.registry.manifest(1)
+
+    bob = traces.place.ask("erase", ids=["bob-1"])
+
+    assert (bob.state, bob.outcome) == ("done", "erased"), bob.record
+    assert verify(folder) == traces.place.registry.manifest(1)
+    traces.place.ask("erase", feature="purpose", value=ANNA)
+    assert files_with(traces.home, ANNA, "anna-1") == []
+    assert verify(folder) == traces.place.registry.manifest(1)
+
+
+def test_an_erasure_does_not_wait_for_ever_for_an_export(traces: Traces, tmp_path: Path) -> None:
+    traces.place.loop = replace(traces.place.loop, exports_lock=tmp_path / "export.lock")
+
+    with locked(tmp_path / "export.lock"):
+        run = traces.place.ask("erase", ids=["anna-1"])
+
+    assert (run.state, run.outcome) == ("failed", "refused")
+    assert "let it end, or stop it, then ask again" in run.record["error"]
+    assert traces.place.ask("erase", ids=["anna-1"]).outcome == "erased"
+
+
+@pytest.mark.parametrize(
+    ("stored", "sent", "same"),
+    [
+        (np.float32(41), 41, True),
+        (np.float32(41), 42, False),
+        (np.float32(1), True, True),
+        (None, None, True),
+        (float("nan"), None, True),
+        ("car", None, False),
+        (None, "car", False),
+        ("car", "car", True),
+        ("41", 41, False),
+    ],
+)
+def test_a_stored_value_agrees_with_what_was_sent(stored: Any, sent: Any, same: bool) -> None:
+    assert _agree(stored, sent) is same
 
 
 @pytest.mark.parametrize("whom", [{"ids": ["anna-1"]}, {"feature": "purpose", "value": ANNA}], ids=["id", "value"])

@@ -96,6 +96,28 @@ def test_with_the_predictions_go_exported_days_pages_and_the_references_of_retir
     assert run_retention(loop, RetentionPolicy(predictions_days=3)) is None
 
 
+def test_copies_out_of_reach_are_named_and_tried_again_and_the_others_go(
+    place: Place,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    place.answer(20, 1, moved=False)
+    loose = tmp_path / "home" / "snapshots" / "of-a-refused-candidate.parquet"
+    loose.write_bytes(b"x")
+    os.utime(loose, (place.now, place.now))
+    loop = replace(place.loop, exports="no-such-protocol://bucket/record")
+    place.now += 4 * DAY_S
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql("update leases set expires_at = expires_at + 864000")
+
+    run = run_retention(loop, RetentionPolicy(predictions_days=3))
+    again = run_retention(loop, RetentionPolicy(predictions_days=3))
+
+    assert run is not None and again is not None
+    assert run.record["rows"]["predictions"] == 20 and run.record["snapshots"] == 1
+    assert "no-such-protocol" in run.record["errors"]["exports"]
+    assert list(again.record["errors"]) == ["exports"]
+
+
 def test_retention_is_a_run_and_leaves_the_value_nowhere_but_keeps_the_champions_snapshot(
     place: Place,  # noqa: F811
     tmp_path: Path,

@@ -55,8 +55,12 @@ def test_a_run_whose_lease_ran_out_is_failed_by_the_next_turn_of_the_same_holder
 
     assert scheduler.lease.renew()
     scheduler._guarded("check", lost)
-    scheduler._guarded("commands", scheduler._commands)
 
+    def cleared_up() -> bool:
+        scheduler._guarded("commands", scheduler._commands)  # does nothing while another step is under way
+        return loop.runs.running() is None
+
+    wait_until("the clearing up", cleared_up, 20)
     assert (loop.runs.get(run).state, loop.runs.get(run).outcome) == ("failed", "interrupted")
     assert loop.runs.running() is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,14 @@ def test_a_step_that_fails_changes_nothing(store_url: str) -> None:
     engine = store.open_store(store_url)
     assert content(engine) == before
     engine.dispose()
+
+
+def test_a_database_that_may_not_be_written_is_said_at_once(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(sa.exc.OperationalError):
+        store.open_store(f"sqlite:///{tmp_path}/evergreen.db")
 
 
 OPENER = """

@@ -336,6 +336,24 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_not(worker: Worker) -> N
     assert waited > 0.2 * KEEP_ALIVE_S
 
 
+def test_a_request_that_begins_when_the_connection_would_be_closed_is_answered(worker: Worker) -> None:
+    async def run(port: int) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(records(1)))
+        await read_answer(reader)
+        await asyncio.sleep(0.7 * KEEP_ALIVE_S)
+        whole = request(records(1))
+        writer.write(whole[:30])  # in the middle of the headers
+        await asyncio.sleep(0.7 * KEEP_ALIVE_S)
+        writer.write(whole[30:])
+        answer = await asyncio.wait_for(read_answer(reader), 10)
+        writer.close()
+        return answer.status
+
+    with serving(worker) as served:
+        assert asyncio.run(run(served.port)) == 200
+
+
 def test_a_request_under_way_when_the_server_ends_is_answered(worker: Worker) -> None:
     async def run(served: Served) -> Answer:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)

@@ -24,13 +24,14 @@ import msgspec
 import sqlalchemy as sa
 
 from monitoring.drift import DriftPolicy, DriftReport, detect
+from monitoring.export import ExportsBusy
 from monitoring.quality import QualityPolicy, fell, measure
 from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema, SchemaError
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA, ArtefactError
 from training.data import AT, LABEL, ORIGIN, DataError, Prepared, assemble, read_snapshot, snapshot
-from training.erasure import NotDrained, erase, forget_unfinished, free_space
+from training.erasure import NotDrained, erase, forget_unfinished
 from training.gates import GatePolicy
 from training.job import JobResult, JobSpec, TrainPolicy, read_result
 from training.lease import LeaseLost
@@ -227,8 +228,6 @@ def run_retention(loop: Loop, policy: RetentionPolicy) -> Run | None:
         now=loop.clock(),
         token=loop.token,
     )
-    if any(story["rows"].values()):
-        free_space(loop)
     run = loop.runs.get(run_id)
     _tell(loop, "run_finished", run=run)
     return run
@@ -494,7 +493,7 @@ def _carry_out(loop: Loop, run: Run, story: Story, work: Callable[[], Ending]) -
         story["error"], ending = str(error), Ending("failed", "stopped")
     except JobCrashed as error:
         story["error"], story["stderr"], ending = str(error), error.tail, Ending("failed", "crashed")
-    except (UnknownVersion, NoPrevious, DataError, SchemaError, ArtefactError, NotDrained) as error:
+    except (UnknownVersion, NoPrevious, DataError, SchemaError, ArtefactError, NotDrained, ExportsBusy) as error:
         story["error"], ending = str(error), Ending("failed", "refused")
     except Exception as error:  # of a library, or a fault of ours: the row must say it, the log has the trace
         logger.exception("run %d (%s) failed", run.id, run.kind)

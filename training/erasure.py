@@ -71,7 +71,7 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
     until = run.created_at
     _wait_for_drain(loop, until)
     forget_unfinished(loop)
-    with _alone_with_exports(loop):  # else an export under way would bring back what it has read already
+    with alone_with_exports(loop):  # else an export under way would bring back what it has read already
         found = find(loop.engine, subject, until)
         story["ids"] = len(found.ids)
         story["versions"] = []
@@ -98,18 +98,20 @@ def free_space(loop: Loop) -> None:
 
 
 def forget_unfinished(loop: Loop) -> None:
-    """Delete what writers that were killed have left half written: it holds rows, and nobody looks for it."""
+    """Make whole what writers that broke off have left half written, or delete it: it holds rows nobody looks for."""
+    loop.registry.settle()
     for folder, pattern in ((loop.snapshots_dir, f"*{UNFINISHED}"), (loop.reports_dir, "*.tmp")):
         for left in folder.glob(pattern) if folder is not None else ():
             left.unlink(missing_ok=True)
 
 
 @contextmanager
-def _alone_with_exports(loop: Loop) -> Iterator[None]:
+def alone_with_exports(loop: Loop) -> Iterator[None]:
+    """While nobody on this host exports. Raises `ExportsBusy`."""
     if loop.exports_lock is None:
         yield
         return
-    with locked(loop.exports_lock):
+    with locked(loop.exports_lock, sleep=loop.sleep):
         yield
 
 
@@ -192,15 +194,19 @@ def _meant_by_columns(frame: pd.DataFrame, subject: Subject, found: Found) -> An
 
     meant = np.zeros(len(frame), dtype=bool)
     if subject.feature in frame.columns:
-        texts = {str(value) for value in subject.values}
-        meant |= frame[subject.feature].astype(str).isin(texts).to_numpy()
+        column = frame[subject.feature].tolist()
+        meant |= np.array([any(_agree(there, value) for value in subject.values) for there in column], dtype=bool)
     by_moment: dict[float, list[Mapping[str, Any]]] = {}
     for row in found.rows:
         by_moment.setdefault(row.at, []).append(row.features)
     for at in np.flatnonzero(frame[AT].isin(list(by_moment)).to_numpy()).tolist():
         there = frame.iloc[at]
         meant[at] |= any(
-            all(_agree(there[name], value) for name, value in features.items() if name in frame.columns)
+            all(
+                _agree(there[name], value) or (isinstance(value, str) and not isinstance(there[name], str | None))
+                for name, value in features.items()  # a moment in time is sent as a text and stored as a number
+                if name in frame.columns
+            )
             for features in by_moment[float(there[AT])]
         )
     return meant
@@ -210,11 +216,11 @@ def _agree(stored: Any, sent: Any) -> bool:
     """Whether a canonical value may be what was sent: numbers and truth values by float32, texts as they are."""
     import numpy as np
 
-    if sent is None:
-        return bool(stored != stored)
+    if sent is None or stored is None:
+        return sent is None and (stored is None or bool(stored != stored))
     if isinstance(sent, bool | int | float):
-        return isinstance(stored, float | int | np.floating) and np.float32(stored) == np.float32(sent)
-    return not isinstance(stored, str) or stored == sent  # a moment in time is stored as a number
+        return isinstance(stored, float | int | np.floating) and bool(np.float32(stored) == np.float32(sent))
+    return bool(stored == sent)
 
 
 def _erase_from_snapshot(

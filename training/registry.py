@@ -190,7 +190,7 @@ class Registry:
         """Put `manifest`, and `reference` when one is given, in the place of the version's own (an erasure, retention).
 
         In this order: the reference beside the old one, the store, the manifest on this host, the reference. Cut off
-        anywhere, `clean` makes the artefact whole: as it was, or as it shall be. Raises `LeaseLost`, `UnknownVersion`.
+        anywhere, `settle` makes the artefact whole: as the store says. Raises `LeaseLost`, `UnknownVersion`.
         """
         folder = self.path(version)
         if reference is not None:
@@ -208,14 +208,18 @@ class Registry:
             .values(manifest=text.decode())
         )
         write_fenced(self._engine, change.returning(versions.c.version), token, self._lease)
-        write_atomically(folder / MANIFEST, msgspec.json.format(text, indent=2))
-        _settle_reference(folder)
+        _settle(folder, manifest)
+
+    def settle(self) -> None:
+        """Bring the artefacts on this host to what the store says of them, where an `amend` was cut off."""
+        for version in self.list():
+            with suppress(UnknownVersion):  # it is on another host
+                _settle(self.path(version.version), version.manifest)
 
     def clean(self) -> tuple[str, ...]:
         """What registrations of dead processes had left behind, and is deleted now. Call it once at start."""
         gone: list[str] = []
-        for left in sorted((self.models_dir / self.name).glob(f"*/{_REFERENCE_TO_BE}")):
-            _settle_reference(left.parent)
+        self.settle()
         for lock in sorted(self._incoming.glob(f"{self.name}-*.lock")):
             number = lock.stem.rpartition("-")[2]
             if lock.stem != f"{self.name}-{number}" or not number.isdecimal():
@@ -434,11 +438,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _settle_reference(folder: Path) -> None:
-    """Put the reference to be in its place when the manifest says so, else forget it."""
-    to_be = folder / _REFERENCE_TO_BE
-    if to_be.exists():
-        if read_manifest(folder)["digests"].get(REFERENCE) == file_digest(to_be):
-            to_be.replace(folder / REFERENCE)
-        else:
-            to_be.unlink()
+def _settle(folder: Path, manifest: dict[str, Any]) -> None:
+    """Put the manifest, and the reference that it names, in their places; a reference that it does not name is deleted.
+
+    A manifest whose reference is not to be had stays out, so that the artefact is whole in any case.
+    """
+    to_be, wanted = folder / _REFERENCE_TO_BE, (manifest.get("digests") or {}).get(REFERENCE)
+    named = to_be.exists() and file_digest(to_be) == wanted
+    if read_manifest(folder) != manifest:
+        there = folder / REFERENCE
+        if named or wanted == (file_digest(there) if there.is_file() else None):
+            write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    if named:
+        to_be.replace(folder / REFERENCE)
+    else:
+        to_be.unlink(missing_ok=True)

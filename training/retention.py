@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
@@ -13,7 +15,8 @@ from monitoring.export import expire_exports
 from monitoring.retention import RetentionPolicy, expire, expire_files, is_expired
 from monitoring.store import aliases
 from training.artefact import REFERENCE
-from training.erasure import snapshot_of
+from training.erasure import alone_with_exports, forget_unfinished, free_space, snapshot_of
+from training.lease import LeaseLost
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
@@ -21,13 +24,15 @@ if TYPE_CHECKING:
 
 Story = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 
 def retain(loop: Loop, policy: RetentionPolicy) -> Story:
     """Delete what is older than the policy keeps; what was deleted, empty when nothing was.
 
     With the age of the predictions go snapshots, pages of drift, exported days and the references of versions, but
     nothing that a version with an alias (in service, announced, a former champion) was trained from or is compared
-    with. Deleted values can be read in the database's file until it is compacted.
+    with. A kind of copy that cannot be reached is named in the story, and tried again at the next turn.
     """
     now = loop.clock()
     cutoffs = policy.cutoffs(now)
@@ -38,38 +43,53 @@ def retain(loop: Loop, policy: RetentionPolicy) -> Story:
         records = blank_spool(loop.spool_dir, loop.engine, lambda frame, _: is_expired(frame, cutoffs))
         story["spool_records"] = records
     story["rows"] = expire(loop.engine, cutoffs)
+    if any(story["rows"].values()):
+        free_space(loop)
     before = cutoffs.get("predictions")
     if before is not None:
-        story |= _expire_copies(loop, before)
-    if not any(_counts(story)):
+        forget_unfinished(loop)
+        for name, work in _COPIES.items():
+            try:
+                story[name] = work(loop, before)
+            except LeaseLost:
+                raise
+            except Exception as error:  # of a file system far away, say: the other copies, and the run, come first
+                logger.exception("retention of the %s failed; the next turn tries again", name)
+                story.setdefault("errors", {})[name] = f"{type(error).__name__}: {error}"
+    if not any([*story["rows"].values(), *(value for name, value in story.items() if name != "rows")]):
         return {}
     return {**story, "older_than": cutoffs}
 
 
-def _counts(story: Mapping[str, Any]) -> list[Any]:
-    return [*story["rows"].values(), *(value for name, value in story.items() if name != "rows")]
-
-
-def _expire_copies(loop: Loop, before: float) -> Story:
+def _snapshots(loop: Loop, before: float) -> int:
     needed = _in_use(loop)
-    snapshots = {snapshot_of(v.manifest) for v in loop.registry.list() if v.version in needed}
-    story: Story = {
-        "snapshots": expire_files(loop.snapshots_dir, "*.parquet", before, keep=snapshots),
-        "reports": expire_files(loop.reports_dir, "*.html", before) if loop.reports_dir is not None else 0,
-        "exports": expire_exports(loop.exports, before) if loop.exports else 0,
-        "versions": [],
-    }
+    named = {snapshot_of(v.manifest) for v in loop.registry.list() if v.version in needed}
+    return expire_files(loop.snapshots_dir, "*.parquet", before, keep=named)
+
+
+def _reports(loop: Loop, before: float) -> int:
+    return expire_files(loop.reports_dir, "*.html", before) if loop.reports_dir is not None else 0
+
+
+def _references(loop: Loop, before: float) -> list[int]:
+    """The versions whose reference has no rows any more."""
+    emptied, needed = [], _in_use(loop)
     for version in loop.registry.list():
         if version.version in needed or version.created_at >= before or version.manifest.get("expired"):
             continue
-        try:
+        with suppress(UnknownVersion):  # its artefact is on another host
             reference = loop.registry.path(version.version) / REFERENCE
-        except UnknownVersion:  # its artefact is on another host
-            continue
-        manifest = {**version.manifest, "reproducible": False, "expired": before}
-        loop.registry.amend(version.version, manifest, loop.token, _emptied(reference))
-        story["versions"].append(version.version)
-    return story
+            manifest = {**version.manifest, "reproducible": False, "expired": before}
+            loop.registry.amend(version.version, manifest, loop.token, _emptied(reference))
+            emptied.append(version.version)
+    return emptied
+
+
+def _exports(loop: Loop, before: float) -> int:
+    if not loop.exports:
+        return 0
+    with alone_with_exports(loop):
+        return expire_exports(loop.exports, before)
 
 
 def _emptied(reference: Path) -> Any:
@@ -84,3 +104,11 @@ def _in_use(loop: Loop) -> set[int]:
     named = sa.select(aliases.c.version).where(aliases.c.name == loop.registry.name, aliases.c.alias != "counter")
     with loop.engine.connect() as connection:
         return set(connection.scalars(named))
+
+
+_COPIES: Final[dict[str, Callable[[Loop, float], Any]]] = {
+    "snapshots": _snapshots,
+    "reports": _reports,
+    "versions": _references,
+    "exports": _exports,
+}
