@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import interference, kills, outage, record, serving, swap_under_load
+from benchmarks import interference, kills, outage, record, serving, swap_under_load, workers
 
 
 def main() -> int:
@@ -39,6 +39,7 @@ def main() -> int:
             json_to=out / "interference.json",
             say=say,
         ),
+        "workers": lambda say: workers.run(repeats=2 if quick else 4, json_to=out / "workers.json", say=say),
         "record": lambda say: record.run(
             rows=[10_000, 100_000] if quick else [10_000, 100_000, 1_000_000],
             repeats=1 if quick else 3,

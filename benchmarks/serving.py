@@ -271,13 +271,13 @@ def measure(
                     server.measured.setdefault(workload.name, []).append(found)
                     server.cpu_s.setdefault(workload.name, []).append(cpu_s)
                     if server.evergreen is not None:
-                        server.drained_after_s.append(_drained(server.evergreen))
+                        server.drained_after_s.append(drained(server.evergreen))
                 except OSError as error:
                     server.problem = f"stopped answering ({error}): {processes.last_words(server.log)}"
                 server.family.pause()
 
 
-def _drained(server: Server, seconds: float = 60.0) -> float:
+def drained(server: Server, seconds: float = 60.0) -> float:
     """Seconds until the recorded rows are in the store: what a measurement leaves behind must not weigh on the next."""
     began = time.monotonic()
     with server.client() as client:

@@ -84,6 +84,7 @@ def environment(settings: Settings, run_dir: Path, role: str, base: Mapping[str,
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         env.setdefault(name, "1")  # OpenMP threads took one predict from 5 to 1,170 ms on two busy cores
     env.setdefault("MALLOC_ARENA_MAX", "2")
+    env.setdefault("UV_TCP_SINGLE_ACCEPT", "1")  # else the worker that wakes up first takes a whole pool of connections
     return env
 
 
