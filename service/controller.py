@@ -145,7 +145,8 @@ class Controller:
                         self._say_backlog(backlog.spool_bytes, backlog.oldest_at)
                         if stopping:
                             return
-                    if stopping and not list(self.settings.spool_dir.glob("*.seg")):
+                    # Sealed ones, too: the last worker may have sealed its segment just behind this drain.
+                    if stopping and not list(self.settings.spool_dir.glob("*.se*")):
                         return
                     self._stopping.wait(self.settings.schedule.drain_interval_s)
                     if stopping:

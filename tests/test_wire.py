@@ -25,7 +25,7 @@ from service.wire import SHORT_BYTES, LaneProtocol
 from service.worker import Worker
 from tests.artefacts import example_record, make_artefact
 
-KEEP_ALIVE_S = 1
+KEEP_ALIVE_S = 2
 
 
 @pytest.fixture(scope="module")
