@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter, Gauge
+    from prometheus_client import CollectorRegistry, Counter, Gauge
 
 _pack = struct.Struct("dd").pack
 
@@ -159,12 +159,7 @@ def _reserve(path: Path) -> None:
 
 def total(directory: Path, name: str, labels: Mapping[str, str]) -> float:
     """The value of one counter, summed over all processes that share `directory`; 0 before it was first counted."""
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.multiprocess import MultiProcessCollector
-
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
-    return registry.get_sample_value(name, dict(labels)) or 0.0
+    return _all_processes(directory).get_sample_value(name, dict(labels)) or 0.0
 
 
 def exposition(directory: Path) -> bytes:
@@ -172,9 +167,15 @@ def exposition(directory: Path) -> bytes:
 
     Source: prometheus_client's multiprocess collector, histogram samples in the order of the exposition format.
     """
-    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client import generate_latest
+
+    return generate_latest(_all_processes(directory))
+
+
+def _all_processes(directory: Path) -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return registry

@@ -239,29 +239,11 @@ def _has_label(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     return sa.exists(sa.select(sa.literal(1)).where(labels.c.id == rows.c.id))
 
 
-class _Row(NamedTuple):
-    """What `_window` selects: a prediction in the column order of its table, and one of its labels or None."""
-
-    day: int
-    segment: int
-    position: int
-    id: str
-    at: float
-    version: int
-    features: str
-    prediction: str
-    probabilities: str | None
-    observed_at: float | None
-    received_at: float | None
-    label_day: int | None
-    label_segment: int | None
-    label_position: int | None
-    label: str | None
-
-
-_AT: Final = _Row._fields.index("at")
-_LABEL: Final = slice(_Row._fields.index("observed_at"), None)
+# What `_fetch` selects: the columns of `predictions`, then those that order labels, then the label.
+_AT: Final = list(predictions.columns.keys()).index("at")
+_LABEL: Final = slice(len(predictions.columns), None)
 """Comparing these finds the label that counts: the order of `_LABEL_ORDER`."""
+_WIDTH: Final = len(predictions.columns) + len(_LABEL_ORDER) + 1
 
 
 def _read(
@@ -316,7 +298,7 @@ def _window(conditions: list[sa.ColumnElement[bool]], limit: int | None, newest:
 
 
 def _fetch(connection: sa.Connection, window: sa.Select[tuple[Any, ...]]) -> list[Sequence[Any]]:
-    """The window's predictions, oldest first, each with the label that counts: a sequence for each field of `_Row`."""
+    """The window's predictions, oldest first, each with the label that counts (or None), column by column."""
     rows = window.subquery()
     joined = sa.select(rows, *_LABEL_ORDER, labels.c.label).join_from(
         rows, labels, labels.c.id == rows.c.id, isouter=True
@@ -340,7 +322,7 @@ def _fetch(connection: sa.Connection, window: sa.Select[tuple[Any, ...]]) -> lis
 
 def _in_order(found: Sequence[tuple[Any, ...]]) -> tuple[list[Sequence[Any]], np.ndarray[Any, Any], bool]:
     """The columns as they are, the places of their rows from oldest to newest, and whether no row is there twice."""
-    columns: list[Sequence[Any]] = list(zip(*found, strict=True)) if found else [()] * len(_Row._fields)
+    columns: list[Sequence[Any]] = list(zip(*found, strict=True)) if found else [()] * _WIDTH
     days, segments, positions = (np.array(columns[at], dtype=np.int64) for at in range(3))
     order = np.lexsort((positions, segments, days, np.array(columns[_AT], dtype=np.float64)))
     steps = [np.diff(key[order]) == 0 for key in (positions, segments, days)]

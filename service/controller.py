@@ -73,13 +73,11 @@ class Controller:
         token = management_token(self.settings)
         if token.new:  # under plain `bentoml serve`; `evergreen serve` has made and shown it already
             print(f"management token (kept in {self.settings.token_file}): {token.value}", flush=True)
-        for name, work in self._work().items():
+        threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "lead": self._lead}
+        for name, work in threads.items():
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
-
-    def _work(self) -> dict[str, Callable[[], None]]:
-        return {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "lead": self._lead}
 
     def stop(self) -> None:
         """Stop deciding, then drain until every worker has sealed its record or the time is up."""

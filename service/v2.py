@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitoring.schema import InvalidRequest
+from service.fastlane import LENGTH_DIGITS, Asked, Reject
 from service.routes import JSON, Receive, Scope, Send, refuse, respond, template
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from service.predictor import ServedModel
 
 VERSION: Final = "0.1.0"
-LENGTH_DIGITS: Final = 18
 DATATYPES: Final = {"numeric": "FP64", "boolean": "BOOL", "categorical": "BYTES", "datetime": "BYTES"}
 TAKEN: Final = {
     "numeric": frozenset({"FP64", "FP32", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"}),
@@ -59,8 +59,6 @@ _decode = msgspec.json.Decoder(InferRequest).decode
 
 async def answer_v2(lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer any path below `/v2`."""
-    from service.fastlane import Reject
-
     path, method = scope["path"], scope["method"]
     parts = [part for part in path.split("/") if part][1:]
     lane.in_flight += 1
@@ -85,8 +83,6 @@ async def answer_v2(lane: Lane, scope: Scope, receive: Receive, send: Send) -> N
 
 
 async def _route(lane: Lane, parts: list[str], scope: Scope, receive: Receive) -> tuple[int, Any]:
-    from service.fastlane import Reject
-
     worker = lane.worker
     match parts:
         case []:
@@ -110,8 +106,6 @@ async def _route(lane: Lane, parts: list[str], scope: Scope, receive: Receive) -
 
 
 def _model(lane: Lane, name: str, version: str | None) -> ServedModel:
-    from service.fastlane import Reject
-
     ours = lane.worker.settings.model.name
     if name != ours:
         raise Reject(404, f"model {name[:60]!r} is not served here; this deployment serves {ours!r}")
@@ -150,8 +144,6 @@ def _output_type(model: ServedModel) -> str:
 
 
 async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive) -> dict[str, Any]:
-    from service.fastlane import Asked
-
     started = time.perf_counter()
     header = next((v for k, v in scope["headers"] if k == b"inference-header-content-length"), None)
     body = await lane.body(receive)

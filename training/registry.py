@@ -219,7 +219,6 @@ class Registry:
     def clean(self) -> tuple[str, ...]:
         """What registrations of dead processes had left behind, and is deleted now. Call it once at start."""
         gone: list[str] = []
-        self.settle()
         for lock in sorted(self._incoming.glob(f"{self.name}-*.lock")):
             number = lock.stem.rpartition("-")[2]
             if lock.stem != f"{self.name}-{number}" or not number.isdecimal():
