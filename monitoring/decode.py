@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 FLOAT32_LIMIT: Final = float(2**128 - 2**103)
 """Doubles strictly between ± this round to a finite float32; this one and beyond would become infinite."""
 
+LOOK_BYTES: Final = 4 * 2**20
+"""Above it, what is wrong is said in the strict decoder's words: a second reading takes seconds and much memory."""
+
 MAX_ID_CHARS: Final = 128
 SHOWN_CHARS: Final = 40
 SHOWN_NAMES: Final = 20
@@ -283,6 +286,8 @@ class RequestDecoder:
     # -- the second, slow reading: what exactly is wrong? --------------------------------------------------------------
 
     def _refuse(self, body: bytes, error: Exception | None = None) -> NoReturn:
+        if error is not None and len(body) > LOOK_BYTES:
+            raise self._in_short(error) from None
         try:
             self._check(_parse(body, self._expected()))
         except InvalidRequest as problem:
@@ -293,6 +298,17 @@ class RequestDecoder:
             ) from None
         # Reached only if the strict reader refuses what the slow one has no words for.
         raise InvalidRequest(400, f"the body was refused: {error}; {self._expected()}", "refused") from None
+
+    def _in_short(self, error: Exception) -> InvalidRequest:
+        """What the strict decoder says, for a body that is too large to be read a second time."""
+        words, _, place = str(error).partition(" - at `$")
+        path = place.strip("`.")
+        if path == "records" and "length <=" in words:
+            message = f"records: more than the {self.max_records} allowed at once; send smaller batches"
+            return InvalidRequest(413, message, "records: too many records")
+        beyond = "out of range" in words or "Expected `float` <" in words or "Expected `float` >" in words
+        message = f"{path}: {words}" if path else f"the body is refused: {words}"
+        return InvalidRequest(422 if beyond else 400, f"{message[:300]}; {self._expected()}", "a large body refused")
 
     def _check(self, body: Any) -> None:
         """Raise `InvalidRequest` for the first fault in a body as `_parse` gives it."""

@@ -13,16 +13,20 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.schema import InvalidRequest
+from service import process
+from service.large import check_values
 from service.predictor import ServedModel
+from service.routes import answer, template
 from service.worker import Worker
 
 if TYPE_CHECKING:
@@ -36,6 +40,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 Answers = tuple[list[Any], list[list[float]] | None]
 """Predictions, and the probabilities of a classifier."""
+
+T = TypeVar("T")
 
 logger = logging.getLogger("evergreen.fastlane")
 
@@ -78,11 +84,13 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
 class Reject(Exception):
     """Raised inside a handler: the request ends with this status and these words."""
 
-    def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
+    def __init__(self, status: int, message: str, retry_after_s: int | None = None, *, closes: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after_s = retry_after_s
+        self.closes = closes
+        """Whether the connection ends with it: what the client is sending is not read."""
 
 
 class Asked(NamedTuple):
@@ -156,6 +164,11 @@ class Lane:
         self.max_in_flight = serve.max_in_flight
         self._redact = worker.privacy.redact if worker.privacy is not None else None
         self.max_bytes = serve.max_request_bytes
+        self.max_pending_bytes = serve.max_pending_bytes
+        self.read_timeout_s = serve.read_timeout_s
+        self.max_connections = process.bounded_connections(serve.max_connections)
+        self.held = 0
+        """Bytes of bodies that are not whole, or wait for their turn."""
         self.max_records = serve.max_records
         self.in_flight = 0
         self.log = worker.log
@@ -177,22 +190,18 @@ class Lane:
             await self._elsewhere(path, scope, receive, send)
             return
         request_id = b""
-        self.in_flight += 1
         try:
-            self.admit()
             if scope["method"] != "POST":
                 raise Reject(405, f"{path} takes POST, not {scope['method']}")
-            length = -1
             for name, value in scope["headers"]:
                 if name == b"content-type":
                     check_content_type(value)
-                elif name == b"content-length":
-                    length = _length(value)
+                elif name == b"content-encoding":
+                    check_content_encoding(value)
                 elif name == b"x-request-id":
-                    request_id = value
-            if length > self.max_bytes:
-                raise Reject(413, self._too_large(length))
-            status, body = await handler(await self.body(receive))
+                    request_id = echoed(value)
+            async with self.whole_body(scope, receive) as content:
+                status, body = await handler(content)
             self.count(path, status)
             headers = [JSON, (b"content-length", b"%d" % len(body))]
             if request_id:
@@ -203,12 +212,10 @@ class Lane:
             return  # the client left before its request was whole; nothing was done
         except Exception as error:
             status, headers, body = self.refusal(path, error, request_id)
-        finally:
-            self.in_flight -= 1
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def admit(self, more: int = 0) -> None:
+    def admit(self, more: int) -> None:
         """Raise `Reject` when more requests are in flight than this worker takes: waiting would only grow."""
         if self.in_flight + more > self.max_in_flight:
             raise Reject(503, f"{self.max_in_flight} requests are in flight on this worker; try again", 1)
@@ -220,14 +227,23 @@ class Lane:
             return 200, await self.predict(model, Asked(model.decoder.decode(body), body, started))
 
         def work() -> tuple[Batch, Answers]:
+            check_values(body, self._most_values(model), f"{self.max_records} records hold no more; send fewer")
             batch = model.decoder.decode(body)
             return batch, model.predict(batch)
 
         try:
-            batch, found = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            batch, found = await self.in_thread(work)
         except ValueError as error:
             raise unpredictable(model, error) from error
         return 200, self.settle(model, (Asked(batch, body, started),), *found)[0]
+
+    def _most_values(self, model: ServedModel) -> int:
+        """In a body of `/predict`: one for each feature and other column of each record, its id, and a few around."""
+        return self.max_records * (len(model.schema.names) + len(self.worker.settings.privacy.names) + 1) + 8
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done beside the event loop: one large request at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     @property
     def model(self) -> ServedModel:
@@ -241,8 +257,7 @@ class Lane:
         """Predict, record and count a decoded request: the answer's JSON, as it also stands in the record."""
         try:
             if asked.batch.n > INLINE_ROWS or model.engine != "onnx":
-                loop = asyncio.get_running_loop()
-                found = await loop.run_in_executor(self._threads, model.predict, asked.batch)
+                found = await self.in_thread(lambda: model.predict(asked.batch))
             else:
                 found = model.predict(asked.batch)
         except ValueError as error:
@@ -293,10 +308,21 @@ class Lane:
         return answers
 
     async def _feedback(self, body: bytes) -> tuple[int, bytes]:
+        labels = await self.in_thread(lambda: self._labels(body)) if len(body) > INLINE_BYTES else self._labels(body)
+        if self.log is not None:
+            kept = self.log.append(FEEDBACK, time.time(), len(labels), body)
+            self.worker.metrics.labels.labels("accepted" if kept else "dropped").inc(len(labels))
+            if not kept:
+                raise Reject(503, "the record is full or its disk is; the labels were not kept, send them again", 30)
+        return 202, b'{"accepted":%d}' % len(labels)
+
+    def _labels(self, body: bytes) -> list[Label]:
+        """The labels in a body of `/feedback`, each of which may be recorded."""
+        check_values(body, self.max_records * 3 + 8, f"{self.max_records} labels hold no more; send fewer")
         try:
             labels = self._decode_feedback(body).labels
-        except msgspec.DecodeError as error:
-            raise Reject(400, f"{error}; send {FEEDBACK_EXAMPLE}") from error
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so is bad UTF-8
+            raise Reject(400, f"{str(error)[:300]}; send {FEEDBACK_EXAMPLE}") from error
         if not labels:
             raise Reject(400, f"labels: empty; send at least one: {FEEDBACK_EXAMPLE}")
         if len(labels) > self.max_records:
@@ -312,16 +338,9 @@ class Lane:
             reason = model.schema.check_label(label.label) if model else None
             if reason:
                 raise Reject(400, f"labels[{i}].label: {reason}")
-        if self.log is not None:
-            kept = self.log.append(FEEDBACK, time.time(), len(labels), body)
-            self.worker.metrics.labels.labels("accepted" if kept else "dropped").inc(len(labels))
-            if not kept:
-                raise Reject(503, "the record is full or its disk is; the labels were not kept, send them again", 30)
-        return 202, b'{"accepted":%d}' % len(labels)
+        return labels
 
     async def _elsewhere(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        from service.routes import answer, template
-
         status = 0
 
         async def counting_send(message: Message) -> None:
@@ -337,46 +356,78 @@ class Lane:
                 await answer_v2(self, scope, receive, counting_send)
             elif not await answer(self.worker, scope, receive, counting_send):
                 await self.app(scope, receive, counting_send)
-        except BaseException:
-            status = status or 500
-            raise
-        finally:
+        except ConnectionResetError:
+            return  # the client left before its request was whole; nothing was done
+        except Exception as error:
+            if status:
+                self.count(template(path), 500)
+                raise
+            given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+            status, headers, body = self.refusal(template(path), error, echoed(given))
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+        else:
             if status:  # none: the client left, and nothing was answered
                 self.count(template(path), status)
 
-    async def body(self, receive: Receive) -> bytes:
-        """The whole request body. Raises `Reject` when it is too large, ConnectionResetError when the client left."""
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError
-        if not message.get("more_body"):
-            if len(body) > self.max_bytes:
-                raise Reject(413, self._too_large(len(body)))
-            return body
-        parts, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ConnectionResetError
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.max_bytes:
-                raise Reject(413, self._too_large(size))
-        return b"".join(parts)
+    @asynccontextmanager
+    async def whole_body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+        """The body of a request, which is in flight from the moment it is whole to the end of the block.
+
+        Raises `Reject` when it is too large, or there is no room for it; ConnectionResetError when the client left.
+        """
+        length = next((_length(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        if length > self.max_bytes:
+            raise Reject(413, self._too_large(length))
+        held = 0
+        try:
+            parts, more = [], True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionResetError
+                part, more = message.get("body", b""), message.get("more_body", False)
+                if held + len(part) > self.max_bytes:
+                    raise Reject(413, self._too_large(held + len(part)))
+                self.hold(len(part), unfinished=more)
+                held += len(part)
+                parts.append(part)
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self.admit(1)
+            self.in_flight += 1
+            try:
+                yield body
+            finally:
+                self.in_flight -= 1
+        finally:
+            self.held -= held
+
+    def hold(self, more: int, *, unfinished: bool = True) -> None:
+        """Make room for `more` bytes of bodies. Raises `Reject` when there is none."""
+        if self.held + more > self.max_pending_bytes:
+            raise Reject(
+                503,
+                f"{self.held} bytes of requests wait on this worker ([serve] max_pending_bytes); try again",
+                1,
+                closes=unfinished,
+            )
+        self.held += more
 
     def _too_large(self, size: int) -> str:
         return f"the body has {size} bytes or more; send at most {self.max_bytes} ([serve] max_request_bytes)"
 
     def refusal(self, path: str, error: Exception, request_id: bytes) -> tuple[int, Headers, bytes]:
         """(status, headers, body) for a request that ended with this error; counted and, the client's fault, noted."""
-        status, message, reason, retry_after_s = 500, "an error of ours; the server's log has the details", "", None
+        status, message, reason, retry_after_s, closes = 500, "", "", None, False
         if isinstance(error, Reject):
-            status, message, retry_after_s = error.status, error.message, error.retry_after_s
+            status, message, retry_after_s, closes = error.status, error.message, error.retry_after_s, error.closes
         elif isinstance(error, InvalidRequest):
             status, message, reason = error.status, error.message, error.reason
         else:
-            logger.error("unexpected error on %s", path, exc_info=error)
+            request_id = request_id or new_ids(1)[0].encode()
+            logger.error("unexpected error on %s, request %s", path, request_id.decode(), exc_info=error)
+            message = f"an error of ours; the server's log has the details under request {request_id.decode()}"
         body = msgspec.json.encode({"error": message})
         headers = [JSON, (b"content-length", b"%d" % len(body))]
         if retry_after_s is not None:
@@ -385,7 +436,7 @@ class Lane:
             headers.append((b"allow", b"POST"))
         if request_id:
             headers.append((b"x-request-id", request_id))
-        if self.worker.stopping or status == 413:
+        if self.worker.stopping or closes or status == 413:
             headers.append((b"connection", b"close"))
         self.count(path, status)
         if 400 <= status < 500:
@@ -416,6 +467,7 @@ class Lane:
             self.log.append(REJECTION, time.time(), 1, msgspec.json.encode(line))
 
 
+_ID: Final = re.compile(rb"[!-~]{1,200}")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
 _INDEX: Final = re.compile(r"\[\d+\]")
 _VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
@@ -423,6 +475,11 @@ _VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
 
 def _without_values(message: str) -> str:
     return _INDEX.sub("[]", _VALUE.sub("", message))[:200]
+
+
+def echoed(request_id: bytes) -> bytes:
+    """The `X-Request-Id` as the answer repeats it; nothing when it is long or has other than visible characters."""
+    return request_id if _ID.fullmatch(request_id) else b""
 
 
 def _length(value: bytes) -> int:
@@ -442,6 +499,13 @@ def check_content_type(value: bytes) -> None:
     if kind != b"application/json":
         shown = kind.decode("latin-1")[:60]
         raise Reject(415, f"content type {shown!r}: send application/json (curl: -H 'content-type: application/json')")
+
+
+def check_content_encoding(value: bytes) -> None:
+    """Raise `Reject` when the body is compressed."""
+    if value.strip().lower() not in (b"", b"identity"):
+        shown = value.decode("latin-1")[:60]
+        raise Reject(415, f"content encoding {shown!r}: send the body as it is, without Content-Encoding")
 
 
 def _pool() -> Iterator[bytes]:

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from monitoring.decode import Batch
-from service.fastlane import INLINE_ROWS, Asked, Headers, check_content_type, unpredictable
+from service.fastlane import (
+    INLINE_ROWS,
+    Asked,
+    Headers,
+    check_content_encoding,
+    check_content_type,
+    echoed,
+    unpredictable,
+)
 
 if TYPE_CHECKING:
     from service.fastlane import Lane
@@ -55,10 +63,12 @@ class Group:
             return False
         try:
             for name, value in headers:
-                if name == b"x-request-id":
-                    request_id = value
-                elif name == b"content-type":
+                if name == b"content-type":
                     check_content_type(value)
+                elif name == b"x-request-id":
+                    request_id = echoed(value)
+                elif name == b"content-encoding":
+                    check_content_encoding(value)
             lane.admit(1)
             model = model or lane.model
             batch = model.decoder.decode(body)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG: Final = 1
 ORPHAN_GRACE_S: Final = 2.0
 SWITCH_INTERVAL_S: Final = 0.0005
+FILES_BESIDE: Final = 256
+"""Files a worker has open beside its connections, and those being accepted, at most."""
 
 SUPERVISOR: Final = "supervisor"
 """File of the run folder with the process id of BentoML's supervisor: a child may outlive it before it looks."""
@@ -116,6 +120,16 @@ def settle() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()
+
+
+def bounded_connections(wanted: int) -> int:
+    """How many of `wanted` connections this process may have open, once it may open all the files it can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS: the hard limit may be more than it gives
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft - FILES_BESIDE))
 
 
 _worker: Worker | None = None

@@ -138,6 +138,17 @@ class ServeSettings(Section):
     stop_timeout_s: float = Field(
         20.0, gt=0, description="seconds; in-flight requests finish, shorter than Kubernetes' 30 s of grace"
     )
+    read_timeout_s: float = Field(
+        10.0, gt=0, description="seconds; from a request's first byte to its last (408), and to the first of all"
+    )
+    max_pending_bytes: int = Field(
+        32 * 2**20,
+        ge=2**16,
+        description="bytes a worker; bodies that are not whole yet, or wait for their turn: above it 503",
+    )
+    max_connections: int = Field(
+        4096, ge=16, description="connections a worker; above it those that have rested longest are closed"
+    )
     request_timeout_s: float = Field(
         10.0, gt=0, description="seconds; short, because a server's timers cost memory for as long as they run"
     )

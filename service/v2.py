@@ -6,17 +6,20 @@ Source: github.com/kserve/open-inference-protocol, REST; tensors may also come i
 
 from __future__ import annotations
 
+import re
 import struct
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
 from monitoring.schema import InvalidRequest
-from service.fastlane import LENGTH_DIGITS, Asked, Reject
-from service.routes import JSON, Receive, Scope, Send, refuse, respond, template
+from service.fastlane import INLINE_BYTES, INLINE_ROWS, LENGTH_DIGITS, Asked, Reject, check_content_encoding
+from service.large import check_values
+from service.routes import JSON, Receive, Scope, Send, respond, template
 
 if TYPE_CHECKING:
+    from monitoring.decode import Batch
     from service.fastlane import Lane
     from service.predictor import ServedModel
 
@@ -34,26 +37,29 @@ BINARY: Final = {
 }  # fmt: skip
 
 
+class Parameters(msgspec.Struct, frozen=True):
+    binary_data_size: int | None = None
+
+
 class Tensor(msgspec.Struct):
     name: str
-    shape: list[int]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=2)]
     datatype: str
     data: list[Any] | None = None
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = Parameters()
 
 
 class RequestedOutput(msgspec.Struct):
     name: str
-    parameters: dict[str, Any] = {}
 
 
 class InferRequest(msgspec.Struct):
     inputs: list[Tensor]
-    id: str = ""
-    outputs: list[RequestedOutput] | None = None
-    parameters: dict[str, Any] = {}
+    id: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    outputs: Annotated[list[RequestedOutput], msgspec.Meta(max_length=16)] | None = None
 
 
+_VERSION: Final = re.compile(r"[0-9]{1,9}")
 _decode = msgspec.json.Decoder(InferRequest).decode
 
 
@@ -61,28 +67,14 @@ async def answer_v2(lane: Lane, scope: Scope, receive: Receive, send: Send) -> N
     """Answer any path below `/v2`."""
     path, method = scope["path"], scope["method"]
     parts = [part for part in path.split("/") if part][1:]
-    lane.in_flight += 1
-    try:
-        lane.admit()
-        wanted = "POST" if parts[-1:] == ["infer"] else "GET"
-        if method != wanted:
-            raise Reject(405, f"{template(path)} takes {wanted}, not {method}")
-        status, body = await _route(lane, parts, scope, receive)
-    except ConnectionResetError:
-        return
-    except Reject as reject:
-        lane.note_rejection(template(path), reject.status, "v2")
-        await refuse(send, reject.status, reject.message, reject.retry_after_s)
-    except InvalidRequest as invalid:
-        lane.note_rejection(template(path), invalid.status, invalid.reason)
-        await refuse(send, invalid.status, invalid.message)
-    else:
-        await respond(send, status, msgspec.json.encode(body), JSON)
-    finally:
-        lane.in_flight -= 1
+    wanted = "POST" if parts[-1:] == ["infer"] else "GET"
+    if method != wanted:
+        raise Reject(405, f"{template(path)} takes {wanted}, not {method}")
+    status, body = await _route(lane, parts, scope, receive)
+    await respond(send, status, msgspec.json.encode(body) if isinstance(body, dict) else body, JSON)
 
 
-async def _route(lane: Lane, parts: list[str], scope: Scope, receive: Receive) -> tuple[int, Any]:
+async def _route(lane: Lane, parts: list[str], scope: Scope, receive: Receive) -> tuple[int, dict[str, Any] | bytes]:
     worker = lane.worker
     match parts:
         case []:
@@ -114,7 +106,7 @@ def _model(lane: Lane, name: str, version: str | None) -> ServedModel:
         raise Reject(503, lane.worker.why_not_ready or "not ready", 1)
     if version is None:
         return current
-    held = lane.worker.model.get(int(version)) if version.isdecimal() and len(version) < 10 else None
+    held = lane.worker.model.get(int(version)) if _VERSION.fullmatch(version) else None
     if held is None:
         loaded = ", ".join(map(str, lane.worker.model.ready))
         raise Reject(404, f"version {version[:20]!r} of {ours!r} is not loaded; loaded are {loaded}")
@@ -143,19 +135,43 @@ def _output_type(model: ServedModel) -> str:
     return "INT64" if all(isinstance(value, int) for value in model.classes) else "BYTES"
 
 
-async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive) -> dict[str, Any]:
-    started = time.perf_counter()
-    header = next((v for k, v in scope["headers"] if k == b"inference-header-content-length"), None)
-    body = await lane.body(receive)
-    request, binary = _read(body, header)
-    columns = _columns(request, binary, model)
-    batch = model.decoder.from_columns(columns)
+async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive) -> bytes:
+    header = None
+    for name, value in scope["headers"]:
+        if name == b"inference-header-content-length":
+            header = value
+        elif name == b"content-encoding":
+            check_content_encoding(value)
+    async with lane.whole_body(scope, receive) as body:
+        started = time.perf_counter()
+
+        def read() -> tuple[InferRequest, Asked]:
+            request, batch = _asked(body, header, model)
+            return request, Asked(batch, batch.to_json(), started)
+
+        request, asked = await lane.in_thread(read) if len(body) > INLINE_BYTES else read()
+        answer = await lane.predict(model, asked)
+        if asked.batch.n > INLINE_ROWS:
+            return await lane.in_thread(lambda: _answer(request, model, answer))
+        return _answer(request, model, answer)
+
+
+def _asked(body: bytes, header: bytes | None, model: ServedModel) -> tuple[InferRequest, Batch]:
+    """The request and its rows. Raises `InvalidRequest`."""
+    rows, columns = model.decoder.max_records, len(model.schema.names)
+    request, binary = _read(body, header, (rows + 8) * columns + 64, f"{rows} rows hold no more; send fewer")
+    batch = model.decoder.from_columns(_columns(request, binary, model))
     offered = [output["name"] for output in _metadata(model)["outputs"]]
     for wanted in request.outputs or ():  # before anything is predicted and recorded
         if wanted.name not in offered:
             raise InvalidRequest(400, f"output {wanted.name[:60]!r}: unknown; there are {', '.join(offered)}", "output")
-    answer = msgspec.json.decode(await lane.predict(model, Asked(batch, batch.to_json(), started)))
-    n = batch.n
+    return request, batch
+
+
+def _answer(request: InferRequest, model: ServedModel, predicted: bytes) -> bytes:
+    """What `/predict` answers, as this protocol has it."""
+    answer = msgspec.json.decode(predicted)
+    n = len(answer["predictions"])
     outputs: list[dict[str, Any]] = [
         {"name": "predictions", "datatype": _output_type(model), "shape": [n], "data": answer["predictions"]}
     ]
@@ -167,11 +183,11 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
         known = {output["name"]: output for output in outputs}
         outputs = [known[wanted.name] for wanted in request.outputs]
     found = {"model_name": model.name, "model_version": str(model.version), "outputs": outputs}
-    return {**found, "id": request.id} if request.id else found
+    return msgspec.json.encode({**found, "id": request.id} if request.id else found)
 
 
-def _read(body: bytes, header: bytes | None) -> tuple[InferRequest, memoryview]:
-    """The JSON head of a request and the binary tensors behind it."""
+def _read(body: bytes, header: bytes | None, most: int, what: str) -> tuple[InferRequest, memoryview]:
+    """The JSON head of a request, of at most so many values, and the binary tensors behind it."""
     length = len(body)
     if header is not None:
         if not header.isdigit() or len(header) > LENGTH_DIGITS or int(header) > len(body):
@@ -179,11 +195,13 @@ def _read(body: bytes, header: bytes | None) -> tuple[InferRequest, memoryview]:
                 400, f"Inference-Header-Content-Length: {header[:40]!r} is not a length in this body", "v2"
             )
         length = int(header)
+    head, binary = memoryview(body)[:length], memoryview(body)[length:]
+    check_values(head, most, what)
     try:
-        return _decode(memoryview(body)[:length]), memoryview(body)[length:]
-    except msgspec.DecodeError as error:
+        return _decode(head), binary
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so is bad UTF-8
         example = '{"inputs": [{"name": "age", "shape": [1], "datatype": "FP64", "data": [42]}, ...]}'
-        raise InvalidRequest(400, f"{error}; send {example}", "v2: not an inference request") from error
+        raise InvalidRequest(400, f"{str(error)[:300]}; send {example}", "v2: not an inference request") from error
 
 
 def _columns(request: InferRequest, binary: memoryview, model: ServedModel) -> dict[str, list[Any]]:
@@ -191,29 +209,30 @@ def _columns(request: InferRequest, binary: memoryview, model: ServedModel) -> d
     columns: dict[str, list[Any]] = {}
     at = 0
     for tensor in request.inputs:
-        size = tensor.parameters.get("binary_data_size")
-        count = 1
-        for dimension in tensor.shape:
-            count *= dimension
-        if not tensor.shape or len(tensor.shape) > 2 or (len(tensor.shape) == 2 and tensor.shape[1] != 1) or count < 0:
-            raise _bad(tensor, f"shape {tensor.shape} is not one column; send [n] or [n, 1]")
+        size = tensor.parameters.binary_data_size
+        shape = tensor.shape
+        if not shape or (len(shape) == 2 and shape[1] != 1):
+            raise _bad(tensor, f"shape {shape} is not one column; send [n] or [n, 1]")
+        if shape[0] > model.decoder.max_records:
+            raise _bad(tensor, f"{shape[0]} rows; send at most {model.decoder.max_records} at once", 413)
         if tensor.name in columns:
             raise _bad(tensor, "sent twice")
         kind = kinds.get(tensor.name)
         if kind is not None and tensor.datatype not in TAKEN[kind]:
             raise _bad(
-                tensor, f"datatype {tensor.datatype!r}; this {kind} column takes {', '.join(sorted(TAKEN[kind]))}"
+                tensor,
+                f"datatype {tensor.datatype[:20]!r}; this {kind} column takes {', '.join(sorted(TAKEN[kind]))}",
             )
         if size is not None:
-            if not isinstance(size, int) or size < 0 or at + size > len(binary):
-                raise _bad(tensor, f"binary_data_size {size!r}; {len(binary) - at} bytes are left in the body")
+            if size < 0 or at + size > len(binary):
+                raise _bad(tensor, f"binary_data_size {size}; {len(binary) - at} bytes are left in the body")
             values = _binary(tensor, binary[at : at + size])
             at += size
         else:
             values = _flat(tensor)
-        if len(values) != count:
-            raise _bad(tensor, f"{len(values)} values for shape {tensor.shape}")
-        if kind == "numeric" and any(isinstance(value, bool) for value in values):
+        if len(values) != shape[0]:
+            raise _bad(tensor, f"{len(values)} values for shape {shape}")
+        if kind == "numeric" and bool in set(map(type, values)):
             raise _bad(tensor, "a boolean in a numeric column")
         columns[tensor.name] = values
     return columns
@@ -229,9 +248,10 @@ def _flat(tensor: Tensor) -> list[Any]:
 
 def _binary(tensor: Tensor, data: memoryview) -> list[Any]:
     if tensor.datatype == "BYTES":
-        values, at = [], 0
+        values: list[str] = []
+        at = 0
         try:
-            while at < len(data):
+            while at < len(data) and len(values) <= tensor.shape[0]:
                 (length,) = struct.unpack_from("<I", data, at)
                 if at + 4 + length > len(data):
                     raise _bad(tensor, "its binary strings are cut short")
@@ -243,13 +263,15 @@ def _binary(tensor: Tensor, data: memoryview) -> list[Any]:
     code = BINARY.get(tensor.datatype)
     if code is None:
         raise _bad(
-            tensor, f"datatype {tensor.datatype!r} has no binary form here; there are {', '.join(BINARY)}, BYTES"
+            tensor, f"datatype {tensor.datatype[:20]!r} has no binary form here; there are {', '.join(BINARY)}, BYTES"
         )
     width = struct.calcsize(code)
-    if len(data) % width:
-        raise _bad(tensor, f"{len(data)} bytes are no whole number of {tensor.datatype}")
+    if len(data) != tensor.shape[0] * width:
+        raise _bad(
+            tensor, f"{len(data)} bytes; shape {tensor.shape} of {tensor.datatype} has {tensor.shape[0] * width}"
+        )
     return list(struct.unpack(f"<{len(data) // width}{code}", data))
 
 
-def _bad(tensor: Tensor, problem: str) -> InvalidRequest:
-    return InvalidRequest(400, f"input {tensor.name[:60]!r}: {problem}", "v2: malformed input")
+def _bad(tensor: Tensor, problem: str, status: int = 400) -> InvalidRequest:
+    return InvalidRequest(status, f"input {tensor.name[:60]!r}: {problem}", "v2: malformed input")

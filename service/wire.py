@@ -2,7 +2,8 @@
 
 uvicorn's own protocol makes a task, a scope, an event and two dictionaries of each request: more than half of the time
 that a prediction takes. Requests of a few rows need none of it. All others (large ones, other routes, chunked bodies,
-`Expect: 100-continue`, HTTP/1.0, connections to be closed) go uvicorn's way, behind the ones before them.
+`Expect: 100-continue`, HTTP/1.0, connections to be closed) go uvicorn's way, behind the ones before them. What no
+request and no connection may do stands in `connection.py`.
 
 BentoML gives uvicorn no protocol, so uvicorn looks "auto" up in its table when a worker starts: `install` stands there.
 """
@@ -14,10 +15,12 @@ import logging
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.fastlane import LENGTH_DIGITS
+from service.connection import GuardedProtocol
+from service.fastlane import LENGTH_DIGITS, Reject
 from service.group import Group
+from service.routes import template
 
 if TYPE_CHECKING:
     from service.fastlane import FastLane, Headers
@@ -35,19 +38,15 @@ def install() -> None:
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:LaneProtocol"
 
 
-class LaneProtocol(HttpToolsProtocol):
-    """One connection. Without a `front` it is uvicorn's own protocol."""
+class LaneProtocol(GuardedProtocol):
+    """One connection. Without a `front` every request goes uvicorn's way."""
 
     front: ClassVar[FastLane | None] = None
     """Whose lane takes the short way; set once the lane stands before BentoML's layers."""
     _group: ClassVar[Group | None] = None
 
-    _beginning = False  # the first bytes of a request are there, its headers not yet
-    _pieces: list[bytes] | None = None  # of the body being received on the short way
-    _waiting = False  # for an answer of the group
-    _ending = False  # close once that is written
-    _rested_at = 0.0
-    _idle: asyncio.TimerHandle | None = None
+    _ending = False  # close once the answer is written
+    _held = 0  # bytes of `_pieces` that the lane knows of
     _dated: object = None
     _head = b""
 
@@ -56,21 +55,21 @@ class LaneProtocol(HttpToolsProtocol):
         assert self.front is not None
         return min(SHORT_BYTES, self.front.lane.max_bytes)
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if self.front is not None:
+            lane = self.front.lane
+            self.read_timeout_s, self.max_connections = lane.read_timeout_s, lane.max_connections
+        super().connection_made(transport)
+
     # --- httptools calls these, and takes no exception -----------------------------------------------------------
 
     def on_message_begin(self) -> None:
         if self._waiting and self._group is not None:
             self._group.flush()  # pipelined: answers go out in the order of their requests
-        self._beginning = True
-        self.url = b""
-        self.headers = []
-        self.expect_100_continue = False
+        super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
-        self._beginning = False
-        if self.transport.is_closing():
-            self._pieces = []  # pipelined behind an answer that closed: it is not to be done at all
-        elif self.front is not None and self.url == URL and self._is_short():
+    def begin_request(self) -> None:
+        if self.front is not None and self.url == URL and self._is_short():
             self._pieces = []
         else:
             self._begin_long()
@@ -82,11 +81,14 @@ class LaneProtocol(HttpToolsProtocol):
             self._pieces.append(body)
 
     def on_message_complete(self) -> None:
-        pieces, self._pieces = self._pieces, None
+        pieces = self._pieces
         if pieces is None:
             super().on_message_complete()
             return
-        if self.transport.is_closing():
+        self._pieces, self._reading = None, False
+        if self._held:
+            self._let_go()
+        if self._closing:
             return
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._waiting = True
@@ -97,13 +99,26 @@ class LaneProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _begin_long(self) -> None:
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()  # the scope, which the short way does without
-        self.headers += headers
-        self.url, self.expect_100_continue = url, expects
-        super().on_headers_complete()
+        super().begin_request()
         if self._ending:
             self.cycle.keep_alive = False
+
+    def _hold(self, pieces: list[bytes]) -> None:
+        assert self.front is not None
+        lane, held = self.front.lane, sum(map(len, pieces))
+        try:
+            lane.hold(held - self._held)
+        except Reject as reject:
+            self.refuse_request(reject.status, reject.message)
+        else:
+            self._held = held
+            if len(pieces) > 64:  # a client that sends byte by byte
+                pieces[:] = [b"".join(pieces)]
+
+    def _let_go(self) -> None:
+        assert self.front is not None
+        self.front.lane.held -= self._held
+        self._held = 0
 
     # --- the short way -------------------------------------------------------------------------------------------
 
@@ -116,7 +131,6 @@ class LaneProtocol(HttpToolsProtocol):
             or self.flow.write_paused
             or parser.get_http_version() != "1.1"
             or not parser.should_keep_alive()
-            or parser.should_upgrade()
         ):
             return False
         lengths = [value for name, value in self.headers if name == b"content-length"]
@@ -155,34 +169,26 @@ class LaneProtocol(HttpToolsProtocol):
     def _write(self, response: bytes) -> None:
         self._waiting = False
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if self._closing:
             return
-        self.transport.write(response)
+        self._socket.write(response)
         if self._ending:
-            self.transport.close()
+            self.close()
+        else:
+            self._served, self._since = True, self._watch.now
+
+    def refuse_request(self, status: int, message: str) -> None:
+        if self.front is None:
+            super().refuse_request(status, message)
             return
-        self._rested_at = self.loop.time()
-        if self._idle is None:
-            self._idle = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
+        if self._waiting and self._group is not None:
+            self._group.flush()
+        if not self.answered_in_turn():
+            self._ending = True
+            path = template(self.url.split(b"?", 1)[0].decode("latin-1"))
+            self.refuse(*self.front.lane.refusal(path, Reject(status, message), b""))
 
     # --- ends ----------------------------------------------------------------------------------------------------
-
-    def _look_idle(self) -> None:
-        """One timer for many requests: it looks when the last answer was, and goes on for what is left."""
-        self._idle = None
-        under_way = self.cycle is not None and not self.cycle.response_complete
-        busy = self._beginning or self._pieces is not None or self._waiting or under_way
-        if self.transport.is_closing() or busy:
-            return  # the answer to come sets it again
-        left = self._rested_at + self.timeout_keep_alive - self.loop.time()
-        if left <= 0:
-            self.transport.close()
-        else:
-            self._idle = self.loop.call_later(left, self._look_idle)
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._rested_at = self.loop.time()
 
     def shutdown(self) -> None:
         """uvicorn ends: a request under way is answered first."""
@@ -192,7 +198,6 @@ class LaneProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        if self._held:
+            self._let_go()
         super().connection_lost(exc)

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,25 +202,52 @@ def test_a_server_that_is_stopping_is_not_ready_and_closes_connections(app: Fast
     assert run(app, ("GET", "/readyz", {}))[0].status_code == 503
 
 
-def test_more_requests_in_flight_than_allowed_get_503_at_once(app: FastLane) -> None:
+def test_more_requests_in_flight_than_allowed_get_503_at_once(app: FastLane, worker: Worker) -> None:
+    release = threading.Event()
+    current = worker.model.current
+    assert current is not None
+
+    def slow(batch: Any) -> Any:
+        assert release.wait(10)
+        return current.run(batch)
+
+    worker.model.current = replace(current, engine="scikit-learn", run=slow)
+
     async def overload() -> list[int]:
-        release = asyncio.Event()
-
-        async def slow_body() -> AsyncIterator[bytes]:
-            await release.wait()
-            yield json.dumps({"records": [example_record()]}).encode()
-
         headers = {"content-type": "application/json"}
+        content = json.dumps({"records": [example_record()]}).encode()
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            waiting = [
-                asyncio.create_task(client.post("/predict", content=slow_body(), headers=headers)) for _ in range(4)
-            ]
+            waiting = [asyncio.create_task(client.post("/predict", content=content, headers=headers)) for _ in range(4)]
             await asyncio.sleep(0.05)
-            refused = await client.post("/predict", content=b"{}", headers=headers)
+            refused = await client.post("/predict", content=content, headers=headers)
             release.set()
             return [refused.status_code, *[(await task).status_code for task in waiting]]
 
     assert asyncio.run(overload()) == [503, 200, 200, 200, 200]
+    assert app.lane.in_flight == app.lane.held == 0
+
+
+@pytest.mark.parametrize("path", ["/predict", "/feedback", "/v2/models/evergreen/infer"])
+def test_requests_that_are_not_whole_are_not_in_flight(app: FastLane, path: str) -> None:
+    async def overload() -> int:
+        release = asyncio.Event()
+
+        async def slow_body() -> AsyncIterator[bytes]:
+            yield b"{"
+            await release.wait()
+            yield b"}"
+
+        headers = {"content-type": "application/json"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            waiting = [asyncio.create_task(client.post(path, content=slow_body(), headers=headers)) for _ in range(40)]
+            await asyncio.sleep(0.05)
+            answer = await client.post("/predict", json={"records": [example_record()]})
+            release.set()
+            assert {(await task).status_code for task in waiting} <= {400, 503}
+            return answer.status_code
+
+    assert asyncio.run(overload()) == 200
+    assert app.lane.in_flight == app.lane.held == 0
 
 
 def test_every_answered_row_stands_in_the_record_as_it_was_answered(app: FastLane, worker: Worker) -> None:

@@ -5,156 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from monitoring.record import PREDICTION, Frame, iter_records
-from service.fastlane import FastLane
-from service.live import Live, LiveVersion, write_live
-from service.settings import load
-from service.wire import SHORT_BYTES, LaneProtocol
+from service.wire import SHORT_BYTES
 from service.worker import Worker
-from tests.artefacts import example_record, make_artefact
+from tests.artefacts import example_record
+from tests.wired import (
+    KEEP_ALIVE_S,
+    Answer,
+    Served,
+    artefact,
+    example,
+    read_answer,
+    records,
+    request,
+    serving,
+    talk,
+    worker,
+    working,
+)
 
-KEEP_ALIVE_S = 2
-
-
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artefact") / "1"
-    make_artefact(folder)
-    return folder
-
-
-@pytest.fixture
-def worker(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
-    settings = load(environ={"EVERGREEN_HOME": str(tmp_path)})
-    write_live(settings.live_file, Live(model="evergreen", champion=LiveVersion(1, str(artefact))))
-    worker = Worker(settings, tmp_path / "run", "api-1")
-    worker.start()
-    yield worker
-    worker.close()
-
-
-class Served(NamedTuple):
-    port: int
-    server: uvicorn.Server
-    loop: asyncio.AbstractEventLoop
-
-
-async def elsewhere(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
-    await send({"type": "http.response.body", "body": b"framework"})
-
-
-@contextmanager
-def serving(worker: Worker, *, short: bool = True) -> Iterator[Served]:
-    """uvicorn with the lane, on a free port of the loopback interface; `short` False: with uvicorn's own protocol."""
-    front = FastLane(elsewhere, lambda: worker)
-
-    class Protocol(LaneProtocol):  # what it keeps for its class is this server's alone
-        pass
-
-    Protocol.front = front
-    protocol: type[asyncio.Protocol] = Protocol if short else HttpToolsProtocol
-    config = uvicorn.Config(
-        front,
-        host="127.0.0.1",
-        port=0,
-        http=protocol,
-        ws="none",
-        lifespan="off",
-        log_level="critical",
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
-    server = uvicorn.Server(config)
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def run() -> None:
-        loops.append(asyncio.get_running_loop())
-        await server.serve()
-
-    thread = threading.Thread(target=_run, args=(run,), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.005)
-    try:
-        yield Served(server.servers[0].sockets[0].getsockname()[1], server, loops[0])
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
-        assert not thread.is_alive()
-
-
-def _run(main: Callable[[], Any]) -> None:
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    while head[0].startswith("HTTP/1.1 100"):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head[1:] if line)}
-    return Answer(int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"])))
-
-
-def talk(port: int, pieces: list[bytes], answers: int, pause_s: float = 0.0) -> list[Answer]:
-    """What one connection is answered when it sends these pieces."""
-
-    async def run() -> list[Answer]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(pause_s)
-        found = [await asyncio.wait_for(read_answer(reader), 10) for _ in range(answers)]
-        writer.close()
-        return found
-
-    return asyncio.run(run())
-
-
-def request(body: Any, *, path: str = "/predict", method: str = "POST", version: str = "1.1", **headers: str) -> bytes:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    fields = {"host": "x", "content-type": "application/json", "content-length": str(len(content))}
-    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value)
-    return f"{method} {path} HTTP/{version}\r\n{lines}\r\n".encode() + content
-
-
-@cache
-def example() -> dict[str, Any]:
-    return example_record()
-
-
-def records(rows: int, first: int = 20) -> dict[str, Any]:
-    return {"records": [{**example(), "age": first + row} for row in range(rows)]}
+__all__ = ["artefact", "worker"]  # fixtures
 
 
 def comparable(answer: Answer) -> tuple[int, dict[str, str], Any]:
@@ -191,14 +67,8 @@ CONVERSATION = [
 def long_way(tmp_path_factory: pytest.TempPathFactory, artefact: Path) -> list[Answer]:
     """What uvicorn's own protocol and the lane answer to the conversation."""
     home = tmp_path_factory.mktemp("long")
-    settings = load(environ={"EVERGREEN_HOME": str(home)})
-    write_live(settings.live_file, Live(model="evergreen", champion=LiveVersion(1, str(artefact))))
-    worker = Worker(settings, home / "run", "api-1")
-    worker.start()
-    with serving(worker, short=False) as served:
-        answers = [talk(served.port, [one], 1)[0] for one in CONVERSATION]
-    worker.close()
-    return answers
+    with working(home, artefact) as worker, serving(worker, short=False) as served:
+        return [talk(served.port, [one], 1)[0] for one in CONVERSATION]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -273,16 +143,11 @@ def test_behind_an_answer_that_closes_the_connection_nothing_is_done(worker: Wor
 
 
 def test_bodies_are_bounded_on_the_short_way_too(tmp_path: Path, artefact: Path) -> None:
-    settings = load(environ={"EVERGREEN_HOME": str(tmp_path), "EVERGREEN_SERVE__MAX_REQUEST_BYTES": "2000"})
-    write_live(settings.live_file, Live(model="evergreen", champion=LiveVersion(1, str(artefact))))
-    worker = Worker(settings, tmp_path / "run", "api-1")
-    worker.start()
-    with serving(worker) as served:
+    with working(tmp_path, artefact, SERVE__MAX_REQUEST_BYTES="2000") as worker, serving(worker) as served:
         large = talk(served.port, [request(records(40))], 1)[0]
         longest = talk(served.port, [request(b"", content_length="0" * 5000 + "2") + b"{}"], 1)[0]
         v2 = request(b"{}", path="/v2/models/evergreen/infer", inference_header_content_length="1" * 5000)
         header = talk(served.port, [v2], 1)[0]
-    worker.close()
 
     assert (large.status, longest.status, header.status) == (413, 400, 400)
     assert "2000" in large.json["error"]

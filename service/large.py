@@ -1,0 +1,68 @@
+"""Large bodies: how many values they hold, before a decoder makes an object of each of them.
+
+A body of 16 MB may hold 4 million short strings, which as objects are 200 MB: msgspec looks at the length of a list
+only when it has decoded it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from monitoring.schema import InvalidRequest
+
+SMALL_BYTES: Final = 2**20
+"""Bodies up to this size hold at most half a million values, whatever is in them."""
+
+_CHUNK_BYTES: Final = 2**20
+_QUOTE, _COMMA, _BACKSLASH = b'",\\'
+
+
+def check_values(body: bytes | memoryview, most: int, what: str) -> None:
+    """Raise `InvalidRequest` (413) when a JSON body holds more than `most` values, by the commas between them."""
+    if len(body) <= SMALL_BYTES:
+        return
+    found = count_values(bytes(body))
+    if found > most:
+        raise InvalidRequest(413, f"the body holds {found} values; {what}", "too many values")
+
+
+def count_values(body: bytes) -> int:
+    """How many values a JSON text has, names not counted: one more than it has commas outside strings.
+
+    >>> count_values(b'{"a": [1, "x, y"], "b": 2}')
+    3
+    """
+    if body.count(b'"') == 0:
+        return body.count(b",") + 1
+    commas, inside, escaped = 0, 0, False
+    for start in range(0, len(body), _CHUNK_BYTES):
+        chunk = np.frombuffer(body, np.uint8, min(_CHUNK_BYTES, len(body) - start), start)
+        quotes = chunk == _QUOTE
+        escaped = _drop_escaped(chunk, quotes, escaped)
+        within = np.bitwise_xor.accumulate(quotes.view(np.uint8)) ^ inside
+        commas += int(np.count_nonzero((chunk == _COMMA) & (within == 0)))
+        inside = int(within[-1])
+    return commas + 1
+
+
+def _drop_escaped(chunk: np.ndarray, quotes: np.ndarray, escaped: bool) -> bool:
+    """Take the escaped quotes out of `quotes`; whether the first byte behind the chunk is escaped."""
+    slashes = np.flatnonzero(chunk == _BACKSLASH)
+    if escaped:
+        quotes[0] = False
+        if len(slashes) and slashes[0] == 0:
+            slashes = slashes[1:]
+    if not len(slashes):
+        return False
+    # In a run of backslashes every second one is itself escaped; the last one escapes what follows an odd run.
+    begins = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)
+    lengths = np.diff(begins, append=len(slashes))
+    behind = slashes[begins] + lengths
+    odd = behind[lengths % 2 == 1]
+    if len(odd) and odd[-1] == len(chunk):
+        quotes[odd[:-1]] = False
+        return True
+    quotes[odd] = False
+    return False
