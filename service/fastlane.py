@@ -51,6 +51,9 @@ INLINE_ROWS: Final = 256
 INLINE_BYTES: Final = 128 * 1024
 """Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
 
+MOST_TEXT_BYTES: Final = 64 * 1024
+"""Of one string in a large body."""
+
 LENGTH_DIGITS: Final = 18
 """Of a content length; Python itself refuses to read very long numbers."""
 
@@ -227,7 +230,8 @@ class Lane:
             return 200, await self.predict(model, Asked(model.decoder.decode(body), body, started))
 
         def work() -> tuple[Batch, Answers]:
-            check_values(body, self._most_values(model), f"{self.max_records} records hold no more; send fewer")
+            most = self._most_values(model)
+            check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
             batch = model.decoder.decode(body)
             return batch, model.predict(batch)
 
@@ -318,7 +322,8 @@ class Lane:
 
     def _labels(self, body: bytes) -> list[Label]:
         """The labels in a body of `/feedback`, each of which may be recorded."""
-        check_values(body, self.max_records * 3 + 8, f"{self.max_records} labels hold no more; send fewer")
+        most = self.max_records * 3 + 8
+        check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} labels hold no more; send fewer")
         try:
             labels = self._decode_feedback(body).labels
         except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so is bad UTF-8

@@ -19,32 +19,42 @@ _CHUNK_BYTES: Final = 2**20
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 
 
-def check_values(body: bytes | memoryview, most: int, what: str) -> None:
-    """Raise `InvalidRequest` (413) when a JSON body holds more than `most` values, by the commas between them."""
+def check_values(body: bytes | memoryview, most: int, most_text: int, what: str) -> None:
+    """Raise `InvalidRequest` when a large JSON body holds more than `most` values, or a text of over `most_text` bytes.
+
+    The first is a 413 that ends in `what`, the second a 400. Smaller bodies are not looked at.
+    """
     if len(body) <= SMALL_BYTES:
         return
-    found = count_values(bytes(body))
-    if found > most:
-        raise InvalidRequest(413, f"the body holds {found} values; {what}", "too many values")
+    values, longest = measure(bytes(body))
+    if values > most:
+        raise InvalidRequest(413, f"the body holds {values} values; {what}", "too many values")
+    if longest > most_text:
+        raise InvalidRequest(400, f"the body holds a text of {longest} bytes; send shorter ones", "a text too long")
 
 
-def count_values(body: bytes) -> int:
-    """How many values a JSON text has, names not counted: one more than it has commas outside strings.
+def measure(body: bytes) -> tuple[int, int]:
+    """How many values a JSON text has, names not counted, and how many bytes its longest string has.
 
-    >>> count_values(b'{"a": [1, "x, y"], "b": 2}')
-    3
+    Values are one more than the commas outside strings.
+
+    >>> measure(b'{"a": [1, "x, y"], "b": 2}')
+    (3, 4)
     """
-    if body.count(b'"') == 0:
-        return body.count(b",") + 1
-    commas, inside, escaped = 0, 0, False
+    commas, longest, inside, escaped, last = 0, 0, 0, False, -1
     for start in range(0, len(body), _CHUNK_BYTES):
         chunk = np.frombuffer(body, np.uint8, min(_CHUNK_BYTES, len(body) - start), start)
         quotes = chunk == _QUOTE
         escaped = _drop_escaped(chunk, quotes, escaped)
         within = np.bitwise_xor.accumulate(quotes.view(np.uint8)) ^ inside
         commas += int(np.count_nonzero((chunk == _COMMA) & (within == 0)))
+        places = np.flatnonzero(quotes) + start
+        if len(places):
+            ends = np.diff(places, prepend=last)[0 if inside else 1 :: 2]  # every second gap is a string
+            longest = max(longest, int(ends.max(initial=1)) - 1)
+            last = int(places[-1])
         inside = int(within[-1])
-    return commas + 1
+    return commas + 1, max(longest, len(body) - 1 - last) if inside else longest
 
 
 def _drop_escaped(chunk: np.ndarray, quotes: np.ndarray, escaped: bool) -> bool:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from monitoring.schema import InvalidRequest
-from service.fastlane import INLINE_BYTES, INLINE_ROWS, LENGTH_DIGITS, Asked, Reject, check_content_encoding
+from service.fastlane import (
+    INLINE_BYTES,
+    INLINE_ROWS,
+    LENGTH_DIGITS,
+    MOST_TEXT_BYTES,
+    Asked,
+    Reject,
+    check_content_encoding,
+)
 from service.large import check_values
 from service.routes import JSON, Receive, Scope, Send, respond, template
 
@@ -196,7 +204,7 @@ def _read(body: bytes, header: bytes | None, most: int, what: str) -> tuple[Infe
             )
         length = int(header)
     head, binary = memoryview(body)[:length], memoryview(body)[length:]
-    check_values(head, most, what)
+    check_values(head, most, MOST_TEXT_BYTES, what)
     try:
         return _decode(head), binary
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so is bad UTF-8
