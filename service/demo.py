@@ -36,8 +36,6 @@ CALM_S: Final = 20.0
 LABEL_DELAY_S: Final = 2.0
 LIMIT_S: Final = 165.0
 WORKERS: Final = 2
-FOLLOW_S: Final = 1.0
-"""One worker says that it is ready for itself; the other takes the first version up at its next look."""
 WINDOW_ROWS: Final = 750
 
 SETTINGS: Final = {
@@ -303,7 +301,6 @@ def _wait_ready(url: str, server: subprocess.Popen[bytes], home: Path, console: 
                 raise DemoFailed(f"the service ended with exit code {server.returncode}: see {home / 'server.log'}")
             with contextlib.suppress(Unreachable):
                 if client.readiness() == "":
-                    time.sleep(FOLLOW_S)
                     return
             time.sleep(0.3)
     raise DemoFailed(f"the service was not ready after 90 s: see {home / 'server.log'}")

@@ -13,9 +13,10 @@ import msgspec
 
 from monitoring.log import PredictionLog
 from monitoring.metrics import HotCounter, HotHistogram, Metrics
-from service.live import Live, WorkerReport, read_live, write_report
+from service.live import Live, Stamp, WorkerReport, read_live, stamp_of, write_report
 from service.predictor import LiveModel
 from service.privacy import open_privacy
+from service.readiness import STOPPING, FirstStart, why_no_model
 from service.settings import Settings
 
 logger = logging.getLogger("evergreen.worker")
@@ -48,7 +49,9 @@ class Worker:
         self.privacy = open_privacy(settings)
         self.live: Live | None = None
         self.stopping = False
-        self._live_stamp: tuple[int, int] | None = None
+        self._start = FirstStart(run_dir, slot, settings.serve.workers)
+        self._live_stamp: Stamp | None = None
+        self._damage = ""  # of the live file as it is now
         self._reported: WorkerReport | None = None
         self._unreported = False
         self._closed = threading.Event()
@@ -74,16 +77,16 @@ class Worker:
 
     @property
     def why_not_ready(self) -> str | None:
-        """Why predictions cannot be answered by this worker now, or None when they can."""
+        """Why predictions should not be sent here now, or None when they can be answered.
+
+        At a server's first start this is about all its workers: the next connection may be another's.
+        """
         if self.stopping:
-            return "stopping: this server finishes its requests in flight; send new ones to another replica"
-        if self.model.current is not None:
-            return None
-        if self.model.failed:
-            version, reason = next(iter(self.model.failed.items()))
-            return f"no model in service: version {version} does not load: {reason}"
-        detail = self.live.bootstrap if self.live and self.live.bootstrap else "the first version is being trained"
-        return f"no model in service yet: {detail}; see `evergreen runs`"
+            return STOPPING
+        if self.model.current is None:
+            path = self.settings.live_file
+            return why_no_model(self.run_dir, path, self.live, self._damage, self.model.failed, time.time())
+        return self._start.waits_for()
 
     def _count_swap(self, result: str, seconds: float) -> None:
         self.metrics.model_swaps.labels(result).inc()
@@ -100,11 +103,13 @@ class Worker:
     def _look(self, now: float) -> None:
         if not self.stopping and (self.run_dir / "stopping").exists():
             self.stopping = True
-        stamp = _stamp(self.settings.live_file)
+        stamp = stamp_of(self.settings.live_file)
         if stamp != self._live_stamp:
+            self._damage = ""
             try:
                 self.live = read_live(self.settings.live_file) or self.live
             except msgspec.DecodeError as error:
+                self._damage = str(error)
                 logger.error("%s is damaged (%s); the model in service stays", self.settings.live_file, error)
             self._live_stamp = stamp
         if self.live is not None:
@@ -136,11 +141,3 @@ class Worker:
             self._unreported = True
             return
         self._reported, self._unreported = report, False
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_mtime_ns, stat.st_ino
