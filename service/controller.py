@@ -74,9 +74,8 @@ class Controller:
             return
         give_way(CONTROLLER_NICE)
         forget_trees(self.settings.var / "run")
-        token = management_token(self.settings)
-        if token.new:  # under plain `bentoml serve`; `evergreen serve` has made and shown it already
-            print(f"management token (kept in {self.settings.token_file}): {token.value}", flush=True)
+        if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
+            print(f"management token: kept in {self.settings.token_file}", flush=True)
         threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "lead": self._lead}
         for name, work in threads.items():
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)

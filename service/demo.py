@@ -94,7 +94,8 @@ def run(*, keep: bool = False, seed: int = 0, console: Console | None = None) ->
         with Client(url, known_token(settings)) as client:
             ended_well = _show(client, url, seed, console)
         if keep and ended_well:
-            console.print(f"still serving: {url} (metrics: {url}/metrics), token {known_token(settings)}, Ctrl-C stops")
+            console.print(f"still serving: {url} (metrics: {url}/metrics), Ctrl-C stops")
+            console.print(f"management token: kept in {settings.token_file}")
             _wait_for_interrupt(server)
         return 0 if ended_well else 1
     except (ServiceError, DemoFailed) as error:

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -61,6 +62,11 @@ class Tree:
         given = os.environ.get(RUN_DIR_VARIABLE)
         run_dir = Path(given) if given else settings.var / "run" / f"bentoml-{supervisor}"
         return cls(run_dir=run_dir, role=os.environ.get(ROLE_VARIABLE, "serve"))
+
+
+def numeric_address(host: str) -> str:
+    """The numeric address of a host: BentoML takes no names."""
+    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
 
 
 def forget_trees(folder: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
-from service.process import SUPERVISOR
+from service.process import SUPERVISOR, numeric_address
 from service.settings import (
     ROLE_VARIABLE,
     RUN_DIR_VARIABLE,
@@ -105,14 +105,13 @@ def run(
     settings.models_dir.mkdir(parents=True, exist_ok=True)
     run_dir = settings.var / "run" / secrets.token_hex(6)
     (run_dir / "workers").mkdir(parents=True)
-    token, new = management_token(settings)
-    if new:
-        say(f"management token (kept in {settings.token_file}): {token}")
+    if management_token(settings).new:
+        say(f"management token: kept in {settings.token_file}")
     env = environment(settings, run_dir, role, os.environ)
     command = [
         *(sys.executable, "-m", "bentoml", "serve", "service.app:PredictionService"),
         *("--working-dir", str(INSTALL_ROOT)),
-        *("--host", _address(settings.serve.host), "--port", str(settings.serve.port)),
+        *("--host", numeric_address(settings.serve.host), "--port", str(settings.serve.port)),
         *("--timeout-graceful-shutdown", str(max(1, round(settings.serve.stop_timeout_s)))),
     ]
     stop_asked: list[int] = []
@@ -171,11 +170,6 @@ def _die_with_parent() -> None:
     """In the child: SIGKILL when the parent goes. Its own children notice and end by themselves."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _address(host: str) -> str:
-    """The numeric address of a host: BentoML takes no names."""
-    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
 
 
 def _check_port(host: str, port: int) -> None:
