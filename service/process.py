@@ -26,6 +26,10 @@ PR_SET_PDEATHSIG: Final = 1
 ORPHAN_GRACE_S: Final = 2.0
 SWITCH_INTERVAL_S: Final = 0.0005
 
+STOPPING: Final = "stopping"
+CLOSING: Final = "closing"
+"""Files of the run folder: this server finishes, and answers close their connections; then, nobody new gets in."""
+
 SUPERVISOR: Final = "supervisor"
 """File of the run folder with the process id of BentoML's supervisor: a child may outlive it before it looks."""
 

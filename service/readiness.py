@@ -12,7 +12,7 @@ from service.status import read_status
 
 logger = logging.getLogger("evergreen.readiness")
 
-STOPPING: Final = "stopping: this server finishes its requests in flight; send new ones to another replica"
+WHY_STOPPING: Final = "stopping: this server finishes its requests in flight; send new ones to another replica"
 STARTED: Final = "started"
 """File of the run folder: every worker of this server has served, or said why it cannot."""
 SILENT_S: Final = 15.0

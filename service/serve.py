@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
-from service.process import SUPERVISOR, numeric_address
+from service.process import CLOSING, STOPPING, SUPERVISOR, numeric_address
 from service.settings import (
     ROLE_VARIABLE,
     RUN_DIR_VARIABLE,
@@ -36,6 +36,9 @@ INSTALL_ROOT: Final = Path(__file__).resolve().parent.parent
 
 NOTICE_S: Final = 1.0
 """How long `/readyz` answers 503 before requests are refused: load balancers look that often."""
+
+QUIET_S: Final = 0.5
+"""Then how long nobody new gets in before the listener is closed: who waits in its queue is served."""
 
 
 class ServeError(RuntimeError):
@@ -144,10 +147,11 @@ def run(
 
 
 def stop(child: subprocess.Popen[bytes], run_dir: Path, timeout_s: float) -> None:
-    """Stop in order: tell the load balancer, finish requests in flight, drain, and end within `timeout_s` seconds."""
+    """Stop in order: tell the load balancer, let nobody new in, finish what is there, drain; within `timeout_s` s."""
     deadline = time.monotonic() + timeout_s
-    (run_dir / "stopping").touch()
-    _wait(child, min(NOTICE_S, timeout_s / 4))
+    for mark, seconds in ((STOPPING, NOTICE_S), (CLOSING, QUIET_S)):
+        (run_dir / mark).touch()
+        _wait(child, min(seconds, timeout_s / 4))
     if child.poll() is None:
         child.terminate()
         _wait(child, deadline - time.monotonic())

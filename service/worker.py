@@ -13,15 +13,19 @@ import msgspec
 
 from monitoring.log import PredictionLog
 from monitoring.metrics import HotCounter, HotHistogram, Metrics
+from service.door import close_door
 from service.live import Live, Stamp, WorkerReport, read_live, stamp_of, write_report
 from service.predictor import LiveModel
 from service.privacy import open_privacy
-from service.readiness import STOPPING, FirstStart, why_no_model
+from service.process import CLOSING, STOPPING
+from service.readiness import WHY_STOPPING, FirstStart, why_no_model
 from service.settings import Settings
 
 logger = logging.getLogger("evergreen.worker")
 
 REPORT_EVERY_S: Final = 2.0
+MARKS_EVERY_S: Final = 0.1
+"""How soon a worker knows that its server stops, however seldom it looks for another version."""
 
 
 class Worker:
@@ -49,6 +53,7 @@ class Worker:
         self.privacy = open_privacy(settings)
         self.live: Live | None = None
         self.stopping = False
+        self._door_closed = False
         self._start = FirstStart(run_dir, slot, settings.serve.workers)
         self._live_stamp: Stamp | None = None
         self._damage = ""  # of the live file as it is now
@@ -82,7 +87,7 @@ class Worker:
         At a server's first start this is about all its workers: the next connection may be another's.
         """
         if self.stopping:
-            return STOPPING
+            return WHY_STOPPING
         if self.model.current is None:
             path = self.settings.live_file
             return why_no_model(self.run_dir, path, self.live, self._damage, self.model.failed, time.time())
@@ -94,15 +99,25 @@ class Worker:
 
     def _run(self) -> None:
         interval = self.settings.serve.poll_interval_s
-        while not self._closed.wait(interval):
+        due = time.monotonic() + interval
+        while not self._closed.wait(min(interval, MARKS_EVERY_S)):
             try:
-                self._look(time.time())
+                self._look_for_the_end()
+                if time.monotonic() >= due:
+                    self._look(time.time())
+                    due = time.monotonic() + interval
             except Exception:  # the thread that keeps the model fresh must outlive a bad moment of the disk
                 logger.exception("could not follow %s; the model in service stays", self.settings.live_file)
 
-    def _look(self, now: float) -> None:
-        if not self.stopping and (self.run_dir / "stopping").exists():
+    def _look_for_the_end(self) -> None:
+        if not self.stopping and (self.run_dir / STOPPING).exists():
             self.stopping = True
+        if self.stopping and not self._door_closed and (self.run_dir / CLOSING).exists():
+            self._door_closed = True
+            close_door()
+
+    def _look(self, now: float) -> None:
+        self._look_for_the_end()
         stamp = stamp_of(self.settings.live_file)
         if stamp != self._live_stamp:
             self._damage = ""

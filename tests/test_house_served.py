@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import stat
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import httpx
@@ -111,3 +115,39 @@ def test_a_worker_that_restarts_after_the_live_file_was_lost_serves_again(server
     healed = read_live(live)
     assert healed is not None and healed.champion is not None
     assert statuses.count(200) >= len(statuses) - 2, statuses  # while it imports, it does not listen yet
+
+
+def test_a_stop_under_new_connections_resets_nobody(server: Server) -> None:
+    body = json.dumps({"records": [example_record()]}).encode()
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    seen, over = Counter[str](), threading.Event()
+
+    def ask_once() -> str:
+        try:
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        except ConnectionRefusedError:
+            return "refused"
+        try:
+            with connection:
+                connection.sendall(head.encode() + body)
+                return connection.recv(65536)[9:12].decode() or "closed without an answer"
+        except OSError as error:
+            return repr(error)
+
+    def ask() -> None:
+        while not over.is_set():
+            found = ask_once()
+            seen[found] += 1
+            if found == "refused":
+                return
+
+    askers = [threading.Thread(target=ask) for _ in range(16)]
+    for asker in askers:
+        asker.start()
+    wait_until("traffic", lambda: seen["200"] > 200)
+    assert server.stop() == 0
+    over.set()
+    for asker in askers:
+        asker.join()
+
+    assert seen.keys() == {"200", "refused"}, seen
