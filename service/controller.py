@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import sqlalchemy as sa
 
-from monitoring.drain import Drainer, SpoolBusy
+from monitoring.drain import Drainer, SpoolBusy, backlog
 from monitoring.metrics import Metrics, total
 from monitoring.store import open_store
 from service.alarm import Alarm
@@ -34,7 +34,7 @@ from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
 
 if TYPE_CHECKING:
-    from monitoring.drain import DrainResult
+    from monitoring.drain import Backlog, DrainResult
 
 logger = logging.getLogger("evergreen.controller")
 
@@ -122,6 +122,7 @@ class Controller:
                 logger.warning("the store does not answer (%s); predictions go on, trying again", reason)
                 said = True
             self._say(store_error=reason)
+            self._say_waiting(backlog(self.settings.spool_dir))
             if self._stopping.wait(STORE_RETRY_S):
                 return None
 
@@ -132,7 +133,7 @@ class Controller:
             return
         failing = False
         try:
-            with Drainer(self.settings.spool_dir, engine) as drainer:
+            with Drainer(self.settings.spool_dir, engine, on_progress=self._say_waiting) as drainer:
                 while True:
                     stopping = self._stopping.is_set()
                     try:
@@ -142,8 +143,7 @@ class Controller:
                         if not failing:
                             logger.warning("%s", error)
                         failing = True
-                        backlog = drainer.backlog()
-                        self._say_backlog(backlog.spool_bytes, backlog.oldest_at)
+                        self._say_waiting(drainer.backlog())
                         if stopping:
                             return
                     # Sealed ones, too: the last worker may have sealed its segment just behind this drain.
@@ -170,6 +170,9 @@ class Controller:
         if result.unmatched_labels:
             metrics.labels.labels("unmatched").inc(result.unmatched_labels)
         self._say_backlog(result.bytes_left, result.oldest_at)
+
+    def _say_waiting(self, waiting: Backlog) -> None:
+        self._say_backlog(waiting.bytes_left, waiting.oldest_at)
 
     def _say_backlog(self, bytes_left: int, oldest_at: float | None) -> None:
         lag = 0.0 if oldest_at is None else max(0.0, time.time() - oldest_at)
