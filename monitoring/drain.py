@@ -13,9 +13,10 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES: Final = 4 * 2**20
 _OPEN_SEGMENTS: Final = 64
+TELL_EVERY_S: Final = 1.0
 _DAMAGED: Final = 0
 """Kind of a dead letter that was no record at all."""
 _logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class SpoolBusy(RuntimeError):
     def __init__(self, directory: Path, holder: str) -> None:
         super().__init__(
             f"the spool {directory} is being drained by {holder or 'another process'}: "
-            "stop that server, or give this one a directory of its own ([server] var)"
+            "stop that server, or give this one a directory of its own ([store] var)"
         )
 
 
@@ -113,12 +115,20 @@ class Backlog(msgspec.Struct, frozen=True):
 class _Progress:
     """How far one segment has been stored."""
 
-    __slots__ = ("offset", "resume", "suspect")
+    __slots__ = ("_stored", "offset", "resume", "suspect")
 
     def __init__(self, resume: int) -> None:
         self.offset = 0
         self.resume = resume  # records that begin up to here were committed by an earlier drainer
         self.suspect = -1  # where an open segment looked damaged last time
+        self._stored = -1
+
+    def stored(self, fd: int) -> int:
+        """Where the records end that an earlier drainer committed."""
+        if self._stored < 0:
+            resume = self.resume
+            self._stored = 0 if resume < 0 else resume + needed_bytes(os.pread(fd, HEADER_BYTES, resume), 0)
+        return self._stored
 
 
 class _Batch:
@@ -135,13 +145,23 @@ class _Batch:
 class Drainer:
     """The one drainer of a spool directory, from construction to `close`. Not for several threads at once.
 
+    `on_progress` is told the backlog from the start of the first drain on, then about once a second while one lasts.
     Raises `SpoolBusy` when another process drains it.
     """
 
-    def __init__(self, directory: Path, engine: sa.Engine, *, batch_rows: int = 10_000) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        engine: sa.Engine,
+        *,
+        batch_rows: int = 10_000,
+        on_progress: Callable[[Backlog], None] = lambda backlog: None,
+    ) -> None:
         self._directory = directory
         self._engine = engine
         self._batch_rows = batch_rows
+        self._on_progress = on_progress
+        self._told_at = float("-inf")
         self._progress: dict[int, _Progress] = {}
         self._counts: dict[str, int] = {}
         self._refusal = ""
@@ -178,9 +198,12 @@ class Drainer:
             if gc.isenabled():  # nothing here is cyclic, and it would walk the rows of a batch over and over
                 gc.disable()
                 stack.callback(gc.enable)
-            segments = self._segments()
+            segments = _segments(self._directory)
             for forgotten in self._progress.keys() - segments.keys():
                 del self._progress[forgotten]
+            for segment in segments:
+                self._known(segment)
+            self._tell()
             finished: list[tuple[Path, int]] = []  # whose locks we hold until they are deleted
             stack.callback(_close_all, finished)
             for segment, names in segments.items():
@@ -213,43 +236,9 @@ class Drainer:
 
     def backlog(self) -> Backlog:
         """What waits in the spool; asks no database, so it also works while that is down."""
-        total, left, oldest = 0, 0, None
-        for segment, names in self._segments().items():
-            opened = _open_segment(names)
-            if opened is None:
-                continue
-            fd, _ = opened
-            try:
-                size = os.fstat(fd).st_size
-                progress = self._progress.get(segment)
-                offset = progress.offset if progress else 0
-                total += size
-                if size > offset:
-                    left += size - offset
-                    at = time_of(os.pread(fd, HEADER_BYTES, offset))
-                    oldest = at if oldest is None or (at is not None and at < oldest) else oldest
-            finally:
-                os.close(fd)
-        return Backlog(total, left, oldest)
+        return backlog(self._directory, self._progress)
 
-    def _segments(self) -> dict[int, list[Path]]:
-        """The segments in the directory, oldest first, with the names they may be found under."""
-        found: dict[int, list[Path]] = {}
-        for path in self._directory.iterdir():
-            if path.suffix in (OPEN, SEALED):
-                with contextlib.suppress(ValueError):
-                    segment = int(path.stem, 16)
-                    # Its worker may seal it between the listing and the opening.
-                    found[segment] = [
-                        path,
-                        segment_path(self._directory, segment, SEALED),
-                    ]
-            elif path.suffix == NEWBORN:
-                _clear_newborn(path)
-        return dict(sorted(found.items()))
-
-    def _unread(self, segment: int, fd: int, final: bool) -> Iterator[Frame | Damage]:
-        """Records behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
+    def _known(self, segment: int) -> _Progress:
         progress = self._progress.get(segment)
         if progress is None:
             try:
@@ -257,6 +246,17 @@ class Drainer:
             except Exception as error:
                 raise DrainFailed(error) from error
             progress = self._progress[segment] = _Progress(resume)
+        return progress
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= TELL_EVERY_S:
+            self._on_progress(self.backlog())
+            self._told_at = now
+
+    def _unread(self, segment: int, fd: int, final: bool) -> Iterator[Frame | Damage]:
+        """Records behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
+        progress = self._known(segment)
         size = os.fstat(fd).st_size
         offset, length = progress.offset, _CHUNK_BYTES
         while offset < size:
@@ -305,6 +305,7 @@ class Drainer:
         self._count(torn=batch.torn)
         for segment, end in batch.ends.items():
             self._progress[segment].offset = end
+        self._tell()
 
     def _store(self, rows: Rows, reached: Reached) -> bool:
         """Whether the rows are stored; False when the database refuses one of them for what it is."""
@@ -363,6 +364,45 @@ class Drainer:
             gone.append(segment)
         if gone:
             forget_segments(self._engine, gone)
+
+
+def backlog(directory: Path, known: Mapping[int, _Progress] = MappingProxyType({})) -> Backlog:
+    """What waits in a spool; of segments that are not `known`, all that is in them."""
+    total, left, oldest = 0, 0, None
+    for segment, names in _segments(directory).items():
+        opened = _open_segment(names)
+        if opened is None:
+            continue
+        fd, _ = opened
+        try:
+            size = os.fstat(fd).st_size
+            progress = known.get(segment)
+            offset = 0 if progress is None else max(progress.offset, progress.stored(fd))
+            total += size
+            if size > offset:
+                left += size - offset
+                at = time_of(os.pread(fd, HEADER_BYTES, offset))
+                oldest = at if oldest is None or (at is not None and at < oldest) else oldest
+        finally:
+            os.close(fd)
+    return Backlog(total, left, oldest)
+
+
+def _segments(directory: Path) -> dict[int, list[Path]]:
+    """The segments in the directory, oldest first, with the names they may be found under."""
+    found: dict[int, list[Path]] = {}
+    for path in directory.iterdir():
+        if path.suffix in (OPEN, SEALED):
+            with contextlib.suppress(ValueError):
+                segment = int(path.stem, 16)
+                # Its worker may seal it between the listing and the opening.
+                found[segment] = [
+                    path,
+                    segment_path(directory, segment, SEALED),
+                ]
+        elif path.suffix == NEWBORN:
+            _clear_newborn(path)
+    return dict(sorted(found.items()))
 
 
 def _close_all(segments: Iterable[tuple[Path, int]]) -> None:

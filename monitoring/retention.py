@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring import store
+from monitoring.readers import readers
 from monitoring.record import Frame
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 DAY_S: Final = 86_400.0
 _ROWS_AT_ONCE: Final = 5000
 """A transaction this small lets the drain in between."""
+HELD_S: Final = 600.0
+"""How long readers of the SQLite log are waited for; a backup or an export takes minutes."""
+PAUSE_S: Final = 0.5
+LOOK_MS: Final = 200
 
 
 class RetentionPolicy(BaseModel):
@@ -95,27 +101,50 @@ def expire_files(folder: Path, pattern: str, before: float, keep: Collection[str
     return gone
 
 
-def compact(engine: sa.Engine) -> None:
+class LogHeld(RuntimeError):
+    """Raised when what was deleted could not be cleared out of SQLite's log, because others went on reading it."""
+
+    def __init__(self, who: str, waited_s: float) -> None:
+        super().__init__(
+            f"the rows are deleted, but the SQLite log could not be emptied in {waited_s:.0f} s: {who} reads the "
+            "database; end that, and ask again"
+        )
+
+
+def compact(
+    engine: sa.Engine,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    on_wait: Callable[[str], None] = lambda who: None,
+) -> None:
     """Give up what deleted rows left behind: SQLite is rewritten and its log emptied, PostgreSQL is vacuumed.
 
-    Until then deleted values can still be read in the file. On SQLite writers wait meanwhile (the spool keeps what is
-    answered); it needs free disk of the size of the database.
+    Until then deleted values can still be read in the file. On SQLite writers wait while it is rewritten (the spool
+    keeps what is answered); it needs free disk of the size of the database. Whoever reads the log meanwhile is waited
+    for, up to `HELD_S`, and `on_wait` is told whom. Raises `LogHeld`.
     """
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         if engine.dialect.name != "sqlite":
             for table in _TABLES:
                 connection.exec_driver_sql(f"vacuum {table}")
             return
+        usual = connection.exec_driver_sql("pragma busy_timeout").scalar_one()
         connection.exec_driver_sql("pragma secure_delete = on")
         connection.exec_driver_sql("pragma temp_store = file")  # a copy of the database has no place in memory
         try:
             connection.exec_driver_sql("vacuum")
-            for _ in range(5):
-                if not connection.exec_driver_sql("pragma wal_checkpoint(truncate)").one()[0]:
-                    return
-            raise RuntimeError(
-                "the SQLite log cannot be emptied: a reader holds it; close what reads the database, and ask again"
-            )
+            # While SQLite waits for a reader here, it lets nobody write: with the usual 30 s the lease ran out, and the
+            # run with it. So it looks for a moment, and the waiting is done here.
+            connection.exec_driver_sql(f"pragma busy_timeout = {LOOK_MS}")
+            waited = 0.0
+            while connection.exec_driver_sql("pragma wal_checkpoint(truncate)").one()[0]:
+                who = ", ".join(readers(Path(engine.url.database or ""))) or "somebody"
+                if waited >= HELD_S:
+                    raise LogHeld(who, waited)
+                on_wait(who)
+                sleep(PAUSE_S)
+                waited += PAUSE_S
         finally:
+            connection.exec_driver_sql(f"pragma busy_timeout = {int(usual)}")
             connection.exec_driver_sql("pragma secure_delete = off")
             connection.exec_driver_sql("pragma temp_store = memory")

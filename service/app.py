@@ -19,6 +19,7 @@ from service import process, wire
 from service.fastlane import FastLane
 from service.settings import SettingsError, load
 
+os.umask(0o077)  # what is written here holds data: it is for this user alone
 wire.install()
 try:
     SETTINGS = load()
@@ -52,6 +53,8 @@ class Controller:
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": [".*"]},
     traffic={"timeout": SETTINGS.serve.request_timeout_s},
+    # What `bentoml serve` listens on without `--host`; BentoML's own default is every network.
+    http={"host": process.numeric_address(SETTINGS.serve.host), "port": SETTINGS.serve.port},
     runner_probe={"enabled": False},
 )
 class PredictionService:

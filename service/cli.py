@@ -67,8 +67,14 @@ class _Shown:
     traceback = False
 
 
+class _Umask:
+    of_the_user: int | None = None
+    """As it was before this command made its own files private."""
+
+
 def main() -> None:
     """Entry point of the console command."""
+    _Umask.of_the_user = os.umask(0o077)  # the record, models and exports hold data
     app()
 
 
@@ -153,6 +159,8 @@ def init(
     """Write a commented evergreen.toml for a data file."""
     from service.init import init as write
 
+    if _Umask.of_the_user is not None:
+        os.umask(_Umask.of_the_user)  # a file of the user's own, often for a repository
     with show.open_console(stderr=True).status(f"looking at {data}"):
         done = write(data, target, time=time_column, ignore=_columns(ignore), task=task, out=out, force=force)
     if as_json:

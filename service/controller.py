@@ -13,15 +13,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import sqlalchemy as sa
 
-from monitoring.drain import Drainer, SpoolBusy
+from monitoring.drain import Drainer, SpoolBusy, backlog
 from monitoring.metrics import Metrics, total
 from monitoring.store import open_store
 from service.alarm import Alarm
-from service.live import Live, LiveVersion, read_live, read_reports, write_live
+from service.live import Live, LiveFile, LiveVersion, read_reports
 from service.process import Tree, forget_trees
 from service.scheduler import Scheduler
 from service.settings import Settings, management_token
@@ -32,7 +34,7 @@ from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
 
 if TYPE_CHECKING:
-    from monitoring.drain import DrainResult
+    from monitoring.drain import Backlog, DrainResult
 
 logger = logging.getLogger("evergreen.controller")
 
@@ -59,9 +61,11 @@ class Controller:
         self.status = ControllerStatus(at=time.time(), holder=self.replica)
         self._stopping = threading.Event()
         self._drained = threading.Event()
+        self._missing: set[int] = set()  # versions whose artefact is not here
         self._threads: list[threading.Thread] = []
         self._engine: sa.Engine | None = None
         self._engine_lock = threading.Lock()
+        self._status_lock = threading.Lock()
         self.scheduler: Scheduler | None = None
 
     def start(self) -> None:
@@ -70,9 +74,8 @@ class Controller:
             return
         give_way(CONTROLLER_NICE)
         forget_trees(self.settings.var / "run")
-        token = management_token(self.settings)
-        if token.new:  # under plain `bentoml serve`; `evergreen serve` has made and shown it already
-            print(f"management token (kept in {self.settings.token_file}): {token.value}", flush=True)
+        if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
+            print(f"management token: kept in {self.settings.token_file}", flush=True)
         threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "lead": self._lead}
         for name, work in threads.items():
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
@@ -119,6 +122,7 @@ class Controller:
                 logger.warning("the store does not answer (%s); predictions go on, trying again", reason)
                 said = True
             self._say(store_error=reason)
+            self._say_waiting(backlog(self.settings.spool_dir))
             if self._stopping.wait(STORE_RETRY_S):
                 return None
 
@@ -129,7 +133,7 @@ class Controller:
             return
         failing = False
         try:
-            with Drainer(self.settings.spool_dir, engine) as drainer:
+            with Drainer(self.settings.spool_dir, engine, on_progress=self._say_waiting) as drainer:
                 while True:
                     stopping = self._stopping.is_set()
                     try:
@@ -139,8 +143,7 @@ class Controller:
                         if not failing:
                             logger.warning("%s", error)
                         failing = True
-                        backlog = drainer.backlog()
-                        self._say_backlog(backlog.spool_bytes, backlog.oldest_at)
+                        self._say_waiting(drainer.backlog())
                         if stopping:
                             return
                     # Sealed ones, too: the last worker may have sealed its segment just behind this drain.
@@ -168,6 +171,9 @@ class Controller:
             metrics.labels.labels("unmatched").inc(result.unmatched_labels)
         self._say_backlog(result.bytes_left, result.oldest_at)
 
+    def _say_waiting(self, waiting: Backlog) -> None:
+        self._say_backlog(waiting.bytes_left, waiting.oldest_at)
+
     def _say_backlog(self, bytes_left: int, oldest_at: float | None) -> None:
         lag = 0.0 if oldest_at is None else max(0.0, time.time() - oldest_at)
         self.metrics.log_spool_bytes.set(bytes_left)
@@ -180,15 +186,13 @@ class Controller:
         if engine is None:
             return
         registry = Registry(engine, self.settings.models_dir, self.settings.model.name)
-        last = read_live(self.settings.live_file)
+        file, live = LiveFile(self.settings.live_file), None
         reported: tuple[float, list[WorkerState]] = (0.0, [])
-        failing = False
+        trouble = ""
         while not self._stopping.wait(self.settings.schedule.sync_interval_s):
             try:
                 live = self._live(registry)
-                if live != last:
-                    write_live(self.settings.live_file, live)
-                    last = live
+                file.keep(live)
                 states = [
                     WorkerState(self.replica, r.slot, r.serving, r.ready, {int(v): why for v, why in r.failed.items()})
                     for r in read_reports(self.tree.run_dir / "workers")
@@ -197,11 +201,24 @@ class Controller:
                 if states != reported[1] or now - reported[0] >= REPORT_EVERY_S:
                     report_workers(engine, self.replica, states)
                     reported = (now, states)
-                failing = False
-            except sa.exc.SQLAlchemyError as error:
-                if not failing:
+                if trouble or self.status.store_error:
+                    self._say(store_error="")
+                trouble = ""
+            except (sa.exc.SQLAlchemyError, OSError) as error:
+                if not trouble and isinstance(error, OSError):
+                    logger.warning("%s cannot be written (%s); the workers keep what they serve", file.path, error)
+                elif not trouble:
                     logger.warning("the store does not answer (%s); the workers keep what they serve", error)
-                failing = True
+                trouble = str(error).splitlines()[0]
+                if isinstance(error, sa.exc.SQLAlchemyError):
+                    self._say(store_error=trouble)
+                    self._keep(file, live)
+
+    def _keep(self, file: LiveFile, live: Live | None) -> None:
+        """While the store is down the last word of it still holds, also for a worker that comes back."""
+        if live is not None:
+            with suppress(OSError):  # said as soon as the store answers again
+                file.keep(live)
 
     def _watch(self) -> None:
         """Needs neither the store nor the disk: these are the troubles it is there to tell of."""
@@ -218,24 +235,30 @@ class Controller:
     def _live(self, registry: Registry) -> Live:
         named = registry.live()
 
+        problems: dict[int, str] = {}
+
         def version(number: int | None) -> LiveVersion | None:
             if number is None:
                 return None
             try:
                 return LiveVersion(number, str(registry.path(number)))
             except UnknownVersion as error:
-                logger.error("%s", error)
+                problems[number] = str(error)
                 return None
 
-        return Live(
+        live = Live(
             model=self.settings.model.name,
             champion=version(named.champion),
             announced=version(named.announced),
             challenger=version(named.challenger),
             canary=version(named.canary),
             canary_weight=named.canary_weight,
-            bootstrap=self.scheduler.bootstrap_state if self.scheduler else "",
+            bootstrap=self.scheduler.bootstrap_state if self.scheduler and named.champion is None else "",
         )
+        for problem in problems.keys() - self._missing:  # once each, not five times a second
+            logger.error("%s", problems[problem])
+        self._missing = set(problems)
+        return msgspec.structs.replace(live, problem=problems.get(named.champion or 0, ""))
 
     def _lead(self) -> None:
         engine = self.engine()
@@ -249,10 +272,9 @@ class Controller:
             self.scheduler.close()
 
     def _say(self, **changed: object) -> None:
-        import msgspec
-
-        self.status = msgspec.structs.replace(self.status, at=time.time(), **changed)
-        try:
-            write_status(self.tree.run_dir, self.status)
-        except OSError as error:  # a full disk: the status is only for people
-            logger.debug("status not written: %s", error)
+        with self._status_lock:
+            self.status = msgspec.structs.replace(self.status, at=time.time(), **changed)
+            try:
+                write_status(self.tree.run_dir, self.status)
+            except OSError as error:  # a full disk: the status is only for people
+                logger.debug("status not written: %s", error)

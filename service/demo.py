@@ -36,8 +36,6 @@ CALM_S: Final = 20.0
 LABEL_DELAY_S: Final = 2.0
 LIMIT_S: Final = 165.0
 WORKERS: Final = 2
-FOLLOW_S: Final = 1.0
-"""One worker says that it is ready for itself; the other takes the first version up at its next look."""
 WINDOW_ROWS: Final = 750
 
 SETTINGS: Final = {
@@ -96,7 +94,8 @@ def run(*, keep: bool = False, seed: int = 0, console: Console | None = None) ->
         with Client(url, known_token(settings)) as client:
             ended_well = _show(client, url, seed, console)
         if keep and ended_well:
-            console.print(f"still serving: {url} (metrics: {url}/metrics), token {known_token(settings)}, Ctrl-C stops")
+            console.print(f"still serving: {url} (metrics: {url}/metrics), Ctrl-C stops")
+            console.print(f"management token: kept in {settings.token_file}")
             _wait_for_interrupt(server)
         return 0 if ended_well else 1
     except (ServiceError, DemoFailed) as error:
@@ -303,7 +302,6 @@ def _wait_ready(url: str, server: subprocess.Popen[bytes], home: Path, console: 
                 raise DemoFailed(f"the service ended with exit code {server.returncode}: see {home / 'server.log'}")
             with contextlib.suppress(Unreachable):
                 if client.readiness() == "":
-                    time.sleep(FOLLOW_S)
                     return
             time.sleep(0.3)
     raise DemoFailed(f"the service was not ready after 90 s: see {home / 'server.log'}")

@@ -7,6 +7,7 @@ never waits for a lock of a table. In the other direction each worker keeps one 
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -16,7 +17,12 @@ import msgspec
 
 from service.process import alive
 
+logger = logging.getLogger("evergreen.live")
+
 FORMAT: Final = 1
+
+Stamp = tuple[int, int, int]
+"""What changes when a file is replaced or written to: time, inode, size."""
 
 
 class LiveVersion(msgspec.Struct, frozen=True):
@@ -36,6 +42,9 @@ class Live(msgspec.Struct, frozen=True):
     canary: LiveVersion | None = None
     canary_weight: float = 0.0
     bootstrap: str = ""
+    """How the training of the first version goes or went, as long as there is none."""
+    problem: str = ""
+    """Why the champion cannot be named, when there is one."""
     format: int = FORMAT
 
     def wanted(self) -> tuple[LiveVersion, ...]:
@@ -70,6 +79,36 @@ def read_live(path: Path) -> Live | None:
         return msgspec.json.decode(path.read_bytes(), type=Live)
     except FileNotFoundError:
         return None
+
+
+class LiveFile:
+    """The live file as its one writer keeps it: written again when it is gone, damaged or says something else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp: Stamp | None = None
+        self._there: Live | None = None  # what stands in it, as far as its stamp is `_stamp`
+
+    def keep(self, live: Live) -> None:
+        """Leave `live` in the file. Raises OSError when it cannot be written."""
+        if self._stamp is None or stamp_of(self.path) != self._stamp:
+            try:
+                self._there = read_live(self.path)
+            except msgspec.DecodeError as error:
+                logger.warning("%s is damaged (%s): it is written anew", self.path, error)
+                self._there = None
+        if self._there != live:
+            write_live(self.path, live)
+        self._stamp, self._there = stamp_of(self.path), live
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of a file, None when it is not there."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def write_report(folder: Path, report: WorkerReport) -> None:

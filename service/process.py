@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -28,6 +29,10 @@ ORPHAN_GRACE_S: Final = 2.0
 SWITCH_INTERVAL_S: Final = 0.0005
 FILES_BESIDE: Final = 256
 """Files a worker has open beside its connections, and those being accepted, at most."""
+
+STOPPING: Final = "stopping"
+CLOSING: Final = "closing"
+"""Files of the run folder: this server finishes, and answers close their connections; then, nobody new gets in."""
 
 SUPERVISOR: Final = "supervisor"
 """File of the run folder with the process id of BentoML's supervisor: a child may outlive it before it looks."""
@@ -65,6 +70,11 @@ class Tree:
         given = os.environ.get(RUN_DIR_VARIABLE)
         run_dir = Path(given) if given else settings.var / "run" / f"bentoml-{supervisor}"
         return cls(run_dir=run_dir, role=os.environ.get(ROLE_VARIABLE, "serve"))
+
+
+def numeric_address(host: str) -> str:
+    """The numeric address of a host: BentoML takes no names."""
+    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
 
 
 def forget_trees(folder: Path) -> None:

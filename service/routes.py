@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from service.pages import PAGES, page
+
 if TYPE_CHECKING:
     from service.worker import Worker
 
@@ -20,8 +22,8 @@ Send = Callable[[Message], Awaitable[None]]
 JSON: Final = b"application/json"
 TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
-FRAMEWORK: Final = re.compile(r"/(schema\.json|static_content/.*|assets/.*)?")
-"""Paths that BentoML answers: its index page with the API's forms, and what its Python client asks for."""
+FRAMEWORK: Final = "/schema.json"
+"""The one path that BentoML answers: its Python client asks there what the service can do."""
 
 TEMPLATES: Final = (
     (re.compile(r"/(predict|feedback|schema|metrics|livez|readyz|healthz|docs\.json|v2)"), None),
@@ -43,7 +45,9 @@ def template(path: str) -> str:
     for pattern, name in TEMPLATES:
         if pattern.fullmatch(path):
             return name or path
-    return "framework" if FRAMEWORK.fullmatch(path) else "unknown"
+    if path == "/" or path.startswith("/docs"):
+        return "page" if path in PAGES else "unknown"
+    return "framework" if path == FRAMEWORK else "unknown"
 
 
 async def answer(worker: Worker, scope: Scope, receive: Receive, send: Send) -> bool:
@@ -65,10 +69,13 @@ async def answer(worker: Worker, scope: Scope, receive: Receive, send: Send) -> 
     elif path == "/manage" or path.startswith("/manage/"):
         application = await asyncio.to_thread(_management, worker)
         await application(scope, receive, send)
-    elif FRAMEWORK.fullmatch(path):
+    elif path == FRAMEWORK:
         return False
+    elif path in PAGES and scope["method"] in ("GET", "HEAD"):
+        content_type, body, headers = await asyncio.to_thread(page, path)
+        await respond(send, 200, body, content_type, headers)
     else:
-        await refuse(send, 404, f"{path[:80]}: no such route; the API is described at /docs.json")
+        await refuse(send, 404, f"{path[:80]}: no such route; the API is described at /docs")
     return True
 
 
@@ -95,11 +102,11 @@ def schema_page(worker: Worker) -> dict[str, Any]:
     return {"model": model.name, "version": model.version, **model.schema.json_schema()}
 
 
-async def _live_page(worker: Worker, send: Send, page: Callable[[Worker], dict[str, Any]]) -> None:
+async def _live_page(worker: Worker, send: Send, content: Callable[[Worker], dict[str, Any]]) -> None:
     if worker.model.current is None:
         await refuse(send, 503, worker.why_not_ready or "not ready", 1)
     else:
-        await respond(send, 200, msgspec.json.encode(page(worker)), JSON)
+        await respond(send, 200, msgspec.json.encode(content(worker)), JSON)
 
 
 def _management(worker: Worker) -> Any:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
-from service.process import SUPERVISOR
+from service.process import CLOSING, STOPPING, SUPERVISOR, numeric_address
 from service.settings import (
     ROLE_VARIABLE,
     RUN_DIR_VARIABLE,
@@ -36,6 +36,9 @@ INSTALL_ROOT: Final = Path(__file__).resolve().parent.parent
 
 NOTICE_S: Final = 1.0
 """How long `/readyz` answers 503 before requests are refused: load balancers look that often."""
+
+QUIET_S: Final = 0.5
+"""Then how long nobody new gets in before the listener is closed: who waits in its queue is served."""
 
 
 class ServeError(RuntimeError):
@@ -105,14 +108,13 @@ def run(
     settings.models_dir.mkdir(parents=True, exist_ok=True)
     run_dir = settings.var / "run" / secrets.token_hex(6)
     (run_dir / "workers").mkdir(parents=True)
-    token, new = management_token(settings)
-    if new:
-        say(f"management token (kept in {settings.token_file}): {token}")
+    if management_token(settings).new:
+        say(f"management token: kept in {settings.token_file}")
     env = environment(settings, run_dir, role, os.environ)
     command = [
         *(sys.executable, "-m", "bentoml", "serve", "service.app:PredictionService"),
         *("--working-dir", str(INSTALL_ROOT)),
-        *("--host", _address(settings.serve.host), "--port", str(settings.serve.port)),
+        *("--host", numeric_address(settings.serve.host), "--port", str(settings.serve.port)),
         *("--timeout-graceful-shutdown", str(max(1, round(settings.serve.stop_timeout_s)))),
     ]
     stop_asked: list[int] = []
@@ -145,10 +147,11 @@ def run(
 
 
 def stop(child: subprocess.Popen[bytes], run_dir: Path, timeout_s: float) -> None:
-    """Stop in order: tell the load balancer, finish requests in flight, drain, and end within `timeout_s` seconds."""
+    """Stop in order: tell the load balancer, let nobody new in, finish what is there, drain; within `timeout_s` s."""
     deadline = time.monotonic() + timeout_s
-    (run_dir / "stopping").touch()
-    _wait(child, min(NOTICE_S, timeout_s / 4))
+    for mark, seconds in ((STOPPING, NOTICE_S), (CLOSING, QUIET_S)):
+        (run_dir / mark).touch()
+        _wait(child, min(seconds, timeout_s / 4))
     if child.poll() is None:
         child.terminate()
         _wait(child, deadline - time.monotonic())
@@ -171,11 +174,6 @@ def _die_with_parent() -> None:
     """In the child: SIGKILL when the parent goes. Its own children notice and end by themselves."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _address(host: str) -> str:
-    """The numeric address of a host: BentoML takes no names."""
-    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
 
 
 def _check_port(host: str, port: int) -> None:

@@ -13,14 +13,19 @@ import msgspec
 
 from monitoring.log import PredictionLog
 from monitoring.metrics import HotCounter, HotHistogram, Metrics
-from service.live import Live, WorkerReport, read_live, write_report
+from service.door import close_door
+from service.live import Live, Stamp, WorkerReport, read_live, stamp_of, write_report
 from service.predictor import LiveModel
 from service.privacy import open_privacy
+from service.process import CLOSING, STOPPING
+from service.readiness import WHY_STOPPING, FirstStart, why_no_model
 from service.settings import Settings
 
 logger = logging.getLogger("evergreen.worker")
 
 REPORT_EVERY_S: Final = 2.0
+MARKS_EVERY_S: Final = 0.1
+"""How soon a worker knows that its server stops, however seldom it looks for another version."""
 
 
 class Worker:
@@ -48,7 +53,10 @@ class Worker:
         self.privacy = open_privacy(settings)
         self.live: Live | None = None
         self.stopping = False
-        self._live_stamp: tuple[int, int] | None = None
+        self._door_closed = False
+        self._start = FirstStart(run_dir, slot, settings.serve.workers)
+        self._live_stamp: Stamp | None = None
+        self._damage = ""  # of the live file as it is now
         self._reported: WorkerReport | None = None
         self._unreported = False
         self._closed = threading.Event()
@@ -74,16 +82,16 @@ class Worker:
 
     @property
     def why_not_ready(self) -> str | None:
-        """Why predictions cannot be answered by this worker now, or None when they can."""
+        """Why predictions should not be sent here now, or None when they can be answered.
+
+        At a server's first start this is about all its workers: the next connection may be another's.
+        """
         if self.stopping:
-            return "stopping: this server finishes its requests in flight; send new ones to another replica"
-        if self.model.current is not None:
-            return None
-        if self.model.failed:
-            version, reason = next(iter(self.model.failed.items()))
-            return f"no model in service: version {version} does not load: {reason}"
-        detail = self.live.bootstrap if self.live and self.live.bootstrap else "the first version is being trained"
-        return f"no model in service yet: {detail}; see `evergreen runs`"
+            return WHY_STOPPING
+        if self.model.current is None:
+            path = self.settings.live_file
+            return why_no_model(self.run_dir, path, self.live, self._damage, self.model.failed, time.time())
+        return self._start.waits_for()
 
     def _count_swap(self, result: str, seconds: float) -> None:
         self.metrics.model_swaps.labels(result).inc()
@@ -91,20 +99,32 @@ class Worker:
 
     def _run(self) -> None:
         interval = self.settings.serve.poll_interval_s
-        while not self._closed.wait(interval):
+        due = time.monotonic() + interval
+        while not self._closed.wait(min(interval, MARKS_EVERY_S)):
             try:
-                self._look(time.time())
+                self._look_for_the_end()
+                if time.monotonic() >= due:
+                    self._look(time.time())
+                    due = time.monotonic() + interval
             except Exception:  # the thread that keeps the model fresh must outlive a bad moment of the disk
                 logger.exception("could not follow %s; the model in service stays", self.settings.live_file)
 
-    def _look(self, now: float) -> None:
-        if not self.stopping and (self.run_dir / "stopping").exists():
+    def _look_for_the_end(self) -> None:
+        if not self.stopping and (self.run_dir / STOPPING).exists():
             self.stopping = True
-        stamp = _stamp(self.settings.live_file)
+        if self.stopping and not self._door_closed and (self.run_dir / CLOSING).exists():
+            self._door_closed = True
+            close_door()
+
+    def _look(self, now: float) -> None:
+        self._look_for_the_end()
+        stamp = stamp_of(self.settings.live_file)
         if stamp != self._live_stamp:
+            self._damage = ""
             try:
                 self.live = read_live(self.settings.live_file) or self.live
             except msgspec.DecodeError as error:
+                self._damage = str(error)
                 logger.error("%s is damaged (%s); the model in service stays", self.settings.live_file, error)
             self._live_stamp = stamp
         if self.live is not None:
@@ -136,11 +156,3 @@ class Worker:
             self._unreported = True
             return
         self._reported, self._unreported = report, False
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_mtime_ns, stat.st_ino

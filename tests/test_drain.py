@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring import store
-from monitoring.drain import Drainer, DrainFailed, SpoolBusy
+from monitoring.drain import Backlog, Drainer, DrainFailed, SpoolBusy
 from monitoring.insert import _by_day
-from monitoring.log import LogPolicy, PredictionLog
+from monitoring.log import LogPolicy, PredictionLog, spool_bytes
 from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION, Rows
 from service.fastlane import new_ids
 from tests.processes import python
@@ -345,7 +345,7 @@ def test_the_newborn_segment_of_a_dead_worker_is_cleared_away_and_a_locked_one_l
 WORKER = r"""
 import fcntl, json, os, sys  # os.write, because print() may be killed before its newline
 from pathlib import Path
-from monitoring.log import LogPolicy, PredictionLog
+from monitoring.log import LogPolicy, PredictionLog, spool_bytes
 fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 4096)  # so that it cannot run far ahead of the test
 for worker in range(int(sys.argv[2])):  # forked, so that the imports are paid for once
     if os.fork() == 0:
@@ -420,7 +420,7 @@ def test_every_acknowledged_row_of_killed_workers_is_stored_exactly_once_by_kill
 STOPPABLE = """
 import json, sys
 from pathlib import Path
-from monitoring.log import LogPolicy, PredictionLog
+from monitoring.log import LogPolicy, PredictionLog, spool_bytes
 log = PredictionLog(Path(sys.argv[1]), LogPolicy(fsync="never"))
 for id in sys.stdin:
     answer = {"version": 3, "ids": [id.strip()], "predictions": [1]}
@@ -689,3 +689,33 @@ def test_labels_of_any_age_find_their_predictions_on_postgresql(
 
     assert (result.matched_labels, result.unmatched_labels, again.repeated_ids) == (2, 1, 1)
     engine.dispose()
+
+
+def test_the_backlog_is_told_from_the_start_of_a_long_drain_and_while_it_lasts(
+    engine: sa.Engine, spool: Path, log: PredictionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitoring.drain.TELL_EVERY_S", 0.0)
+    for at in range(20):
+        predict(log, f"a{at}", at=float(at + 1))
+    told: list[Backlog] = []
+
+    with Drainer(spool, engine, batch_rows=5, on_progress=told.append) as drainer:
+        drainer.drain(30.0)
+
+    left = [backlog.bytes_left for backlog in told]
+    assert left[0] == spool_bytes(spool)
+    assert left == sorted(left, reverse=True) and len(set(left)) >= 4 and left[-1] == 0
+    assert [told[0].oldest_at, told[1].oldest_at] == [1.0, 6.0]
+
+
+def test_what_an_earlier_drainer_stored_is_no_backlog(engine: sa.Engine, spool: Path, log: PredictionLog) -> None:
+    predict(log, "a", at=1.0)
+    with Drainer(spool, engine) as drainer:
+        drainer.drain(2.0)
+    told: list[Backlog] = []
+
+    predict(log, "b", at=5.0)
+    with Drainer(spool, engine, on_progress=told.append) as drainer:
+        drainer.drain(6.0)
+
+    assert (told[0].bytes_left, told[0].oldest_at) == (spool_bytes(spool) // 2, 5.0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from monitoring.export import export, locked
 from monitoring.log import LogPolicy, PredictionLog
 from monitoring.record import FEEDBACK, PREDICTION
 from monitoring.schema import FeatureSchema
-from monitoring.store import dead_letters, labels, open_store, predictions, runs
+from monitoring.store import connect, dead_letters, labels, open_store, predictions, runs
 from monitoring.window import read_window
 from service.management import Erasure
+from tests.processes import python
 from tests.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
 from training.artefact import REFERENCE, SCHEMA, file_digest, verify
 from training.cycle import take_over
@@ -346,3 +348,54 @@ def test_a_value_given_as_text_also_means_what_it_spells(
 
     log.close()
     engine.dispose()
+
+
+READER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("begin")
+connection.execute("select count(*) from predictions").fetchall()
+print("reading", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_an_erasure_waits_for_a_reader_says_who_it_is_and_lets_others_write_meanwhile(traces: Traces) -> None:
+    database, longest = str(traces.place.engine.url.database), 0.0
+    with python(READER, database) as reader:
+        assert reader.stdin is not None and reader.stdout is not None
+        assert reader.stdout.readline() == "reading\n"
+
+        def write(seconds: float) -> None:
+            """As the drain and the lease do, between two looks of the erasure."""
+            nonlocal longest
+            began = time.monotonic()
+            with connect(traces.place.engine.url.render_as_string()).begin() as connection:
+                connection.exec_driver_sql("update evergreen_meta set schema_version = schema_version")
+            longest = max(longest, time.monotonic() - began)
+            slept.append(seconds)
+            if len(slept) == 4:
+                reader.stdin.write("\n")  # type: ignore[union-attr]
+                reader.stdin.flush()  # type: ignore[union-attr]
+                reader.wait()
+
+        slept: list[float] = []
+        traces.place.loop = replace(traces.place.loop, sleep=write)
+        run = traces.place.ask("erase", ids=["anna-1"])
+
+    assert run.outcome == "erased", run.record
+    assert f"process {reader.pid} (" in run.record["waited_for"]
+    assert len(slept) == 4 and longest < 5
+
+
+def test_an_erasure_that_a_reader_never_lets_end_says_who_it_was(traces: Traces) -> None:
+    with python(READER, traces.place.engine.url.database) as reader:
+        assert reader.stdout is not None and reader.stdout.readline() == "reading\n"
+        hurried = replace(traces.place.loop, sleep=lambda seconds: None)
+        traces.place.loop = hurried
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("monitoring.retention.HELD_S", 1.0)
+            run = traces.place.ask("erase", ids=["anna-1"])
+
+    assert (run.state, run.outcome) == ("failed", "refused")
+    assert f"process {reader.pid} (" in run.record["error"] and "anna" not in json.dumps(run.record)

@@ -125,7 +125,11 @@ def test_swaps_under_concurrent_reads_never_mix_versions(versions: Path) -> None
 
 def test_a_worker_started_while_the_store_is_down_serves_what_was_live(versions: Path, tmp_path: Path) -> None:
     settings = load(
-        environ={"EVERGREEN_HOME": str(tmp_path), "EVERGREEN_STORE__URL": "postgresql+psycopg://127.0.0.1:1/x"}
+        environ={
+            "EVERGREEN_HOME": str(tmp_path),
+            "EVERGREEN_STORE__URL": "postgresql+psycopg://127.0.0.1:1/x",
+            "EVERGREEN_SERVE__WORKERS": "1",
+        }
     )
     write_live(settings.live_file, live(versions, 2))
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import multiprocessing
+import re
 import stat
 import subprocess
 import sys
@@ -363,3 +365,18 @@ def test_importing_the_settings_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == ""
+
+
+def test_every_section_and_key_that_a_message_names_exists() -> None:
+    """`[section] key` in a text of the code is one of the settings, or the section's name and a word of prose."""
+    texts = set()
+    for package in ("service", "training", "monitoring"):
+        for file in (Path(__file__).parent.parent / package).rglob("*.py"):
+            nodes = ast.walk(ast.parse(file.read_text()))
+            texts |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    named = {found for text in texts for found in re.findall(r"(?<!\w)\[([a-z]{3,})\] ([a-z_]+)", text)}
+    known = {tuple(row.key.split(".")) for row in table()}
+
+    assert ("store", "var") in named
+    assert {section for section, _ in named} <= set(SECTIONS)
+    assert {key for section, key in named if (section, key) not in known} <= {"hashes", "keeps", "if"}

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from monitoring.drift import DriftPolicy, DriftReport, detect
 from monitoring.export import ExportsBusy
 from monitoring.quality import QualityPolicy, fell, measure
-from monitoring.retention import RetentionPolicy
+from monitoring.retention import LogHeld, RetentionPolicy
 from monitoring.schema import FeatureSchema, SchemaError
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA, ArtefactError
@@ -493,7 +493,16 @@ def _carry_out(loop: Loop, run: Run, story: Story, work: Callable[[], Ending]) -
         story["error"], ending = str(error), Ending("failed", "stopped")
     except JobCrashed as error:
         story["error"], story["stderr"], ending = str(error), error.tail, Ending("failed", "crashed")
-    except (UnknownVersion, NoPrevious, DataError, SchemaError, ArtefactError, NotDrained, ExportsBusy) as error:
+    except (
+        UnknownVersion,
+        NoPrevious,
+        DataError,
+        SchemaError,
+        ArtefactError,
+        NotDrained,
+        ExportsBusy,
+        LogHeld,
+    ) as error:
         story["error"], ending = str(error), Ending("failed", "refused")
     except Exception as error:  # of a library, or a fault of ours: the row must say it, the log has the trace
         logger.exception("run %d (%s) failed", run.id, run.kind)

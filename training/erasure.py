@@ -8,6 +8,7 @@ feature's value in both. Fitted models stay as they are; the version is marked `
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from training.runs import Run
 
 Story = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 DRAIN_TRIES: Final = 240
 DRAIN_WAIT_S: Final = 0.25
@@ -86,13 +89,22 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
             story["spool_records"] = blank_spool(loop.spool_dir, loop.engine, test)
         loop.runs.redact(run.id, story["payload"], loop.token)
         story["rows"] = erase_rows(loop.engine, subject, found.ids, until)
-    free_space(loop)
+    free_space(loop, story)
 
 
-def free_space(loop: Loop) -> None:
-    """`compact` the store, and let the renewal of the lease come through that had to wait for it."""
+def free_space(loop: Loop, story: Story) -> None:
+    """`compact` the store, and let the renewal of the lease come through that had to wait for it.
+
+    Whom it had to wait for is logged, and stands in the story. Raises `LogHeld`.
+    """
+
+    def wait(who: str) -> None:
+        if story.get("waited_for") != who:
+            logger.warning("to clear out what was deleted, the SQLite log must be free: waiting for %s", who)
+        story["waited_for"] = who
+
     began = loop.clock()
-    compact(loop.engine)
+    compact(loop.engine, sleep=loop.sleep, on_wait=wait)
     if loop.clock() - began > LONG_S:
         loop.sleep(2 * LONG_S)
 

@@ -130,6 +130,7 @@ class Window(msgspec.Struct, frozen=True):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job in the file named by the one argument; 0 when it ran to a verdict, 1 when not, 2 for a bad spec."""
+    os.umask(0o077)  # what it writes was learnt from the record
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) != 1:
         print("usage: python -m training.job SPEC.json", file=sys.stderr)

@@ -44,7 +44,7 @@ def retain(loop: Loop, policy: RetentionPolicy) -> Story:
         story["spool_records"] = records
     story["rows"] = expire(loop.engine, cutoffs)
     if any(story["rows"].values()):
-        free_space(loop)
+        free_space(loop, story)
     before = cutoffs.get("predictions")
     if before is not None:
         forget_unfinished(loop)
