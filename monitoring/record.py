@@ -23,7 +23,8 @@ import msgspec
 PREDICTION: Final = 1
 """Parts: the answer as sent, the request body as received."""
 FEEDBACK: Final = 2
-"""One part: the request body, `{"labels": [{"id", "label", "observed_at"?}]}`."""
+"""Parts: the request body, `{"labels": [{"id", "label", "observed_at"?}]}`, and, when it came with a token, whose:
+`{"source"}`."""
 REJECTION: Final = 3
 """One part: `{"route", "status", "count", "reason"}`."""
 
@@ -65,6 +66,8 @@ class Label(NamedTuple):
     label: str
     observed_at: float
     received_at: float
+    source: str
+    """Name of the token it came with, "" when it came without one."""
 
 
 class Rejection(NamedTuple):
@@ -265,6 +268,10 @@ class _Feedback(msgspec.Struct, gc=False):
     labels: list[_Labelled]
 
 
+class _Sent(msgspec.Struct, gc=False):
+    source: str
+
+
 class _Refused(msgspec.Struct, gc=False):
     route: str
     status: int
@@ -276,6 +283,7 @@ _new_tuple = tuple.__new__
 _answer = msgspec.json.Decoder(_Answer)
 _asked = msgspec.json.Decoder(_Asked)
 _feedback = msgspec.json.Decoder(_Feedback)
+_sent = msgspec.json.Decoder(_Sent)
 _refused = msgspec.json.Decoder(_Refused)
 
 
@@ -382,6 +390,7 @@ def _decode_prediction(frame: Frame, segment: int, into: Rows) -> None:
 def _decode_feedback(frame: Frame, segment: int, into: Rows) -> None:
     day, first = segment_day(segment), frame.offset << 16
     given = _feedback.decode(frame.parts[0]).labels
+    source = _sent.decode(frame.parts[1]).source if len(frame.parts) == 2 else ""
     if len(given) != frame.rows:
         raise ValueError(f"{frame.rows} rows announced, {len(given)} labels")
     for row, one in enumerate(given):
@@ -394,4 +403,4 @@ def _decode_feedback(frame: Frame, segment: int, into: Rows) -> None:
             payload = msgspec.json.encode(one)[:MAX_DEAD_BYTES]
             into.dead.append(DeadLetter(day, segment, first | row, frame.at, FEEDBACK, str(error), payload))
             continue
-        into.labels.append(Label(day, segment, first | row, one.id, label, observed_at, frame.at))
+        into.labels.append(Label(day, segment, first | row, one.id, label, observed_at, frame.at, source))

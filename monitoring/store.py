@@ -14,7 +14,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """Format of the tables below. Bump it together with a new file in `monitoring/migrations/versions`, its number padded
 to four digits being the revision; the file also sets `evergreen_meta.schema_version`."""
 
@@ -54,6 +54,7 @@ labels = sa.Table(
     sa.Column("label", sa.Text, nullable=False),  # JSON scalar
     sa.Column("observed_at", sa.Double, nullable=False),  # seconds since 1970 UTC; the newest one counts
     sa.Column("received_at", sa.Double, nullable=False),
+    sa.Column("source", sa.Text, nullable=False, server_default=""),  # name of the token it came with, '' for none
     sqlite_with_rowid=False,
 )
 # Where a window is joined label by label, the index alone answers. PostgreSQL joins tables by hash, and its index has

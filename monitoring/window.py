@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -36,6 +36,8 @@ class StoredLabel(msgspec.Struct, frozen=True):
     label: Any
     observed_at: float
     received_at: float
+    source: str = ""
+    """Name of the token it came with, "" for none."""
 
 
 class LabelStatus(msgspec.Struct, frozen=True):
@@ -76,12 +78,14 @@ def read_window(
     version: int | None = None,
     after_key: RowKey | tuple[int, int, int] | None = None,
     labelled: bool = False,
+    sources: Collection[str] = (),
 ) -> pd.DataFrame:
     """Recorded predictions, oldest first: the canonical features in schema order, then
     `_id, _at, _version, _prediction, _score, _label, _observed_at` (and `_probabilities` for a multiclass task).
 
     `since` <= at < `until`, seconds since 1970 UTC; `rows` keeps the newest ones. A label joins only the newest row
     with its id, and of several labels the one observed last counts. `labelled=True` keeps rows with a label.
+    With `sources` only the labels that came with a token of one of these names are looked at.
     `_score` is the probability of `classes[1]` of a binary task, else NaN. `_label` has the canonical dtype when every
     row has one, else it is float with NaN (regression) or object with None.
 
@@ -93,7 +97,7 @@ def read_window(
     # With none of these, a newer prediction of the same id is always in the window, too.
     whole = until is None and version is None and after_key is None
     with _snapshot(engine) as connection, _collector_paused():
-        return _read(connection, schema, conditions, rows, labelled, newest=True, whole=whole)[0]
+        return _read(connection, schema, conditions, rows, labelled, sources, newest=True, whole=whole)[0]
 
 
 def iter_window(
@@ -106,6 +110,7 @@ def iter_window(
     version: int | None = None,
     after_key: RowKey | tuple[int, int, int] | None = None,
     labelled: bool = False,
+    sources: Collection[str] = (),
 ) -> Iterator[pd.DataFrame]:
     """The same rows as `read_window`, oldest first, at most `chunk_rows` at a time: memory stays bounded.
 
@@ -117,7 +122,7 @@ def iter_window(
     while True:
         with _snapshot(engine) as connection, _collector_paused():
             frame, last = _read(
-                connection, schema, conditions + behind, chunk_rows, labelled, newest=False, whole=False
+                connection, schema, conditions + behind, chunk_rows, labelled, sources, newest=False, whole=False
             )
         if last is None:
             return
@@ -136,7 +141,7 @@ def label_status(engine: sa.Engine, id: str) -> LabelStatus:
             .order_by(*newest)
         ).all()
         given = connection.execute(
-            sa.select(labels.c.label, labels.c.observed_at, labels.c.received_at)
+            sa.select(labels.c.label, labels.c.observed_at, labels.c.received_at, labels.c.source)
             .where(labels.c.id == id)
             .order_by(*(column.desc() for column in _LABEL_ORDER))
         ).all()
@@ -147,7 +152,7 @@ def label_status(engine: sa.Engine, id: str) -> LabelStatus:
         version,
         at,
         None if prediction is None else msgspec.json.decode(prediction),
-        tuple(StoredLabel(msgspec.json.decode(label), observed, received) for label, observed, received in given),
+        tuple(StoredLabel(msgspec.json.decode(label), *rest) for label, *rest in given),
     )
 
 
@@ -235,8 +240,14 @@ def _superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     )
 
 
-def _has_label(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
-    return sa.exists(sa.select(sa.literal(1)).where(labels.c.id == rows.c.id))
+def _has_label(rows: sa.FromClause = predictions, sources: Collection[str] = ()) -> sa.ColumnElement[bool]:
+    return sa.exists(sa.select(sa.literal(1)).where(_joins(rows, sources)))
+
+
+def _joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[bool]:
+    """Whether a label is one of this row, and of one of these sources when some are named."""
+    same = labels.c.id == rows.c.id
+    return sa.and_(same, labels.c.source.in_(list(sources))) if sources else same
 
 
 # What `_fetch` selects: the columns of `predictions`, then those that order labels, then the label.
@@ -252,6 +263,7 @@ def _read(
     conditions: list[sa.ColumnElement[bool]],
     limit: int | None,
     labelled: bool,
+    sources: Collection[str],
     *,
     newest: bool,
     whole: bool,
@@ -261,11 +273,11 @@ def _read(
     `whole`: no newer prediction of an id can lie outside the window.
     """
     if labelled:
-        conditions = [*conditions, _has_label()]
+        conditions = [*conditions, _has_label(sources=sources)]
         if not whole:
             conditions.append(~_superseded())
     window = _window(conditions, limit, newest)
-    columns = _fetch(connection, window)
+    columns = _fetch(connection, window, sources)
     days, segments, positions, ids, at, *_, label_texts = columns
     if not ids:
         return _frame(schema, columns, set(), labelled), None
@@ -274,13 +286,15 @@ def _read(
         last_of = dict(zip(ids, range(len(ids)), strict=True))
         if len(last_of) < len(ids):
             if labelled:  # others belong in their place: let the database choose
-                return _read(connection, schema, conditions, limit, True, newest=newest, whole=False)
+                return _read(connection, schema, conditions, limit, True, sources, newest=newest, whole=False)
             superseded = {row for row, id_ in enumerate(ids) if last_of[id_] != row}
     elif not labelled and any(text is not None for text in label_texts):
         narrow = window.with_only_columns(predictions.c.id, predictions.c.at, *_KEY).subquery()
         if connection.execute(_twice(narrow)).first() is not None:
             older = sa.select(narrow.c.day, narrow.c.segment, narrow.c.position)
-            keys = {tuple(row) for row in connection.execute(older.where(_has_label(narrow), _superseded(narrow)))}
+            keys = {
+                tuple(row) for row in connection.execute(older.where(_has_label(narrow, sources), _superseded(narrow)))
+            }
             key_of = zip(days, segments, positions, strict=True)
             superseded = {row for row, key in enumerate(key_of) if key in keys}
     return _frame(schema, columns, superseded, labelled), (at[-1], days[-1], segments[-1], positions[-1])
@@ -297,12 +311,12 @@ def _window(conditions: list[sa.ColumnElement[bool]], limit: int | None, newest:
     )
 
 
-def _fetch(connection: sa.Connection, window: sa.Select[tuple[Any, ...]]) -> list[Sequence[Any]]:
+def _fetch(
+    connection: sa.Connection, window: sa.Select[tuple[Any, ...]], sources: Collection[str]
+) -> list[Sequence[Any]]:
     """The window's predictions, oldest first, each with the label that counts (or None), column by column."""
     rows = window.subquery()
-    joined = sa.select(rows, *_LABEL_ORDER, labels.c.label).join_from(
-        rows, labels, labels.c.id == rows.c.id, isouter=True
-    )
+    joined = sa.select(rows, *_LABEL_ORDER, labels.c.label).join_from(rows, labels, _joins(rows, sources), isouter=True)
     cursor: Any = connection.execute(joined).cursor  # its own tuples: SQLAlchemy's rows cost half as much again
     found: list[tuple[Any, ...]] = cursor.fetchall()
     cursor.close()

@@ -282,7 +282,7 @@ def check(loop: Loop, champion: int) -> Seen:
     drift = detect(compared, window, schema, loop.drift, seed=loop.seed)
 
     wanted = max(loop.quality.window_rows, loop.retrain.min_labelled_rows, loop.retrain.min_new_labelled_rows)
-    labelled = read_window(loop.engine, schema, rows=wanted, labelled=True)
+    labelled = read_window(loop.engine, schema, rows=wanted, labelled=True, sources=loop.gates.label_sources)
     answered = labelled[labelled["_version"] == champion].tail(loop.quality.window_rows)
     quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
     return Seen(champion, drift, quality, len(labelled), tuple(labelled[AT].tolist()), schema, compared, window)
@@ -392,7 +392,9 @@ def _known(loop: Loop, champion: int, story: Story) -> tuple[Path, FeatureSchema
     """The champion's folder and schema; its snapshot's source rows with the labelled record; its `until`."""
     folder, manifest = loop.registry.path(champion), loop.registry.manifest(champion)
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
-    record = read_window(loop.engine, schema, rows=loop.training.max_rows, labelled=True)
+    record = read_window(
+        loop.engine, schema, rows=loop.training.max_rows, labelled=True, sources=loop.gates.label_sources
+    )
     before = loop.snapshots_dir / f"{(manifest.get('data') or {}).get('snapshot')}.parquet"
     source = None
     if before.is_file():

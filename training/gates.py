@@ -50,6 +50,10 @@ class GatePolicy(BaseModel):
     sensitive: tuple[str, ...] = Field(
         (), description="features; always form segments, numeric ones by their quartiles"
     )
+    label_sources: tuple[str, ...] = Field(
+        (),
+        description="token names; whose labels may judge and train (empty: everyone's, also of an open `/feedback`)",
+    )
     max_latency_ratio: float = Field(
         3.0, gt=0, description="times; the challenger may take this much longer than the champion to answer"
     )
