@@ -70,6 +70,9 @@ class Metrics:
         )
         self.log_records = counter("log_records", "Rows given to the prediction log", "outcome")
         self.labels = counter("labels", "Labels by what became of them", "outcome")
+        self.source_rows = counter(
+            "source_rows", "Rows and labels by the token they came with (`open`: none)", "source", "kind"
+        )
         self.model_swaps = counter("model_swaps", "Changes of the model a worker answers with", "result")
         self.model_swap_seconds = Histogram(
             "evergreen_model_swap_seconds",

@@ -78,7 +78,7 @@ def main() -> None:
     app()
 
 
-def command(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a function as a command whose exceptions become one line and an exit code."""
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
@@ -98,7 +98,7 @@ def command(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
                     raise
                 _report(error)
 
-        app.command(name)(reported)
+        group.command(name)(reported)
         return reported
 
     return register
@@ -504,6 +504,59 @@ def traffic(
     raise typer.Exit(OK if summary.ok else FAILED)
 
 
+# Tokens
+
+tokens = typer.Typer(
+    help="Make, list and revoke tokens; a running server takes it up within a second.", no_args_is_help=True
+)
+app.add_typer(tokens, name="token")
+
+
+@command("add", tokens)
+def token_add(
+    name: Annotated[str, typer.Argument(help="Who holds it: it stands in runs, metrics and beside labels")],
+    scope: Annotated[list[str], typer.Option("--scope", help="predict, feedback, read, push or operate; repeatable")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token and print it, this once: only its hash is kept.
+
+    A second one of the same name may stand beside the first while clients change over; `revoke` ends all of a name.
+    """
+    import time
+
+    from service import keys
+
+    made = keys.add(_settings(config).tokens_file, name, scope, time.time())
+    if as_json:
+        show.print_json({"name": name, "scopes": scope, "token": made})
+    else:
+        typer.echo(made)
+
+
+@command("list", tokens)
+def token_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """The tokens, with what each may do; `admin` is the deployment's own."""
+    from service import keys
+
+    found = keys.read(_settings(config).tokens_file)
+    if as_json:
+        show.print_json([{"name": t.name, "scopes": list(t.scopes), "created_at": t.created_at} for t in found])
+    else:
+        show.print_tokens(found)
+
+
+@command("revoke", tokens)
+def token_revoke(
+    name: Annotated[str, typer.Argument(help="Of the token, or tokens, to end")], config: ConfigOption = None
+) -> None:
+    """End every token of a name."""
+    from service import keys
+
+    gone = keys.revoke(_settings(config).tokens_file, name)
+    typer.echo(f"{gone} {'token' if gone == 1 else 'tokens'} named {name!r} revoked")
+
+
 # Looking for trouble
 
 
@@ -532,8 +585,6 @@ def _settings(config: Path | None, given: Mapping[str, str] | None = None) -> Se
 
 
 def _client(config: Path | None, url: str, token: str) -> Client:
-    import getpass
-
     from service.client import Client
     from service.settings import known_token
 
@@ -542,11 +593,7 @@ def _client(config: Path | None, url: str, token: str) -> Client:
     # The token this machine made is for the service of this machine: it is not sent to a stranger's URL.
     own = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1", urlsplit(settings.address).hostname)
     known = token or settings.security.token.get_secret_value() or (known_token(settings) if own else "")
-    try:
-        who = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        who = ""
-    return Client(address, known, who=who if who.isascii() else "")
+    return Client(address, known)
 
 
 def _columns(given: Iterable[str] | None) -> list[str]:

@@ -45,16 +45,15 @@ class NotFinished(ServiceError):
 
 
 class Client:
-    """One connection to a service. `token` is needed for `/manage` only; `who` then stands in each run's row.
+    """One connection to a service. `token` is needed for `/manage`, and from other machines for all but the health
+    routes; its name stands in each run's row.
 
     Every call raises `Unreachable` when nothing answers, `ServiceError` (with `.status`) for an answer that is no 2xx.
     """
 
-    def __init__(self, url: str, token: str = "", *, who: str = "", timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, token: str = "", *, timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        if who:
-            headers["X-Evergreen-Who"] = who
         try:
             # `trust_env=False`: a proxy of the environment has no part in reaching one's own service.
             self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)

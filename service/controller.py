@@ -25,6 +25,7 @@ from monitoring.store import open_store
 from service.alarm import Alarm
 from service.live import Live, LiveFile, LiveVersion, read_reports
 from service.process import Tree, forget_trees
+from service.pushes import sweep
 from service.scheduler import Scheduler
 from service.settings import Settings, management_token
 from service.status import ControllerStatus, write_status
@@ -264,6 +265,7 @@ class Controller:
         engine = self.engine()
         if engine is None:
             return
+        sweep(self.settings, engine)
         holder = f"{self.replica}:{os.getpid()}"
         self.scheduler = Scheduler(self.settings, engine, self.metrics, holder)
         try:

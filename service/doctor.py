@@ -35,7 +35,8 @@ def examine(config: Path | None = None) -> list[Finding]:
         return [*found, Finding("settings", False, str(error))]
     where = str(settings.config_file) if settings.config_file else "defaults: there is no evergreen.toml"
     checks: tuple[tuple[str, Callable[[Settings], str]], ...] = (
-        ("data", _data), ("folder", _folder), ("disk", _disk), ("token", _token), ("store", _store), ("port", _port),
+        ("data", _data), ("folder", _folder), ("disk", _disk), ("token", _token), ("labels", _labels),
+        ("store", _store), ("port", _port),
     )  # fmt: skip
     found.append(Finding("settings", True, where))
     for name, check in checks:
@@ -106,6 +107,28 @@ def _token(settings: Settings) -> str:
     if mode & 0o077:
         raise PermissionError(f"{settings.token_file} has mode {mode:o}: others can read it, `chmod 600` it")
     return str(settings.token_file)
+
+
+def _labels(settings: Settings) -> str:
+    """Whose labels train: who may send them decides what is in service tomorrow."""
+    from service.keys import read
+
+    trusted, plane = settings.gates.label_sources, settings.security.data_plane
+    known = {token.name for token in read(settings.tokens_file) if "feedback" in token.scopes} | {"admin"}
+    if strangers := [name for name in trusted if name not in known]:
+        raise ValueError(
+            f"[gates] label_sources names {strangers[0]!r}, which is no token that may send labels: "
+            f"`evergreen token add {strangers[0]} --scope feedback`"
+        )
+    if trusted:
+        return f"only labels of {', '.join(trusted)} judge and train"
+    if plane == "open":
+        raise ValueError(
+            "anyone who reaches /feedback teaches the model: [security] data_plane is open and [gates] label_sources "
+            'names nobody; `evergreen token add NAME --scope feedback`, then label_sources = ["NAME"]'
+        )
+    who = "every token's holder" if plane == "tokens" else "every program on this machine, and every token's holder,"
+    return f"{who} teaches the model; [gates] label_sources narrows it"
 
 
 def _store(settings: Settings) -> str:

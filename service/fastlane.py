@@ -24,9 +24,12 @@ from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.schema import InvalidRequest
 from service import process
+from service.keys import Denied
 from service.large import check_values
 from service.predictor import ServedModel
 from service.routes import answer, template
+from service.settings import Scope as TokenScope
+from service.sources import Kind, OverLimit
 from service.worker import Worker
 
 if TYPE_CHECKING:
@@ -56,6 +59,9 @@ MOST_TEXT_BYTES: Final = 64 * 1024
 
 LENGTH_DIGITS: Final = 18
 """Of a content length; Python itself refuses to read very long numbers."""
+
+FORWARDED: Final = b"x-forwarded-for"
+"""A proxy of this machine says so of clients elsewhere."""
 
 REJECTIONS_EVERY_S: Final = 1.0
 JSON: Final = (b"content-type", b"application/json")
@@ -102,6 +108,7 @@ class Asked(NamedTuple):
     batch: Batch
     body: bytes
     started: float  # time.perf_counter() when the whole request was there
+    source: str = ""  # name of the token it came with
 
 
 class FastLane:
@@ -203,8 +210,9 @@ class Lane:
                     check_content_encoding(value)
                 elif name == b"x-request-id":
                     request_id = echoed(value)
+            source = self.source("predict" if path == "/predict" else "feedback", scope)
             async with self.whole_body(scope, receive) as content:
-                status, body = await handler(content)
+                status, body = await handler(content, source)
             self.count(path, status)
             headers = [JSON, (b"content-length", b"%d" % len(body))]
             if request_id:
@@ -218,28 +226,40 @@ class Lane:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    def source(self, needed: TokenScope, scope: Scope) -> str:
+        """Name of the token that a request came with, "" when it came without one and may. Raises `Denied`."""
+        authorization, client = b"", scope.get("client")
+        known = self.worker.keys.open_to(client[0] if client else None)
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+            elif name == FORWARDED:
+                known = self.worker.keys.open_to("")
+        return "" if known and not authorization else self.worker.keys.require(needed, authorization)
+
     def admit(self, more: int) -> None:
         """Raise `Reject` when more requests are in flight than this worker takes: waiting would only grow."""
         if self.in_flight + more > self.max_in_flight:
             raise Reject(503, f"{self.max_in_flight} requests are in flight on this worker; try again", 1)
 
-    async def _predict(self, body: bytes) -> tuple[int, bytes]:
+    async def _predict(self, body: bytes, source: str) -> tuple[int, bytes]:
         started = time.perf_counter()
         model = self.model
         if len(body) <= INLINE_BYTES:
-            return 200, await self.predict(model, Asked(model.decoder.decode(body), body, started))
+            return 200, await self.predict(model, Asked(model.decoder.decode(body), body, started, source))
 
         def work() -> tuple[Batch, Answers]:
             most = self._most_values(model)
             check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
             batch = model.decoder.decode(body)
+            self.count_source("predictions", source, batch.n)
             return batch, model.predict(batch)
 
         try:
             batch, found = await self.in_thread(work)
         except ValueError as error:
             raise unpredictable(model, error) from error
-        return 200, self.settle(model, (Asked(batch, body, started),), *found)[0]
+        return 200, self.settle(model, (Asked(batch, body, started, source),), *found)[0]
 
     def _most_values(self, model: ServedModel) -> int:
         """In a body of `/predict`: one for each feature and other column of each record, its id, and a few around."""
@@ -259,6 +279,7 @@ class Lane:
 
     async def predict(self, model: ServedModel, asked: Asked) -> bytes:
         """Predict, record and count a decoded request: the answer's JSON, as it also stands in the record."""
+        self.count_source("predictions", asked.source, asked.batch.n)
         try:
             if asked.batch.n > INLINE_ROWS or model.engine != "onnx":
                 found = await self.in_thread(lambda: model.predict(asked.batch))
@@ -267,6 +288,11 @@ class Lane:
         except ValueError as error:
             raise unpredictable(model, error) from error
         return self.settle(model, (asked,), *found)[0]
+
+    def count_source(self, kind: Kind, source: str, rows: int) -> None:
+        """Raises `OverLimit`. Rows without a token are counted only when they are limited, too."""
+        if source or self.worker.sources.limited:
+            self.worker.sources.take(kind, source, rows)
 
     def settle(
         self,
@@ -280,7 +306,7 @@ class Lane:
         `predictions` and `probabilities` are those of all their rows, in order.
         """
         answers, records, start = [], [], 0
-        for batch, body, _ in requests:
+        for batch, body, _, _ in requests:
             end = start + batch.n
             answer = self._encode(
                 PredictAnswer(
@@ -311,10 +337,12 @@ class Lane:
             self.worker.prediction_seconds.observe(now - request.started)
         return answers
 
-    async def _feedback(self, body: bytes) -> tuple[int, bytes]:
+    async def _feedback(self, body: bytes, source: str) -> tuple[int, bytes]:
         labels = await self.in_thread(lambda: self._labels(body)) if len(body) > INLINE_BYTES else self._labels(body)
+        self.worker.sources.take("labels", source, len(labels))
         if self.log is not None:
-            kept = self.log.append(FEEDBACK, time.time(), len(labels), body)
+            whose = (msgspec.json.encode({"source": source}),) if source else ()
+            kept = self.log.append(FEEDBACK, time.time(), len(labels), body, *whose)
             self.worker.metrics.labels.labels("accepted" if kept else "dropped").inc(len(labels))
             if not kept:
                 raise Reject(503, "the record is full or its disk is; the labels were not kept, send them again", 30)
@@ -429,6 +457,10 @@ class Lane:
             status, message, retry_after_s, closes = error.status, error.message, error.retry_after_s, error.closes
         elif isinstance(error, InvalidRequest):
             status, message, reason = error.status, error.message, error.reason
+        elif isinstance(error, Denied):
+            status, message, closes = error.status, error.message, True
+        elif isinstance(error, OverLimit):
+            status, message, retry_after_s = 429, str(error), error.retry_after_s
         else:
             request_id = request_id or new_ids(1)[0].encode()
             logger.error("unexpected error on %s, request %s", path, request_id.decode(), exc_info=error)
@@ -437,6 +469,8 @@ class Lane:
         headers = [JSON, (b"content-length", b"%d" % len(body))]
         if retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % retry_after_s))
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
         if status == 405:
             headers.append((b"allow", b"POST"))
         if request_id:

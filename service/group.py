@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from monitoring.decode import Batch
 from service.fastlane import (
+    FORWARDED,
     INLINE_ROWS,
     Asked,
     Headers,
@@ -21,6 +22,7 @@ from service.fastlane import (
     echoed,
     unpredictable,
 )
+from service.sources import OverLimit
 
 if TYPE_CHECKING:
     from service.fastlane import Lane
@@ -34,6 +36,9 @@ PATH: Final = "/predict"
 
 class Connection(Protocol):
     """Where an answer goes. Called once for each request that was taken, in the order they were."""
+
+    known: bool
+    """Whether its client needs no token."""
 
     def answer(self, body: bytes, request_id: bytes) -> None: ...
     def refuse(self, status: int, headers: Headers, body: bytes) -> None: ...
@@ -57,7 +62,7 @@ class Group:
     def take(self, connection: Connection, headers: Headers, body: bytes) -> bool:
         """Answer this request, now or at the end of the turn; False when it needs a thread, and nothing was done."""
         started = time.perf_counter()
-        lane, request_id = self._lane, b""
+        lane, request_id, authorization, known = self._lane, b"", b"", connection.known
         model = lane.worker.model.current
         if model is not None and model.engine != "onnx":
             return False
@@ -69,6 +74,11 @@ class Group:
                     request_id = echoed(value)
                 elif name == b"content-encoding":
                     check_content_encoding(value)
+                elif name == b"authorization":
+                    authorization = value
+                elif name == FORWARDED:
+                    known = lane.worker.keys.open_to("")
+            source = "" if known and not authorization else lane.worker.keys.require("predict", authorization)
             lane.admit(1)
             model = model or lane.model
             batch = model.decoder.decode(body)
@@ -77,12 +87,18 @@ class Group:
             return True
         if batch.n > INLINE_ROWS:
             return False
+        if source or lane.worker.sources.limited:
+            try:
+                lane.count_source("predictions", source, batch.n)
+            except OverLimit as error:
+                connection.refuse(*lane.refusal(PATH, error, request_id))
+                return True
         if model is not self._model:
             self.flush()
             self._model = model
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._waiting.append(_Waiting(connection, request_id, Asked(batch, body, started)))
+        self._waiting.append(_Waiting(connection, request_id, Asked(batch, body, started, source)))
         self._rows += batch.n
         if self._rows >= GROUP_ROWS:
             self.flush()

@@ -63,6 +63,10 @@ class WorkerReport(msgspec.Struct, frozen=True):
     engine: str = ""
     ready: tuple[int, ...] = ()
     failed: dict[str, str] = {}
+    hour: int = 0
+    """Hours since 1970 that `sent` is of."""
+    sent: dict[str, int] = {}
+    """Rows and labels of each source, `labels/crm`; only while they are limited."""
 
 
 def write_live(path: Path, live: Live) -> None:

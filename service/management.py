@@ -1,28 +1,31 @@
-"""`/manage`: what people do to the service. Each call needs the bearer token; each write is a row in `runs`.
+"""`/manage`: what people do to the service. `gate.py` has asked for the token before; each write is a row in `runs`.
 
 Slow work is never done inside the request: it is queued as a run, and the controller that holds the lease does it.
 """
 
 from __future__ import annotations
 
-import hmac
+import asyncio
+import fcntl
 import secrets
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from monitoring.store import connect
 from monitoring.window import label_status
 from service.live import read_reports
-from service.settings import management_token
+from service.pushes import pushes_folder
 from service.status import read_status
 from training.registry import Registry, UnknownVersion
 from training.rollout import live_workers
@@ -33,22 +36,40 @@ if TYPE_CHECKING:
 
     from service.worker import Worker
 
-LARGEST_PUSH_BYTES: Final = 2**30
+LARGEST_ID: Final = 2**31 - 1
+"""Of versions, runs and checks: a column of 32 bits."""
+
+
+def _storable(text: str) -> str:
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("has a zero character or half of a surrogate pair, which no database can store")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+VersionId = Annotated[int, InPath(ge=1, le=LARGEST_ID)]
+RowId = Annotated[int, InPath(ge=1, le=LARGEST_ID)]
 
 
 class Why(BaseModel):
     """The reason given for a write; it stands in the run."""
 
     model_config = ConfigDict(extra="forbid")
-    why: str = Field("", max_length=1000)
+    why: Text = Field("", max_length=1000)
 
 
 class Erasure(Why):
     """Whom to forget: prediction `ids`, or everyone whose record has this `value` of the `feature`; not both."""
 
-    ids: list[Annotated[str, Field(min_length=1, max_length=512)]] = Field([], max_length=10_000)
-    feature: str = Field("", max_length=1000)
-    value: str | bool | int | float | None = None
+    ids: list[Annotated[Text, Field(min_length=1, max_length=512)]] = Field([], max_length=10_000)
+    feature: Text = Field("", max_length=1000)
+    value: (
+        Annotated[Text, Field(max_length=10_000)]
+        | bool
+        | Annotated[int, Field(ge=-(2**63), lt=2**63)]
+        | Annotated[float, Field(allow_inf_nan=False)]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Erasure:
@@ -63,31 +84,38 @@ class Accepted(BaseModel):
     run: int
 
 
+class Error(BaseModel):
+    """What, where, and what to do."""
+
+    error: str
+
+
+TROUBLE: Final = {
+    400: "Malformed: the message names the place",
+    401: "No bearer token",
+    403: "A token of no or another deployment, or without the scope",
+    404: "No such version, run, check or route",
+    405: "Another method",
+    408: "The request was not whole in time",
+    409: "Not possible as things stand",
+    413: "Too many bytes",
+    500: "An error of ours: the request id stands in the log",
+    503: "The store does not answer: see Retry-After",
+}
+
+
 @lru_cache(maxsize=1)
 def application(worker: Worker) -> FastAPI:
     """The management API of this worker's deployment as an ASGI application."""
     settings = worker.settings
-    token, _ = management_token(settings)
     engine: sa.Engine = connect(settings.store_url)
     runs = Runs(engine)
     registry = Registry(engine, settings.models_dir, settings.model.name)
 
-    def authorised(authorization: Annotated[str, Header()] = "") -> str:
-        scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not given:
-            raise HTTPException(
-                401,
-                "no bearer token: send `Authorization: Bearer TOKEN` (kept in var/token, or [security] token)",
-                {"www-authenticate": "Bearer"},
-            )
-        if not hmac.compare_digest(given.strip().encode(), token.encode()):
-            raise HTTPException(403, "this bearer token is not the one of this deployment (var/token)")
-        return "api"
-
     app = FastAPI(
         title=f"Evergreen management: {settings.model.name}",
         description=__doc__ or "",
-        dependencies=[Depends(authorised)],
+        responses={status: {"model": Error, "description": text} for status, text in TROUBLE.items()},
         root_path="",
         docs_url=None,
         redoc_url=None,
@@ -95,7 +123,7 @@ def application(worker: Worker) -> FastAPI:
     )
 
     def queue(kind: str, why: str, request: Request, payload: dict[str, Any] | None = None) -> Accepted:
-        who = request.headers.get("x-evergreen-who", "api")[:100]
+        who = request.state.who
         return Accepted(run=runs.queue(kind, trigger="manual", who=who, why=why, now=time.time(), payload=payload))
 
     @app.get("/manage/models")
@@ -111,31 +139,30 @@ def application(worker: Worker) -> FastAPI:
         }
 
     @app.get("/manage/models/{version}")
-    def model(version: int) -> dict[str, Any]:
+    def model(version: VersionId) -> dict[str, Any]:
         """One version with its manifest: data, parameters, seed, libraries, gates."""
         return _version(registry.get(version), whole=True)
 
     @app.post("/manage/models", status_code=202)
-    async def push(request: Request, why: str = Query("", max_length=1000)) -> Accepted:
+    async def push(request: Request, why: Annotated[Text, Query(max_length=1000)] = "") -> Accepted:
         """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one."""
-        folder = settings.var / "pushes"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{secrets.token_hex(8)}.skops"
-        size = 0
-        with path.open("wb") as file:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > LARGEST_PUSH_BYTES:
-                    break
-                file.write(chunk)
-        if not 0 < size <= LARGEST_PUSH_BYTES:
-            path.unlink()
-            problem = f"more than {LARGEST_PUSH_BYTES} bytes" if size else "empty"
-            raise HTTPException(413 if size else 400, f"the body is {problem}: send one skops file")
-        return queue("push", why, request, {"path": str(path), "bytes": size, "temporary": True})
+        path = pushes_folder(settings) / f"{secrets.token_hex(8)}.skops"
+        try:
+            with path.open("xb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                async for chunk in request.stream():
+                    await asyncio.to_thread(file.write, chunk)
+                file.flush()
+                if not file.tell():
+                    raise HTTPException(400, "the body is empty: send one skops file")
+                payload = {"path": str(path), "bytes": file.tell(), "temporary": True}
+                return await asyncio.to_thread(queue, "push", why, request, payload)
+        except BaseException:  # also when the client leaves
+            path.unlink(missing_ok=True)
+            raise
 
     @app.post("/manage/models/{version}/promote", status_code=202)
-    def promote(version: int, request: Request, body: Why | None = None) -> Accepted:
+    def promote(version: VersionId, request: Request, body: Why | None = None) -> Accepted:
         """Put a registered version in service, past the gates, on your word."""
         registry.get(version)
         return queue("promote", body.why if body else "", request, {"version": version})
@@ -164,13 +191,15 @@ def application(worker: Worker) -> FastAPI:
 
     @app.get("/manage/runs")
     def list_runs(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 50, before: int | None = None, kind: str | None = None
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        before: Annotated[int | None, Query(ge=1, le=LARGEST_ID)] = None,
+        kind: Annotated[Text | None, Query(max_length=100)] = None,
     ) -> dict[str, Any]:
         """Decisions, newest first; `before` pages on."""
         return {"runs": [_run(run) for run in runs.list(limit=limit, before=before, kind=kind)]}
 
     @app.get("/manage/runs/{run_id}")
-    def run(run_id: int) -> dict[str, Any]:
+    def run(run_id: RowId) -> dict[str, Any]:
         """One decision with its full story."""
         return _run(runs.get(run_id))
 
@@ -193,7 +222,7 @@ def application(worker: Worker) -> FastAPI:
         }
 
     @app.get("/manage/reports/{check_id}")
-    def report(check_id: int) -> FileResponse:
+    def report(check_id: RowId) -> FileResponse:
         """Evidently's HTML report of a check."""
         path = settings.var / "reports" / f"{check_id}.html"
         if not path.exists():
@@ -203,7 +232,7 @@ def application(worker: Worker) -> FastAPI:
         return FileResponse(path, media_type="text/html")
 
     @app.get("/manage/labels/{prediction_id}")
-    def label(prediction_id: str) -> dict[str, Any]:
+    def label(prediction_id: Annotated[Text, InPath(min_length=1, max_length=512)]) -> dict[str, Any]:
         """What is known of a prediction id: predicted when and by which version, labelled how."""
         found: dict[str, Any] = msgspec.to_builtins(label_status(engine, prediction_id))
         return found
@@ -246,9 +275,16 @@ def application(worker: Worker) -> FastAPI:
             "runs": [_run(run, whole=False) for run in runs.list(limit=5)],
         }
 
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+
     @app.exception_handler(AnyHTTPException)
     def http_error(_: Request, error: AnyHTTPException) -> JSONResponse:
         return _error(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    def unexpected(request: Request, _: Exception) -> JSONResponse:
+        found = request.state.request_id
+        return _error(500, f"an error of ours; the server's log has the details under request {found}")
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -267,6 +303,22 @@ def application(worker: Worker) -> FastAPI:
         return _error(503, f"the store does not answer ({reason}); predictions go on, try again", {"retry-after": "5"})
 
     return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, without its 422 (malformed is a 400 here), and with the token."""
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for methods in found["paths"].values():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)
+                operation["security"] = [{"bearer": []}]
+                operation["responses"]["401"]["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
+        found["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = found
+    return app.openapi_schema
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

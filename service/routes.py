@@ -67,8 +67,10 @@ async def answer(worker: Worker, scope: Scope, receive: Receive, send: Send) -> 
 
         await _live_page(worker, send, document)
     elif path == "/manage" or path.startswith("/manage/"):
+        from service.gate import guarded
+
         application = await asyncio.to_thread(_management, worker)
-        await application(scope, receive, send)
+        await guarded(application, worker, scope, receive, send)
     elif path == FRAMEWORK:
         return False
     elif path in PAGES and scope["method"] in ("GET", "HEAD"):

@@ -110,6 +110,11 @@ def run(
     (run_dir / "workers").mkdir(parents=True)
     if management_token(settings).new:
         say(f"management token: kept in {settings.token_file}")
+    if settings.security.data_plane == "open" and not settings.gates.label_sources:
+        say(
+            "warning: [security] data_plane is open: anyone who reaches this service can send labels, and so teach the "
+            "model; `evergreen doctor` says what to do"
+        )
     env = environment(settings, run_dir, role, os.environ)
     command = [
         *(sys.executable, "-m", "bentoml", "serve", "service.app:PredictionService"),

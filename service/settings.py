@@ -41,6 +41,8 @@ from training.policy import RetrainPolicy
 
 PREFIX: Final = "EVERGREEN_"
 FILE_NAME: Final = "evergreen.toml"
+Scope = Literal["predict", "feedback", "read", "push", "operate"]
+"""What a token may do."""
 SAMPLE: Final = "sample"
 """The data source that needs no file: the built-in stream of `service/sample.py`."""
 
@@ -191,6 +193,16 @@ class SecuritySettings(Section):
     token: SecretStr = Field(
         SecretStr(""), description="bearer token of /manage; empty: made at first start, kept in `var/token` (0600)"
     )
+    data_plane: Literal["auto", "open", "tokens"] = Field(
+        "auto",
+        description="who may predict and send labels without a token; auto: clients on this machine, open: everybody, "
+        "tokens: nobody",
+    )
+    rows_per_hour: int = Field(0, ge=0, description="rows; what one source may have predicted in an hour (0: any)")
+    labels_per_hour: int = Field(0, ge=0, description="labels; what one source may send in an hour (0: any)")
+    max_push_bytes: int = Field(
+        2**30, ge=2**20, description="bytes; the largest model file that `/manage/models` takes"
+    )
     trusted_types: tuple[str, ...] = Field(
         (), description="type names; what a pushed model may hold beyond scikit-learn's own (skops trust list)"
     )
@@ -287,6 +299,10 @@ class Settings(BaseModel):
     @property
     def token_file(self) -> Path:
         return self.var / "token"
+
+    @property
+    def tokens_file(self) -> Path:
+        return self.var / "tokens.json"
 
     @property
     def store_url(self) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from service.doctor import Finding
     from service.init import InitReport
+    from service.keys import Token
     from service.traffic import Progress, TrafficSummary
 
 
@@ -148,6 +149,14 @@ def print_findings(found: Iterable[Finding]) -> None:
     shown = new_table("", "check", "found")
     for each in found:
         _add(shown, "ok" if each.ok else "NO", each.check, each.found)
+    open_console().print(shown)
+
+
+def print_tokens(found: Iterable[Token]) -> None:
+    """What `evergreen token list` knows."""
+    shown = new_table("token", "may", "made")
+    for each in found:
+        _add(shown, each.name, ", ".join(each.scopes), _when(each.created_at))
     open_console().print(shown)
 
 

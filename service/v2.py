@@ -150,12 +150,13 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
             header = value
         elif name == b"content-encoding":
             check_content_encoding(value)
+    source = lane.source("predict", scope)
     async with lane.whole_body(scope, receive) as body:
         started = time.perf_counter()
 
         def read() -> tuple[InferRequest, Asked]:
             request, batch = _asked(body, header, model)
-            return request, Asked(batch, batch.to_json(), started)
+            return request, Asked(batch, batch.to_json(), started, source)
 
         request, asked = await lane.in_thread(read) if len(body) > INLINE_BYTES else read()
         answer = await lane.predict(model, asked)

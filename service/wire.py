@@ -45,6 +45,7 @@ class LaneProtocol(GuardedProtocol):
     """Whose lane takes the short way; set once the lane stands before BentoML's layers."""
     _group: ClassVar[Group | None] = None
 
+    known = True  # the client needs no token
     _ending = False  # close once the answer is written
     _held = 0  # bytes of `_pieces` that the lane knows of
     _dated: object = None
@@ -60,6 +61,8 @@ class LaneProtocol(GuardedProtocol):
             lane = self.front.lane
             self.read_timeout_s, self.max_connections = lane.read_timeout_s, lane.max_connections
         super().connection_made(transport)
+        if self.front is not None:
+            self.known = self.front.lane.worker.keys.open_to(self.client[0] if self.client else None)
 
     # --- httptools calls these, and takes no exception -----------------------------------------------------------
 

@@ -14,12 +14,14 @@ import msgspec
 from monitoring.log import PredictionLog
 from monitoring.metrics import HotCounter, HotHistogram, Metrics
 from service.door import close_door
-from service.live import Live, Stamp, WorkerReport, read_live, stamp_of, write_report
+from service.keys import Keys
+from service.live import Live, Stamp, WorkerReport, read_live, read_reports, stamp_of, write_report
 from service.predictor import LiveModel
 from service.privacy import open_privacy
 from service.process import CLOSING, STOPPING
 from service.readiness import WHY_STOPPING, FirstStart, why_no_model
 from service.settings import Settings
+from service.sources import Sources
 
 logger = logging.getLogger("evergreen.worker")
 
@@ -51,6 +53,8 @@ class Worker:
             extra=settings.privacy.names,
         )
         self.privacy = open_privacy(settings)
+        self.keys = Keys(settings)
+        self.sources = Sources(self.metrics, settings.security)
         self.live: Live | None = None
         self.stopping = False
         self._door_closed = False
@@ -118,6 +122,7 @@ class Worker:
 
     def _look(self, now: float) -> None:
         self._look_for_the_end()
+        self.keys.look()
         stamp = stamp_of(self.settings.live_file)
         if stamp != self._live_stamp:
             self._damage = ""
@@ -144,10 +149,15 @@ class Worker:
             engine=current.engine if current else "",
             ready=self.model.ready,
             failed=self.model.failed,
+            hour=self.sources.hour,
+            sent=dict(self.sources.sent),
         )
         last = self._reported
-        if last and now - last.at < REPORT_EVERY_S and msgspec.structs.replace(report, at=last.at) == last:
-            return
+        if last and now - last.at < REPORT_EVERY_S:
+            if msgspec.structs.replace(report, at=last.at, hour=last.hour, sent=last.sent) == last:
+                return
+        elif self.sources.limited:
+            self.sources.hear(read_reports(self.run_dir / "workers"), self.slot)
         try:
             write_report(self.run_dir / "workers", report)
         except OSError as error:  # a full disk: others know a little less, the model is followed all the same

@@ -40,7 +40,6 @@ class StandIn:
         """(kind, why, payload) of each write to /manage."""
         self.outcomes: dict[str, tuple[str, str | None]] = {}
         """kind -> (state, outcome) its runs end with."""
-        self.who: list[str] = []
         self.url = ""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -71,7 +70,6 @@ class StandIn:
             case method, ["manage", *rest]:
                 if headers.get("authorization") != f"Bearer {TOKEN}":
                     return 401, {"error": "no bearer token"}
-                self.who.append(headers.get("x-evergreen-who", ""))
                 return self.manage(method, rest, parse_qs(scope["query_string"].decode()), body)
             case _:
                 return 404, {"error": f"{scope['path']}: no such route"}

@@ -48,7 +48,7 @@ def test_the_metrics_table_is_the_code_s(tmp_path: Path) -> None:
 
 
 def test_every_command_the_readme_shows_exists() -> None:
-    known = {command.name for command in app.registered_commands}
+    known = {command.name for command in (*app.registered_commands, *app.registered_groups)}
 
     assert set(re.findall(r"\bevergreen ([a-z]+)\b(?=[ `\n])", "\n".join(_shown()))) <= known
 

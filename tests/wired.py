@@ -37,7 +37,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def working(home: Path, artefact: Path, **settings: str) -> Iterator[Worker]:
     """A worker with a champion; `settings` as SERVE__MAX_RECORDS="10"."""
     changed = {f"EVERGREEN_{name}": value for name, value in settings.items()}
-    found = load(environ={"EVERGREEN_HOME": str(home), **changed})
+    found = load(environ={"EVERGREEN_HOME": str(home), "EVERGREEN_SERVE__WORKERS": "1", **changed})
     write_live(found.live_file, Live(model="evergreen", champion=LiveVersion(1, str(artefact))))
     worker = Worker(found, home / "run", "api-1")
     worker.start()

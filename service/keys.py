@@ -1,0 +1,193 @@
+"""Who may do what: tokens with names and scopes. Only their hashes are kept, in one file that every process looks at.
+
+A token is 256 random bits, so that its SHA-256 needs no salt and no slow hash. The deployment's own token
+(`[security] token`, or `var/token`) has the name `admin` and every scope.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, get_args
+
+import msgspec
+
+from service.live import Stamp, replace_file, stamp_of
+from service.settings import Scope, Settings, management_token
+
+logger = logging.getLogger("evergreen.keys")
+
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+ADMIN: Final = "admin"
+FORMAT: Final = 1
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_MOST_SEEN: Final = 1000
+
+
+class TokenError(ValueError):
+    """Raised when a token cannot be made, found or read as asked; the message says what to do."""
+
+
+class Denied(Exception):
+    """Raised when a request may not do what it asks for; `status` is 401 without a good token, else 403."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Token(msgspec.Struct, frozen=True):
+    """One token as it is kept."""
+
+    name: str
+    scopes: tuple[Scope, ...]
+    digest: str
+    """SHA-256 in hex."""
+    created_at: float = 0.0
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    tokens: tuple[Token, ...] = ()
+    format: int = FORMAT
+
+
+def read(path: Path) -> tuple[Token, ...]:
+    """The tokens in the file, oldest first; none when there is no file. Raises `TokenError` when it is damaged."""
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+    except FileNotFoundError:
+        return ()
+    except (ValueError, RecursionError) as error:
+        raise TokenError(f"{path} is damaged ({error}): restore it, or delete it and make the tokens anew") from None
+    if kept.format != FORMAT:
+        raise TokenError(
+            f"{path} has format {kept.format}, this Evergreen reads {FORMAT}: use the release that wrote it"
+        )
+    return kept.tokens
+
+
+def add(path: Path, name: str, scopes: Sequence[str], now: float) -> str:
+    """A new token of this name; a second one of the same name may stand beside the first while clients change over.
+
+    It is shown this once: only its hash is kept. Raises `TokenError` for a name or scope that is none.
+    """
+    if not _NAME.fullmatch(name) or name == ADMIN:
+        raise TokenError(f"{name!r} is no name for a token: use 1 to 63 of a-z, 0-9, _ . -, and another than {ADMIN}")
+    if strangers := [scope for scope in scopes if scope not in SCOPES]:
+        raise TokenError(f"{strangers[0]!r} is no scope: the scopes are {', '.join(SCOPES)}")
+    if not scopes:
+        raise TokenError(f"a token needs a scope: {', '.join(SCOPES)}")
+    token = secrets.token_urlsafe(32)
+    made = Token(name, tuple(scope for scope in SCOPES if scope in scopes), _digest(token.encode()), now)
+    with _changing(path) as keep:
+        keep((*read(path), made))
+    return token
+
+
+def revoke(path: Path, name: str) -> int:
+    """How many tokens of this name are gone now: all there were. Raises `TokenError` when there was none."""
+    with _changing(path) as keep:
+        tokens = read(path)
+        left = tuple(token for token in tokens if token.name != name)
+        if len(left) == len(tokens):
+            named = ", ".join(dict.fromkeys(token.name for token in tokens)) or "none"
+            raise TokenError(f"there is no token {name!r}; there are: {named}")
+        keep(left)
+    return len(tokens) - len(left)
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[Callable[[tuple[Token, ...]], None]]:
+    """Alone with the file, and what replaces it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lambda tokens: replace_file(path, msgspec.json.encode(_Kept(tokens)), durable=True)
+    finally:
+        os.close(lock)
+
+
+class Keys:
+    """The tokens as a worker knows them; `look` follows the files, so that a change needs no restart.
+
+    Raises `SettingsError` when the deployment's own token can neither be read nor made.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._path = settings.tokens_file
+        self._plane = settings.security.data_plane
+        self._tokens: tuple[Token, ...] = ()
+        self._seen: dict[bytes, Token] = {}  # headers that were good, so that most requests cost no hash
+        self._stamps: tuple[Stamp | None, Stamp | None] | None = None
+        management_token(settings)
+        self.look()
+
+    def look(self) -> None:
+        """Take up what has changed in the files; a damaged one leaves the tokens as they were."""
+        stamps = (stamp_of(self._path), stamp_of(self._settings.token_file))
+        if stamps == self._stamps:
+            return
+        self._stamps = stamps
+        try:
+            tokens = read(self._path)
+        except TokenError as error:
+            logger.error("%s; the tokens known before stay", error)
+            return
+        admin = Token(ADMIN, SCOPES, _digest(management_token(self._settings).value.encode()))
+        self._tokens, self._seen = (admin, *tokens), {}
+
+    def open_to(self, client: str | None) -> bool:
+        """Whether predictions and labels of a client at this address need no token; None: a socket of this machine."""
+        if self._plane != "auto":
+            return self._plane == "open"
+        if client is None:
+            return True
+        try:
+            return ipaddress.ip_address(client).is_loopback
+        except ValueError:
+            return False
+
+    def require(self, scope: Scope, authorization: bytes) -> str:
+        """Name of the token in an Authorization header. Raises `Denied` when it is none, or has not this scope."""
+        token = self._seen.get(authorization) or self._find(authorization)
+        if scope not in token.scopes:
+            raise Denied(
+                403,
+                f"the token {token.name!r} may {', '.join(token.scopes)}, not {scope}; `evergreen token add` makes one",
+            )
+        return token.name
+
+    def _find(self, authorization: bytes) -> Token:
+        kind, _, given = authorization.partition(b" ")
+        if kind.lower() != b"bearer" or not given.strip():
+            raise Denied(
+                401,
+                "no bearer token: send `Authorization: Bearer TOKEN`; `evergreen token add NAME --scope …` makes one, "
+                "and var/token has the deployment's own",
+            )
+        digest, found = _digest(given.strip()), None
+        seen = self._seen
+        for token in self._tokens:  # all of them, so that the time tells nothing
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        if found is None:
+            raise Denied(403, "this bearer token is not, or no longer, one of this deployment: `evergreen token list`")
+        if len(seen) < _MOST_SEEN:
+            seen[authorization] = found
+        return found
+
+
+def _digest(token: bytes) -> str:
+    return hashlib.sha256(token).hexdigest()

@@ -1,0 +1,48 @@
+"""Pushed files between their arrival and their run: kept in `var/pushes`, gone whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from monitoring.store import runs
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+logger = logging.getLogger("evergreen.pushes")
+
+
+def pushes_folder(settings: Settings) -> Path:
+    """The folder, made when missing. Who writes a file there holds `flock` on it until its run is queued."""
+    folder = settings.var / "pushes"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sweep(settings: Settings, engine: sa.Engine) -> int:
+    """How many pushed files were deleted: those that nobody writes, and no queued or running run is about."""
+    with contextlib.ExitStack() as stack:
+        left = []
+        for path in pushes_folder(settings).iterdir():
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.append(path)
+        with engine.connect() as connection:  # once they are known to be whole: their runs are queued by now
+            wanted = connection.scalars(
+                sa.select(runs.c.record).where(runs.c.kind == "push", runs.c.state.in_(["queued", "running"]))
+            ).all()
+        gone = [path for path in left if not any(path.name in record for record in wanted)]
+        for path in gone:
+            path.unlink(missing_ok=True)
+    if gone:
+        logger.warning("%d pushed files that no run is about were deleted from %s", len(gone), pushes_folder(settings))
+    return len(gone)
