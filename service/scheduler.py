@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -17,7 +17,17 @@ from monitoring.report import write_html
 from service.alarm import Alarm
 from service.loop import assemble
 from service.settings import Settings
-from training.cycle import MOVES, Loop, bootstrap, run_cycle, run_retention, take_over, work_off
+from training.cycle import (
+    MOVES,
+    Loop,
+    bootstrap,
+    note_failure,
+    reason,
+    run_cycle,
+    run_retention,
+    take_over,
+    work_off,
+)
 from training.erasure import delete_reports
 from training.lease import Lease, LeaseLost
 from training.registry import NoChampion
@@ -35,6 +45,18 @@ RETAIN_EVERY_S: Final = 3600.0
 KEEP_CHECKS_S: Final = 30 * 86_400.0
 RETRY_BOOTSTRAP_S: Final = 60.0
 KEEP_REPORTS: Final = 20
+REMIND_EVERY_S: Final = 3600.0
+"""While a job goes on failing for the same reason: a row and an alert an hour, not one for each check."""
+NOTED: Final = ("check", "retention")
+"""Jobs whose failure is a run of its own."""
+
+
+class Failure(NamedTuple):
+    """A spell of failures of one job, all for the same reason."""
+
+    reason: str
+    times: int
+    noted_at: float  # time.monotonic() of its last row
 
 
 class Scheduler:
@@ -60,7 +82,8 @@ class Scheduler:
         self._loop: Loop | None = None
         self._turn = threading.Lock()  # one step of the loop at a time
         self._move = threading.Lock()  # promotions and rollbacks by hand do not wait for a training
-        self._broken = False
+        self._broken: Exception | None = None  # what the last step ended by, while its run may look under way
+        self._failures: dict[str, Failure] = {}  # by job: the spell it is in
         self._store_down = False  # said once, until a job ends well again
         self._reported = 0  # the version whose drift was last shown as a page
         self._bootstrap_after = 0.0
@@ -108,7 +131,8 @@ class Scheduler:
             on_event=self._on_event,
             stopped=lambda: self._stopping.is_set() or self.lease.token != token,
         )
-        left = take_over(self._loop)
+        left = take_over(self._loop, "" if self._broken is None else reason(self._broken))
+        self._broken = None
         if left:
             logger.warning("runs %s were left by the holder before; they count as failed", ", ".join(map(str, left)))
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a turn skipped because the last one runs is no news
@@ -149,21 +173,39 @@ class Scheduler:
         try:
             work(loop)
         except LeaseLost as error:
-            self._broken = True  # when it is renewed with the same token, nobody else fails the run
+            self._broken = error  # when it is renewed with the same token, nobody else fails the run
             logger.warning("%s: %s", name, error)
         except sa.exc.SQLAlchemyError as error:
-            self._broken = True
+            self._broken = error
+            self._fails(loop, name, error)
             self.metrics.job_failures.labels(name).inc()
             if not self._store_down:
                 logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
             self._store_down = True
-        except Exception:
-            self._broken = True
+        except Exception as error:
+            self._broken = error
             self.metrics.job_failures.labels(name).inc()
             logger.exception("the job %r failed", name)
+            self._fails(loop, name, error)
         else:
             self._store_down = False
+            self._failures.pop(name, None)
             self.metrics.last_success.labels(name).set(time.time())
+
+    def _fails(self, loop: Loop, name: str, error: Exception) -> None:
+        """A row in `runs`, and with it an alert: the first time, when the reason changes, and each hour it lasts."""
+        if name not in NOTED:
+            return  # what the others do has a run of its own, which says it
+        before, now = self._failures.get(name), time.monotonic()
+        times = before.times + 1 if before is not None and before.reason == reason(error) else 1
+        noted_at = before.noted_at if before is not None and times > 1 else float("-inf")
+        if now - noted_at >= REMIND_EVERY_S:
+            try:
+                note_failure(loop, name, error, times)
+                noted_at = now
+            except (LeaseLost, sa.exc.SQLAlchemyError) as trouble:  # the store is down: the log says so
+                logger.warning("the failed %s could not be written down: %s", name, str(trouble).splitlines()[0])
+        self._failures[name] = Failure(reason(error), times, noted_at)
 
     def _commands(self, loop: Loop) -> None:
         if not self._turn.acquire(blocking=False):
@@ -184,10 +226,10 @@ class Scheduler:
 
     def _mend(self, loop: Loop) -> None:
         """After a step broke off, its run must not look as if it were still under way."""
-        if self._broken and self._move.acquire(blocking=False):
+        if self._broken is not None and self._move.acquire(blocking=False):
             try:
-                take_over(loop)
-                self._broken = False
+                take_over(loop, reason(self._broken))
+                self._broken = None
             finally:
                 self._move.release()
 
@@ -267,8 +309,8 @@ class Scheduler:
             delete_reports(self._loop)
         for table, rows in run.record.get("rows", {}).items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
-        if run.kind != "check":
-            if not forgets:
+        if run.kind != "check" or run.state == "failed":
+            if not forgets and run.kind != "check":
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
             logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)

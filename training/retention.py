@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from monitoring.erase import blank_spool
 from monitoring.export import expire_exports
-from monitoring.retention import RetentionPolicy, expire, expire_files, is_expired
+from monitoring.retention import LogHeld, RetentionPolicy, expire, expire_files, is_expired
 from monitoring.store import aliases
 from training.artefact import REFERENCE
 from training.erasure import alone_with_exports, forget_unfinished, free_space, snapshot_of
@@ -44,7 +44,10 @@ def retain(loop: Loop, policy: RetentionPolicy) -> Story:
         story["spool_records"] = records
     story["rows"] = expire(loop.engine, cutoffs)
     if any(story["rows"].values()):
-        free_space(loop, story)
+        try:
+            free_space(loop, story)
+        except LogHeld as error:
+            story.setdefault("errors", {})["log"] = str(error)
     before = cutoffs.get("predictions")
     if before is not None:
         forget_unfinished(loop)
