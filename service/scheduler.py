@@ -14,6 +14,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from monitoring.metrics import Metrics
 from monitoring.report import write_html
+from monitoring.retention import DAY_S, forget_drained
 from service.alarm import Alarm
 from service.loop import assemble
 from service.settings import Settings
@@ -31,6 +32,7 @@ from training.cycle import (
 from training.erasure import delete_reports
 from training.lease import Lease, LeaseLost
 from training.registry import NoChampion
+from training.rollout import forget_workers
 
 if TYPE_CHECKING:
     from training.cycle import Seen
@@ -42,9 +44,7 @@ COMMANDS_EVERY_S: Final = 0.5
 WORK: Final = ("bootstrap", "retrain", "push", "erase")
 PRUNE_EVERY_S: Final = 3600.0
 RETAIN_EVERY_S: Final = 3600.0
-KEEP_CHECKS_S: Final = 30 * 86_400.0
 RETRY_BOOTSTRAP_S: Final = 60.0
-KEEP_REPORTS: Final = 20
 REMIND_EVERY_S: Final = 3600.0
 """While a job goes on failing for the same reason: a row and an alert an hour, not one for each check."""
 NOTED: Final = ("check", "retention")
@@ -87,6 +87,7 @@ class Scheduler:
         self._store_down = False  # said once, until a job ends well again
         self._reported = 0  # the version whose drift was last shown as a page
         self._bootstrap_after = 0.0
+        self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
         self._erasures = 0  # that have ended; a page drawn across one is not kept
 
     def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
@@ -143,17 +144,20 @@ class Scheduler:
             ("commands", self._commands, COMMANDS_EVERY_S),
             ("moves", self._moves, COMMANDS_EVERY_S),
             ("check", self._check, self.settings.schedule.check_interval_s),
-            ("prune", self._prune, PRUNE_EVERY_S),
         ):
             jobs.add_job(self._guarded, "interval", seconds=seconds, args=(name, work), id=name)
-        jobs.add_job(
-            self._guarded,
-            "interval",
-            seconds=RETAIN_EVERY_S,
-            next_run_time=datetime.now(UTC),  # at start too: a server that restarts each day would never come to it
-            args=("retention", self._retain),
-            id="retention",
-        )
+        for name, work, seconds in (
+            ("prune", self._prune, PRUNE_EVERY_S),
+            ("retention", self._retain, RETAIN_EVERY_S),
+        ):
+            jobs.add_job(
+                self._guarded,
+                "interval",
+                seconds=seconds,
+                next_run_time=datetime.now(UTC),  # at start too: a server that restarts each day would never come to it
+                args=(name, work),
+                id=name,
+            )
         jobs.start()
         self._jobs = jobs
 
@@ -250,11 +254,22 @@ class Scheduler:
                 return  # the first version is on its way
 
     def _prune(self, loop: Loop) -> None:
-        loop.runs.prune(before=time.time() - KEEP_CHECKS_S)
+        now, policy = time.time(), self.settings.retention
+        loop.runs.prune(
+            before=now - policy.checks_days * DAY_S,
+            runs_before=now - policy.runs_days * DAY_S if policy.runs_days else None,
+        )
+        forget_workers(self.engine, policy.workers_s)
+        here = {int(path.stem, 16) for path in self.settings.spool_dir.glob("*.se*")}
+        forget_drained(self.engine, now - policy.drained_days * DAY_S, keep=here)
 
     def _retain(self, loop: Loop) -> None:
+        policy, today = self.settings.retention, time.time() // DAY_S
+        if today == self._labels_seen_on:  # until midnight none is older than it was
+            policy = policy.model_copy(update={"unmatched_labels_days": 0})
         with self._turn:
-            run_retention(loop, self.settings.retention)
+            run_retention(loop, policy)
+        self._labels_seen_on = today
 
     # --- what happened, for metrics and alerts --------------------------------------------------------------------
 
@@ -299,7 +314,9 @@ class Scheduler:
             logger.exception("the report of check %d could not be written", check)
         if self._erasures != erasures:  # it may show what was erased meanwhile
             (folder / f"{check}.html").unlink(missing_ok=True)
-        for old in sorted(folder.glob("*.html"), key=lambda page: page.stat().st_mtime)[:-KEEP_REPORTS]:
+        for old in sorted(folder.glob("*.html"), key=lambda page: page.stat().st_mtime)[
+            : -self.settings.retention.reports
+        ]:
             old.unlink(missing_ok=True)
 
     def _count_run(self, run: Run) -> None:

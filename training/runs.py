@@ -279,10 +279,11 @@ class Runs:
         with self._engine.connect() as connection:
             return tuple(_check(row) for row in connection.execute(wanted))
 
-    def prune(self, *, before: float, keep: int = 1000) -> int:
+    def prune(self, *, before: float, runs_before: float | None = None, keep: int = 1000) -> int:
         """How many rows were deleted: checks, their "no" runs and their failures, the newest `keep` of each excepted.
 
-        All older than `before`. A run that did something (trained, promoted, refused, rolled back) is left alone.
+        All older than `before`. A run that did something (trained, promoted, refused, rolled back) goes when it ended
+        before `runs_before`; without that it stays.
         """
         if keep < 1:  # the newest id must survive: SQLite gives the largest id plus one
             raise ValueError(f"keep must be at least 1, got {keep}")
@@ -291,6 +292,7 @@ class Runs:
         with self._engine.begin() as connection:
             for table, old in (
                 (runs, (runs.c.created_at < before) & (said_no | (runs.c.kind == "check"))),
+                (runs, sa.false() if runs_before is None else runs.c.finished_at < runs_before),
                 (checks, checks.c.at < before),
             ):
                 newest = sa.select(table.c.id).order_by(table.c.id.desc()).limit(1).offset(keep - 1).scalar_subquery()
