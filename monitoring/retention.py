@@ -38,14 +38,16 @@ class RetentionPolicy(BaseModel):
     predictions_days: int = Field(
         0, ge=0, description="days; predictions, and their copies that no version in service needs (0: kept for ever)"
     )
-    labels_days: int = Field(0, ge=0, description="days since receipt; late labels outlive predictions (0: for ever)")
+    labels_days: int = Field(
+        0, ge=0, description="days since receipt; late labels outlive predictions (0: kept while they name one)"
+    )
     rejections_days: int = Field(30, ge=0, description="days; refused requests are of interest for weeks (0: kept)")
     dead_letters_days: int = Field(
         30, ge=0, description="days; what could not be stored may hold personal data (0: kept)"
     )
 
     unmatched_labels_days: int = Field(
-        30, ge=0, description="days since receipt; a label whose prediction has not come by then names none (0: kept)"
+        30, ge=0, description="days since receipt; a label whose prediction has not come by then, or is gone (0: kept)"
     )
     versions: int = Field(
         20,

@@ -204,11 +204,14 @@ class Scheduler:
         times = before.times + 1 if before is not None and before.reason == reason(error) else 1
         noted_at = before.noted_at if before is not None and times > 1 else float("-inf")
         if now - noted_at >= REMIND_EVERY_S:
+            noted_at = now
             try:
                 note_failure(loop, name, error, times)
-                noted_at = now
-            except (LeaseLost, sa.exc.SQLAlchemyError) as trouble:  # the store is down: the log says so
-                logger.warning("the failed %s could not be written down: %s", name, str(trouble).splitlines()[0])
+            except LeaseLost as lost:  # the next holder's checks speak for themselves
+                logger.warning("the failed %s could not be written down: %s", name, lost)
+            except sa.exc.SQLAlchemyError:  # the store is down: a person should hear of it all the same
+                facts = {"run": None, "kind": name, "outcome": "crashed", "version": None, "why": f"the {name} failed"}
+                self.alarm("run", {**facts, "error": reason(error)})
         self._failures[name] = Failure(reason(error), times, noted_at)
 
     def _commands(self, loop: Loop) -> None:

@@ -156,3 +156,22 @@ def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Schedu
     assert [event for event, _ in told] == ["run"] * 3
     assert all("UnknownVersion" in str(facts["error"]) and facts["kind"] == "check" for _, facts in told)
     assert loop.runs.prune(before=time.time() + 1, keep=1) == 2
+
+
+def test_while_the_store_is_down_a_failed_check_is_an_alert_all_the_same(
+    scheduler: Scheduler, settings: Settings
+) -> None:
+    begun(scheduler)
+    told = list[dict[str, object]]()
+    scheduler.alarm = lambda event, facts: told.append(dict(facts))  # type: ignore[assignment]
+    with sqlite3.connect(settings.var / "evergreen.db") as other:
+        for table in ("aliases", "runs"):
+            other.execute(f"drop table {table}")
+    other.close()
+
+    for _ in range(3):
+        scheduler.lease.renew()
+        scheduler._guarded("check", scheduler._check)
+
+    (once,) = (facts for facts in told if facts["kind"] == "check")  # the retention of the start may fail, too
+    assert once["run"] is None and "no such table: aliases" in str(once["error"])
