@@ -22,7 +22,7 @@ from tests.artefacts import example_record, make_artefact, sample_schema
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastLane]:
     home = tmp_path_factory.mktemp("home")
     make_artefact(home / "1")
-    settings = load(environ={"EVERGREEN_HOME": str(home)})
+    settings = load(environ={"EVERGREEN_HOME": str(home), "EVERGREEN_SERVE__WORKERS": "1"})
     write_live(settings.live_file, Live(model="evergreen", champion=LiveVersion(1, str(home / "1"))))
     worker = Worker(settings, home / "run", "api-1")
     worker.start()
