@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DAY_S: Final = 86_400.0
 _ROWS_AT_ONCE: Final = 5000
 """A transaction this small lets the drain in between."""
+_LABELS_AT_ONCE: Final = 1000
 HELD_S: Final = 600.0
 """How long readers of the SQLite log are waited for; a backup or an export takes minutes."""
 PAUSE_S: Final = 0.5
@@ -27,17 +28,47 @@ LOOK_MS: Final = 200
 
 
 class RetentionPolicy(BaseModel):
-    """How many whole days (UTC) each table keeps its rows: what was recorded on a day goes when it is so long over."""
+    """How many whole days (UTC) each table keeps its rows: what was recorded on a day goes when it is so long over.
+
+    And how much of everything else is kept, so that nothing grows for ever that nobody asked to keep.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     predictions_days: int = Field(
         0, ge=0, description="days; predictions, and their copies that no version in service needs (0: kept for ever)"
     )
-    labels_days: int = Field(0, ge=0, description="days since receipt; late labels outlive predictions (0: for ever)")
+    labels_days: int = Field(
+        0, ge=0, description="days since receipt; late labels outlive predictions (0: kept while they name one)"
+    )
     rejections_days: int = Field(30, ge=0, description="days; refused requests are of interest for weeks (0: kept)")
     dead_letters_days: int = Field(
         30, ge=0, description="days; what could not be stored may hold personal data (0: kept)"
+    )
+
+    unmatched_labels_days: int = Field(
+        30, ge=0, description="days since receipt; a label whose prediction has not come by then, or is gone (0: kept)"
+    )
+    versions: int = Field(
+        20,
+        ge=1,
+        description="versions; the newest ones, some MB each, beside those with an alias and the nine former champions",
+    )
+    snapshots_days: int = Field(
+        7, ge=0, description="days; training data that no kept version was trained from, as of refused ones (0: kept)"
+    )
+    checks_days: int = Field(
+        30, ge=1, description="days; checks, their `no` and their failures (the newest 1,000 stay in any case)"
+    )
+    runs_days: int = Field(
+        730, ge=0, description="days; all other runs, who did what and why (0: kept; the newest 1,000 stay in any case)"
+    )
+    reports: int = Field(20, ge=1, description="pages; Evidently's, one a version that drifted, 4 MB each")
+    workers_s: float = Field(
+        3600.0, ge=60, description="seconds; rows of workers that are gone, each start makes new ones"
+    )
+    drained_days: int = Field(
+        90, ge=1, description="days; how far a spool's segment was stored, for a replica that comes back with its spool"
     )
 
     def cutoffs(self, now: float) -> dict[str, float]:
@@ -83,6 +114,42 @@ def expire(engine: sa.Engine, cutoffs: Mapping[str, float]) -> dict[str, int]:
             if gone < _ROWS_AT_ONCE:
                 break
     return deleted
+
+
+def expire_unmatched(engine: sa.Engine, before: float) -> int:
+    """Delete the labels received before `before` whose id no stored prediction has; how many.
+
+    Every old label is looked at, a few at a time: about a minute for ten million.
+    """
+    table, deleted = store.labels, 0
+    key = sa.tuple_(table.c.day, table.c.segment, table.c.position)
+    old = sa.select(table.c.day, table.c.segment, table.c.position, table.c.id)
+    old = old.where(table.c.received_at < before).order_by(table.c.day, table.c.segment, table.c.position)
+    last: tuple[int, ...] = (-1, -1, -1)
+    while True:
+        with engine.connect() as connection:
+            some = connection.execute(old.where(key > sa.tuple_(*last)).limit(_LABELS_AT_ONCE)).all()
+            ids = {row.id for row in some}
+            known = set(connection.scalars(sa.select(store.predictions.c.id).where(store.predictions.c.id.in_(ids))))
+        if not some:
+            return deleted
+        last = tuple(some[-1][:3])
+        unmatched = [tuple(row[:3]) for row in some if row.id not in known]
+        if unmatched:
+            with engine.begin() as connection:
+                deleted += connection.execute(sa.delete(table).where(key.in_(unmatched))).rowcount
+
+
+def forget_drained(engine: sa.Engine, before: float, keep: Collection[int]) -> int:
+    """Delete what is known of segments born before `before` that are not in `keep` (still in the spool); how many."""
+    table = store.drained
+    old = sa.select(table.c.segment).where(table.c.segment < int(before * 1000) << 20)
+    with engine.connect() as connection:
+        gone = [segment for segment in connection.scalars(old) if segment not in keep]
+    for start in range(0, len(gone), _LABELS_AT_ONCE):
+        with engine.begin() as connection:
+            connection.execute(sa.delete(table).where(table.c.segment.in_(gone[start : start + _LABELS_AT_ONCE])))
+    return len(gone)
 
 
 def is_expired(frame: Frame, cutoffs: Mapping[str, float]) -> bool:

@@ -44,7 +44,11 @@ def close_door() -> int:
     for listener in _listeners():
         with listener:
             given = struct.pack("HL", len(_DROP_SYN), ctypes.addressof(held))
-            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, given)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, given)
+            except OSError as error:  # a sandbox without filters
+                logger.warning("new connections cannot be turned away (%s): the last ones may be reset", error)
+                continue
             closed += 1
     return closed
 

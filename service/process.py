@@ -29,6 +29,7 @@ ORPHAN_GRACE_S: Final = 2.0
 SWITCH_INTERVAL_S: Final = 0.0005
 FILES_BESIDE: Final = 256
 """Files a worker has open beside its connections, and those being accepted, at most."""
+NAMELESS_S: Final = 3600.0
 
 STOPPING: Final = "stopping"
 CLOSING: Final = "closing"
@@ -82,7 +83,9 @@ def forget_trees(folder: Path) -> None:
     for run_dir in folder.iterdir() if folder.is_dir() else ():
         named = run_dir / SUPERVISOR
         pid = named.read_text() if named.exists() else run_dir.name.removeprefix("bentoml-")
-        if pid.isdecimal() and not alive(int(pid)):
+        # One without a name is being started, or was killed at that.
+        gone = not alive(int(pid)) if pid.isdecimal() else time.time() - run_dir.stat().st_mtime > NAMELESS_S
+        if gone:
             shutil.rmtree(run_dir, ignore_errors=True)
 
 

@@ -7,20 +7,32 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from monitoring.metrics import Metrics
 from monitoring.report import write_html
+from monitoring.retention import DAY_S, forget_drained
 from service.alarm import Alarm
 from service.loop import assemble
 from service.settings import Settings
-from training.cycle import MOVES, Loop, bootstrap, run_cycle, run_retention, take_over, work_off
+from training.cycle import (
+    MOVES,
+    Loop,
+    bootstrap,
+    note_failure,
+    reason,
+    run_cycle,
+    run_retention,
+    take_over,
+    work_off,
+)
 from training.erasure import delete_reports
 from training.lease import Lease, LeaseLost
 from training.registry import NoChampion
+from training.rollout import forget_workers
 
 if TYPE_CHECKING:
     from training.cycle import Seen
@@ -32,9 +44,19 @@ COMMANDS_EVERY_S: Final = 0.5
 WORK: Final = ("bootstrap", "retrain", "push", "erase")
 PRUNE_EVERY_S: Final = 3600.0
 RETAIN_EVERY_S: Final = 3600.0
-KEEP_CHECKS_S: Final = 30 * 86_400.0
 RETRY_BOOTSTRAP_S: Final = 60.0
-KEEP_REPORTS: Final = 20
+REMIND_EVERY_S: Final = 3600.0
+"""While a job goes on failing for the same reason: a row and an alert an hour, not one for each check."""
+NOTED: Final = ("check", "retention")
+"""Jobs whose failure is a run of its own."""
+
+
+class Failure(NamedTuple):
+    """A spell of failures of one job, all for the same reason."""
+
+    reason: str
+    times: int
+    noted_at: float  # time.monotonic() of its last row
 
 
 class Scheduler:
@@ -60,10 +82,12 @@ class Scheduler:
         self._loop: Loop | None = None
         self._turn = threading.Lock()  # one step of the loop at a time
         self._move = threading.Lock()  # promotions and rollbacks by hand do not wait for a training
-        self._broken = False
+        self._broken: Exception | None = None  # what the last step ended by, while its run may look under way
+        self._failures: dict[str, Failure] = {}  # by job: the spell it is in
         self._store_down = False  # said once, until a job ends well again
         self._reported = 0  # the version whose drift was last shown as a page
         self._bootstrap_after = 0.0
+        self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
         self._erasures = 0  # that have ended; a page drawn across one is not kept
 
     def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
@@ -108,7 +132,8 @@ class Scheduler:
             on_event=self._on_event,
             stopped=lambda: self._stopping.is_set() or self.lease.token != token,
         )
-        left = take_over(self._loop)
+        left = take_over(self._loop, "" if self._broken is None else reason(self._broken))
+        self._broken = None
         if left:
             logger.warning("runs %s were left by the holder before; they count as failed", ", ".join(map(str, left)))
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a turn skipped because the last one runs is no news
@@ -119,17 +144,20 @@ class Scheduler:
             ("commands", self._commands, COMMANDS_EVERY_S),
             ("moves", self._moves, COMMANDS_EVERY_S),
             ("check", self._check, self.settings.schedule.check_interval_s),
-            ("prune", self._prune, PRUNE_EVERY_S),
         ):
             jobs.add_job(self._guarded, "interval", seconds=seconds, args=(name, work), id=name)
-        jobs.add_job(
-            self._guarded,
-            "interval",
-            seconds=RETAIN_EVERY_S,
-            next_run_time=datetime.now(UTC),  # at start too: a server that restarts each day would never come to it
-            args=("retention", self._retain),
-            id="retention",
-        )
+        for name, work, seconds in (
+            ("prune", self._prune, PRUNE_EVERY_S),
+            ("retention", self._retain, RETAIN_EVERY_S),
+        ):
+            jobs.add_job(
+                self._guarded,
+                "interval",
+                seconds=seconds,
+                next_run_time=datetime.now(UTC),  # at start too: a server that restarts each day would never come to it
+                args=(name, work),
+                id=name,
+            )
         jobs.start()
         self._jobs = jobs
 
@@ -149,21 +177,42 @@ class Scheduler:
         try:
             work(loop)
         except LeaseLost as error:
-            self._broken = True  # when it is renewed with the same token, nobody else fails the run
+            self._broken = error  # when it is renewed with the same token, nobody else fails the run
             logger.warning("%s: %s", name, error)
         except sa.exc.SQLAlchemyError as error:
-            self._broken = True
+            self._broken = error
+            self._fails(loop, name, error)
             self.metrics.job_failures.labels(name).inc()
             if not self._store_down:
                 logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
             self._store_down = True
-        except Exception:
-            self._broken = True
+        except Exception as error:
+            self._broken = error
             self.metrics.job_failures.labels(name).inc()
             logger.exception("the job %r failed", name)
+            self._fails(loop, name, error)
         else:
             self._store_down = False
+            self._failures.pop(name, None)
             self.metrics.last_success.labels(name).set(time.time())
+
+    def _fails(self, loop: Loop, name: str, error: Exception) -> None:
+        """A row in `runs`, and with it an alert: the first time, when the reason changes, and each hour it lasts."""
+        if name not in NOTED:
+            return  # what the others do has a run of its own, which says it
+        before, now = self._failures.get(name), time.monotonic()
+        times = before.times + 1 if before is not None and before.reason == reason(error) else 1
+        noted_at = before.noted_at if before is not None and times > 1 else float("-inf")
+        if now - noted_at >= REMIND_EVERY_S:
+            noted_at = now
+            try:
+                note_failure(loop, name, error, times)
+            except LeaseLost as lost:  # the next holder's checks speak for themselves
+                logger.warning("the failed %s could not be written down: %s", name, lost)
+            except sa.exc.SQLAlchemyError:  # the store is down: a person should hear of it all the same
+                facts = {"run": None, "kind": name, "outcome": "crashed", "version": None, "why": f"the {name} failed"}
+                self.alarm("run", {**facts, "error": reason(error)})
+        self._failures[name] = Failure(reason(error), times, noted_at)
 
     def _commands(self, loop: Loop) -> None:
         if not self._turn.acquire(blocking=False):
@@ -184,10 +233,10 @@ class Scheduler:
 
     def _mend(self, loop: Loop) -> None:
         """After a step broke off, its run must not look as if it were still under way."""
-        if self._broken and self._move.acquire(blocking=False):
+        if self._broken is not None and self._move.acquire(blocking=False):
             try:
-                take_over(loop)
-                self._broken = False
+                take_over(loop, reason(self._broken))
+                self._broken = None
             finally:
                 self._move.release()
 
@@ -208,11 +257,22 @@ class Scheduler:
                 return  # the first version is on its way
 
     def _prune(self, loop: Loop) -> None:
-        loop.runs.prune(before=time.time() - KEEP_CHECKS_S)
+        now, policy = time.time(), self.settings.retention
+        loop.runs.prune(
+            before=now - policy.checks_days * DAY_S,
+            runs_before=now - policy.runs_days * DAY_S if policy.runs_days else None,
+        )
+        forget_workers(self.engine, policy.workers_s)
+        here = {int(path.stem, 16) for path in self.settings.spool_dir.glob("*.se*")}
+        forget_drained(self.engine, now - policy.drained_days * DAY_S, keep=here)
 
     def _retain(self, loop: Loop) -> None:
+        policy, today = self.settings.retention, time.time() // DAY_S
+        if today == self._labels_seen_on:  # until midnight none is older than it was
+            policy = policy.model_copy(update={"unmatched_labels_days": 0})
         with self._turn:
-            run_retention(loop, self.settings.retention)
+            run_retention(loop, policy)
+        self._labels_seen_on = today
 
     # --- what happened, for metrics and alerts --------------------------------------------------------------------
 
@@ -257,7 +317,9 @@ class Scheduler:
             logger.exception("the report of check %d could not be written", check)
         if self._erasures != erasures:  # it may show what was erased meanwhile
             (folder / f"{check}.html").unlink(missing_ok=True)
-        for old in sorted(folder.glob("*.html"), key=lambda page: page.stat().st_mtime)[:-KEEP_REPORTS]:
+        for old in sorted(folder.glob("*.html"), key=lambda page: page.stat().st_mtime)[
+            : -self.settings.retention.reports
+        ]:
             old.unlink(missing_ok=True)
 
     def _count_run(self, run: Run) -> None:
@@ -267,8 +329,8 @@ class Scheduler:
             delete_reports(self._loop)
         for table, rows in run.record.get("rows", {}).items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
-        if run.kind != "check":
-            if not forgets:
+        if run.kind != "check" or run.state == "failed":
+            if not forgets and run.kind != "check":
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
             logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)

@@ -21,7 +21,7 @@ from tests.artefacts import make_artefact
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     home = tmp_path_factory.mktemp("home")
     make_artefact(home / "1")
-    found = load(environ={"EVERGREEN_HOME": str(home)})
+    found = load(environ={"EVERGREEN_HOME": str(home), "EVERGREEN_SERVE__WORKERS": "1"})
     write_live(found.live_file, Live(model="evergreen", champion=LiveVersion(1, str(home / "1"))))
     worker = Worker(found, home / "run", "api-1")
     worker.start()

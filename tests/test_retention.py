@@ -144,7 +144,7 @@ def test_retention_is_a_run_and_leaves_the_value_nowhere_but_keeps_the_champions
     run = run_retention(loop, RetentionPolicy(predictions_days=3))
 
     assert run is not None and (run.kind, run.outcome) == ("retention", "deleted")
-    assert run.record["rows"] == {"predictions": 1, "rejections": 0, "dead_letters": 0}
+    assert run.record["rows"] == {"predictions": 1, "rejections": 0, "dead_letters": 0, "unmatched_labels": 0}
     assert (run.record["snapshots"], run.record["spool_records"]) == (1, 1)
     assert [path.name for path in (home / "snapshots").glob("*.parquet")] == kept
     assert files_with(home, "an old secret") == []

@@ -6,11 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from service import serve
+from service.pages import PAGES, page
 from service.process import SUPERVISOR, Tree, forget_trees
 from service.settings import SettingsError, load
 
@@ -89,8 +91,40 @@ def test_the_folders_of_servers_that_were_killed_are_forgotten_and_no_others(tmp
         (tmp_path / name).mkdir()
         if supervisor:
             (tmp_path / name / SUPERVISOR).write_text(supervisor)
+    (tmp_path / "dd").mkdir()  # killed before it could say who it was, hours ago
+    os.utime(tmp_path / "dd", (0, 0))
 
     forget_trees(tmp_path)
     forget_trees(tmp_path / "nothing here")
 
     assert {path.name for path in tmp_path.iterdir()} == {"bb", "cc"}
+
+
+def test_plain_bentoml_serve_listens_where_the_settings_say_which_is_this_machine(tmp_path: Path) -> None:
+    program = (
+        "import service.app; service.app.PredictionService.inject_config(); "
+        "from bentoml._internal.configuration.containers import BentoMLContainer as c; "
+        "print(c.http.host.get(), c.http.port.get())"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "BENTOML_"))}
+    environ["EVERGREEN_HOME"] = str(tmp_path)
+
+    for given, expected in (({}, "127.0.0.1 3000"), ({"EVERGREEN_SERVE__HOST": "0.0.0.0"}, "0.0.0.0 3000")):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=serve.INSTALL_ROOT,
+            env={**environ, **given},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == expected
+
+
+def test_the_pages_are_in_the_wheel_and_in_the_bento() -> None:
+    project = tomllib.loads((serve.INSTALL_ROOT / "pyproject.toml").read_text())
+    bento = (serve.INSTALL_ROOT / "bentofile.yaml").read_text()
+
+    assert project["tool"]["setuptools"]["package-data"] == {"service": ["web/*"]}
+    assert '"service/web/*"' in bento
+    assert all(page(path)[1] for path in PAGES), "BentoML still brings Swagger UI's files"

@@ -254,12 +254,42 @@ def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
     return _finish(loop, run, Ending("failed", "refused"), {"error": f"nobody knows runs of kind {run.kind!r}"})
 
 
-def take_over(loop: Loop) -> tuple[int, ...]:
-    """Ids of the runs that the holder before had left running, `failed` now; its announcement is withdrawn.
+def reason(error: Exception) -> str:
+    """What a run's record says of an exception that ended it; never the values a statement was given."""
+    if isinstance(error, sa.exc.DBAPIError):
+        said = f"{type(error).__name__}: {error.orig}"
+    else:
+        said = f"{type(error).__name__}: {error}"
+    return "; ".join([said.strip(), *getattr(error, "__notes__", ())])[:2000]
 
-    Call it after the lease was acquired and after any step raised, while no step of this loop is under way.
+
+def note_failure(loop: Loop, kind: str, error: Exception, times: int = 1) -> Run:
+    """The run that says that a scheduled step (`check`, `retention`) ended by this exception, for the `times`-th time.
+
+    Raises `LeaseLost`.
     """
-    left = loop.runs.recover(loop.token, loop.clock())
+    run_id = loop.runs.note(
+        kind,
+        trigger="schedule",
+        who=loop.who,
+        why=f"the {kind} failed",
+        state="failed",
+        outcome="crashed",
+        record={"error": reason(error), "times": times},
+        now=loop.clock(),
+        token=loop.token,
+    )
+    run = loop.runs.get(run_id)
+    _tell(loop, "run_finished", run=run)
+    return run
+
+
+def take_over(loop: Loop, why: str = "") -> tuple[int, ...]:
+    """Ids of the runs that were left running, `failed` now; an announcement is withdrawn.
+
+    Call it after the lease was acquired, and after any step raised with `why`, while no step of this loop is under way.
+    """
+    left = loop.runs.recover(loop.token, loop.clock(), why)
     loop.registry.withdraw(loop.token)
     loop.registry.clean()
     shutil.rmtree(loop.work_dir, ignore_errors=True)
@@ -515,15 +545,20 @@ def _carry_out(loop: Loop, run: Run, story: Story, work: Callable[[], Ending]) -
 
 
 def _finish(loop: Loop, run: Run, ending: Ending, story: Story) -> Run:
-    ended = loop.runs.finish(
-        run.id,
-        state=ending.state,
-        outcome=ending.outcome,
-        version=ending.version,
-        record=story,
-        now=loop.clock(),
-        token=loop.token,
-    )
+    try:
+        ended = loop.runs.finish(
+            run.id,
+            state=ending.state,
+            outcome=ending.outcome,
+            version=ending.version,
+            record=story,
+            now=loop.clock(),
+            token=loop.token,
+        )
+    except Exception as error:
+        if "error" in story:  # else what went wrong first would be known to nobody
+            error.add_note(f"the run had ended as {ending.outcome}: {story['error']}")
+        raise
     _tell(loop, "run_finished", run=ended)
     return ended
 

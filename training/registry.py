@@ -210,6 +210,28 @@ class Registry:
         write_fenced(self._engine, change.returning(versions.c.version), token, self._lease)
         _settle(folder, manifest)
 
+    def delete(self, version: int, token: int) -> bool:
+        """Whether the version is gone: its row, and its artefact on this host. One that an alias names stays.
+
+        The row first, in one fenced statement; cut off after it, `clean` deletes the artefact. Raises `LeaseLost`.
+        """
+        named = sa.exists().where(aliases.c.name == self.name, aliases.c.alias != "counter")
+        row = versions.delete().where(
+            versions.c.name == self.name,
+            versions.c.version == version,
+            ~named.where(aliases.c.version == versions.c.version),
+            fence(self._engine, token, self._lease),
+        )
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        lock = self._incoming / f"{self.name}-{version}.lock"
+        with _locked(lock):
+            gone = bool(write_fenced(self._engine, row.returning(versions.c.version), token, self._lease))
+            home = self.models_dir / self.name / str(version)
+            if gone and home.is_dir():
+                shutil.rmtree(home)
+            lock.unlink(missing_ok=True)
+        return gone
+
     def settle(self) -> None:
         """Bring the artefacts on this host to what the store says of them, where an `amend` was cut off."""
         for version in self.list():
@@ -328,8 +350,9 @@ class Registry:
 
     def announce(self, version: int, token: int) -> None:
         """Ask every worker to load `version`. Raises `UnknownVersion` and `LeaseLost`."""
-        self.get(version)
-        self._set({"announced": sa.literal(version)}, token)
+        there = sa.exists().where(versions.c.name == self.name, versions.c.version == version)
+        if not self._set({"announced": sa.literal(version)}, token, there):  # retention may delete one at any moment
+            self.get(version)
 
     def withdraw(self, token: int) -> None:
         """Announce nothing any more. Raises `LeaseLost`."""

@@ -12,7 +12,15 @@ import sqlalchemy as sa
 
 from monitoring.erase import blank_spool
 from monitoring.export import expire_exports
-from monitoring.retention import RetentionPolicy, expire, expire_files, is_expired
+from monitoring.retention import (
+    DAY_S,
+    LogHeld,
+    RetentionPolicy,
+    expire,
+    expire_files,
+    expire_unmatched,
+    is_expired,
+)
 from monitoring.store import aliases
 from training.artefact import REFERENCE
 from training.erasure import alone_with_exports, forget_unfinished, free_space, snapshot_of
@@ -28,25 +36,33 @@ logger = logging.getLogger(__name__)
 
 
 def retain(loop: Loop, policy: RetentionPolicy) -> Story:
-    """Delete what is older than the policy keeps; what was deleted, empty when nothing was.
+    """Delete what the policy does not keep; what was deleted, empty when nothing was.
 
+    Always: rows by age, labels without a prediction, versions beyond the newest and the data only they were trained on.
     With the age of the predictions go snapshots, pages of drift, exported days and the references of versions, but
     nothing that a version with an alias (in service, announced, a former champion) was trained from or is compared
     with. A kind of copy that cannot be reached is named in the story, and tried again at the next turn.
     """
     now = loop.clock()
     cutoffs = policy.cutoffs(now)
-    if not cutoffs:
-        return {}
     story: Story = {"spool_records": 0}
-    if loop.spool_dir is not None:
+    if loop.spool_dir is not None and cutoffs:
         records = blank_spool(loop.spool_dir, loop.engine, lambda frame, _: is_expired(frame, cutoffs))
         story["spool_records"] = records
     story["rows"] = expire(loop.engine, cutoffs)
+    if policy.unmatched_labels_days:
+        before = now // DAY_S * DAY_S - policy.unmatched_labels_days * DAY_S
+        story["rows"]["unmatched_labels"] = expire_unmatched(loop.engine, before)
     if any(story["rows"].values()):
-        free_space(loop, story)
-    before = cutoffs.get("predictions")
-    if before is not None:
+        try:
+            free_space(loop, story)
+        except LogHeld as error:
+            story.setdefault("errors", {})["log"] = str(error)
+    story["deleted_versions"] = _delete_versions(loop, policy.versions)
+    if policy.snapshots_days:
+        story["loose_snapshots"] = _loose_snapshots(loop, now - policy.snapshots_days * DAY_S)
+    before = cutoffs.get("predictions", 0.0)
+    if before:
         forget_unfinished(loop)
         for name, work in _COPIES.items():
             try:
@@ -59,6 +75,18 @@ def retain(loop: Loop, policy: RetentionPolicy) -> Story:
     if not any([*story["rows"].values(), *(value for name, value in story.items() if name != "rows")]):
         return {}
     return {**story, "older_than": cutoffs}
+
+
+def _delete_versions(loop: Loop, keep: int) -> list[int]:
+    """The versions deleted: all but the newest `keep` and those that an alias names, the former champions included."""
+    needed = _in_use(loop)
+    old = [v.version for v in loop.registry.list()[keep:] if v.version not in needed]
+    return [version for version in sorted(old) if loop.registry.delete(version, loop.token)]
+
+
+def _loose_snapshots(loop: Loop, before: float) -> int:
+    named = {snapshot_of(version.manifest) for version in loop.registry.list()}
+    return expire_files(loop.snapshots_dir, "*.parquet", before, keep=named)
 
 
 def _snapshots(loop: Loop, before: float) -> int:

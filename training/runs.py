@@ -133,6 +133,7 @@ class Runs:
         now: float,
         token: int,
         outcome: str = NO_ACTION,
+        state: Literal["done", "failed"] = "done",
         version: int | None = None,
         record: Mapping[str, Any] | None = None,
     ) -> int:
@@ -140,7 +141,7 @@ class Runs:
         return self._insert(
             token,
             kind=kind,
-            state="done",
+            state=state,
             outcome=outcome,
             trigger=trigger,
             who=who,
@@ -221,14 +222,16 @@ class Runs:
             ).first()
         return None if row is None else _run(row)
 
-    def recover(self, token: int, now: float) -> tuple[int, ...]:
-        """Ids of the runs that a dead or replaced holder left running; they are `failed`, `interrupted` now.
+    def recover(self, token: int, now: float, why: str = "") -> tuple[int, ...]:
+        """Ids of the runs that were left running; they are `failed` now.
 
-        Call it once after the lease was acquired, before anything is started with its token. Raises `LeaseLost`.
+        By a dead or replaced holder: `interrupted`. By this one, whose step ended by an exception that could not be
+        written down at the time: `crashed`, with `why`. Call it after the lease was acquired, before anything is
+        started with its token. Raises `LeaseLost`.
         """
         with self._engine.connect() as connection:
             left = [_run(row) for row in connection.execute(sa.select(*runs.c).where(runs.c.state == "running"))]
-        error = "the process that ran it died or lost the lease; the champion was not changed by it after that"
+        error = why or "the process that ran it died or lost the lease; the champion was not changed by it after that"
         for run in left:
             asked = {} if run.kind == "erase" else run.record  # whom it meant must not stay behind: ask again
             end = (
@@ -236,7 +239,7 @@ class Runs:
                 .where(runs.c.id == run.id, runs.c.state == "running", self._fence(token))
                 .values(
                     state="failed",
-                    outcome="interrupted",
+                    outcome="crashed" if why else "interrupted",
                     finished_at=now,
                     record=_json({**asked, "error": error}),
                 )
@@ -276,17 +279,20 @@ class Runs:
         with self._engine.connect() as connection:
             return tuple(_check(row) for row in connection.execute(wanted))
 
-    def prune(self, *, before: float, keep: int = 1000) -> int:
-        """How many rows were deleted: checks and their "no" runs older than `before`, the newest `keep` excepted.
+    def prune(self, *, before: float, runs_before: float | None = None, keep: int = 1000) -> int:
+        """How many rows were deleted: checks, their "no" runs and their failures, the newest `keep` of each excepted.
 
-        A run that did something (trained, promoted, refused, crashed, rolled back) is never deleted.
+        All older than `before`. A run that did something (trained, promoted, refused, rolled back) goes when it ended
+        before `runs_before`; without that it stays.
         """
         if keep < 1:  # the newest id must survive: SQLite gives the largest id plus one
             raise ValueError(f"keep must be at least 1, got {keep}")
         deleted = 0
+        said_no = (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")
         with self._engine.begin() as connection:
             for table, old in (
-                (runs, (runs.c.created_at < before) & (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")),
+                (runs, (runs.c.created_at < before) & (said_no | (runs.c.kind == "check"))),
+                (runs, sa.false() if runs_before is None else runs.c.finished_at < runs_before),
                 (checks, checks.c.at < before),
             ):
                 newest = sa.select(table.c.id).order_by(table.c.id.desc()).limit(1).offset(keep - 1).scalar_subquery()
