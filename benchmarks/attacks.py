@@ -190,11 +190,11 @@ class Attacker:
         pieces = iter(pieces)
         head = next(pieces)
         sending = await self.send(peer, head)
+        shown = head
         for piece in pieces:
-            if not sending:
-                break
-            sending = await self.send(peer, piece)
-        await self.hear(peer, PATIENCE_S, head)
+            shown += piece[:100]
+            sending = sending and await self.send(peer, piece)
+        await self.hear(peer, PATIENCE_S, shown)
         peer.close()
 
 

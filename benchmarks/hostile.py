@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,10 +114,23 @@ class Line:
 
     def json(self) -> dict[str, Any]:
         ordered = sorted(self.latencies_ms)
-        found = {name: value for name, value in asdict(self).items() if name != "latencies_ms"}
-        return found | {
+        return {
+            "name": self.name,
+            "seconds": self.seconds,
+            "sent": self.sent,
+            "failures": self.failures,
             "p99_ms": Measured(len(ordered), 1.0, ordered).percentile(0.99),
             "worst_ms": max(ordered, default=None),
+            "growth_mb": self.growth_mb,
+            "ended": self.ended,
+            "attacker": {
+                "answers": self.told.answers,
+                "sent_bytes": self.told.sent_bytes,
+                "connections": self.told.connections,
+                "cut_short": self.told.cut_short,
+                "examples": self.told.examples,
+            },
+            "tracebacks": self.tracebacks,
             "broken": self.broken(),
         }
 
