@@ -70,6 +70,7 @@ class Peer(asyncio.Protocol):
     def __init__(self) -> None:
         self.heard = bytearray()
         self.gone = False
+        self.last = False  # the server will close behind its last answer
         self._changed = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -129,6 +130,7 @@ class Peer(asyncio.Protocol):
             if status != "100":
                 break
             del self.heard[: end + 4]
+        self.last = b"\r\nconnection: close" in lines
         end += 4
         length = re.search(rb"\r\ncontent-length: *(\d+)", lines)
         if head or status in ("101", "204", "304"):
@@ -179,7 +181,7 @@ class Attacker:
         status = await peer.answer(seconds, head=head)
         self.told.answers[status] += 1
         if status[:1] == "5" and status != "503" and len(self.told.examples) < 10:
-            self.told.examples.append(f"{status} to {request[:600]!r}")
+            self.told.examples.append(f"{status} to {request[:1500]!r}")
         return status
 
     async def once(self, pieces: Iterable[bytes]) -> None:
@@ -467,7 +469,7 @@ async def mutated(attacker: Attacker) -> None:
             request = mutant(chance, attacker.target)
             await attacker.send(peer, request)
             status = await attacker.hear(peer, 3.0, request, head=request.startswith(b"HEAD "))
-            if status in (SILENT, "101") or peer.heard:  # or more was answered than this one request
+            if status in (SILENT, "101") or peer.last or peer.heard:  # or more was answered than this one request
                 peer.close()
                 peer = None
         if peer is not None:
@@ -565,13 +567,13 @@ def mutant(chance: random.Random, target: Target) -> bytes:
         pushes = path == "/manage/models" and method == "POST"  # with a token any body is a push
         token = chance.choice(("", "wrong", "\xff", "٣".encode().decode("latin-1"), target.token, target.token))
         token = "wrong" if pushes and token == target.token else token
-    safe = token == target.token and method == "POST"
+    safe = token == target.token and method == "POST"  # has to stay the invalid write that it is
     if not safe and chance.random() < 0.1:
         method = chance.choice(METHODS)
         token = "wrong" if path.startswith("/manage") and method == "POST" else token
     if chance.random() < 0.2:
         path += "?" + chance.choice(QUERIES).replace("{}", chance.choice(PARTS))
-    lines = [f"{method} {path} HTTP/1.{chance.choice('1111111110')}"]
+    lines = [f"{method} {path} HTTP/1.{1 if safe else chance.choice('1111111110')}"]
     if chance.random() < 0.98:
         lines.append("host: evergreen")
     if token:
@@ -579,7 +581,9 @@ def mutant(chance: random.Random, target: Target) -> bytes:
     content_type = "application/json" if chance.random() < 0.9 else chance.choice(TYPES)
     lines.append(f"content-type: {content_type}")
     while chance.random() < 0.15:
-        lines.append(chance.choice(ODD))
+        odd = chance.choice(ODD)
+        if not (safe and odd.startswith("upgrade")):  # a server that drops the body then has a valid write
+            lines.append(odd)
     if body and chance.random() < 0.1:
         lines.append("transfer-encoding: chunked")
         body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)

@@ -334,7 +334,7 @@ def run(
                 lines.append(line)
                 say(f"{name}: {'; '.join(line.broken()) or 'all well'}")
                 for example in line.told.examples[:3]:
-                    say(f"    {example}")
+                    say(f"    {example[:300]}")
                 if (line.wrong or line.ended) and name != names[-1]:
                     say("the server is started again")
                     family.end()
