@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import interference, kills, outage, record, serving, swap_under_load, workers
+from benchmarks import hostile, interference, kills, outage, record, serving, swap_under_load, workers
 
 
 def main() -> int:
@@ -48,6 +48,7 @@ def main() -> int:
         ),
         "outage": lambda say: outage.run(seconds=15.0 if quick else 60.0, json_to=out / "outage.json", say=say),
         "kills": lambda say: kills.run(kills=3 if quick else 20, json_to=out / "kills.json", say=say),
+        "hostile": lambda say: hostile.run(scale=0.1 if quick else 1.0, json_to=out / "hostile.json", say=say),
     }
     failed = []
     out.mkdir(parents=True, exist_ok=True)

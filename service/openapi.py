@@ -7,14 +7,58 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from service.worker import Worker
 
-TROUBLE: Final = {
+WORDS: Final = {
     "400": "Malformed: the message names the place, `records[3].age`",
-    "405": "Another method than POST",
+    "401": "A token is needed, and none was sent",
+    "403": "This token may not do this",
+    "404": "No such model or version here",
+    "405": "Another method than this one",
+    "408": "The request was not whole in time",
     "413": "Too many records, or too many bytes",
-    "415": "Another content type than application/json",
+    "414": "The path and query are too long",
+    "415": "Another content type than application/json, or a compressed body",
+    "422": "A well-formed value that the model cannot take",
+    "429": "Too many labels from this source: see Retry-After",
+    "431": "The headers are too long",
     "500": "An error of ours",
     "503": "No model in service yet, too many requests in flight, or stopping: see Retry-After",
 }
+READ: Final = ("401", "403", "405", "408", "414", "431", "500", "503")
+"""What every route may answer."""
+WRITE: Final = (*READ, "400", "413", "415", "429")
+
+TENSOR: Final = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": 2},
+        "datatype": {"type": "string"},
+        "data": {"type": "array"},
+        "parameters": {"type": "object"},
+    },
+}
+INFER: Final = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "inputs": {"type": "array", "items": TENSOR},
+        "id": {"type": "string"},
+        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+        "parameters": {"type": "object"},
+    },
+}
+INFERRED: Final = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {"type": "array", "items": TENSOR},
+    },
+}
+ABOUT_MODEL: Final = {"type": "object", "required": ["name", "versions", "platform", "inputs", "outputs"]}
 
 
 def document(worker: Worker) -> dict[str, Any]:
@@ -67,7 +111,7 @@ def document(worker: Worker) -> dict[str, Any]:
                     },
                     "200",
                     {"type": "object", "required": ["model", "version", "ids", "predictions"], "properties": answer},
-                    {**TROUBLE, "422": "A well-formed value that the model cannot take"},
+                    (*WRITE, "422"),
                 )
             },
             "/feedback": {
@@ -89,11 +133,12 @@ def document(worker: Worker) -> dict[str, Any]:
                     },
                     "202",
                     {"type": "object", "required": ["accepted"], "properties": {"accepted": {"type": "integer"}}},
-                    TROUBLE,
+                    WRITE,
                 )
             },
             "/schema": {"get": _page("schema", "The live features as JSON Schema")},
-            "/readyz": {"get": _page("readyz", "Whether predictions can be answered")},
+            "/readyz": {"get": _page("readyz", "Whether predictions can be answered", kind="text/plain")},
+            **_v2(model.name),
         },
         "components": {
             "schemas": {
@@ -104,8 +149,38 @@ def document(worker: Worker) -> dict[str, Any]:
     }
 
 
+def _v2(model: str) -> dict[str, Any]:
+    """The routes of the Open Inference Protocol."""
+    named = [
+        {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [model]}},
+        {
+            "name": "version",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"},
+        },
+    ]
+    found: dict[str, Any] = {
+        "/v2": {"get": _page("v2", "Which protocol this is")},
+        "/v2/health/live": {"get": _page("v2_live", "Whether the server runs")},
+        "/v2/health/ready": {"get": _page("v2_ready", "Whether predictions can be answered", own_form=True)},
+    }
+    for path, name, parameters in (
+        ("/v2/models/{model}", "v2_model", named[:1]),
+        ("/v2/models/{model}/versions/{version}", "v2_version", named),
+    ):
+        infer = _operation(f"{name}_infer", "Predict tensors", INFER, "200", INFERRED, (*WRITE, "404", "422"))
+        found[path] = {"parameters": parameters, "get": _page(name, "Inputs and outputs", ABOUT_MODEL, ("404",))}
+        found[f"{path}/ready"] = {
+            "parameters": parameters,
+            "get": _page(f"{name}_ready", "Whether it is loaded", more=("404",)),
+        }
+        found[f"{path}/infer"] = {"parameters": parameters, "post": infer}
+    return found
+
+
 def _operation(
-    name: str, summary: str, request: dict[str, Any], status: str, answer: dict[str, Any], trouble: dict[str, str]
+    name: str, summary: str, request: dict[str, Any], status: str, answer: dict[str, Any], trouble: tuple[str, ...]
 ) -> dict[str, Any]:
     return {
         "operationId": name,
@@ -113,21 +188,32 @@ def _operation(
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {
             status: {"description": "Done", "content": {"application/json": {"schema": answer}}},
-            **{code: _error(text) for code, text in trouble.items()},
+            **{code: _error(code) for code in sorted(trouble)},
         },
     }
 
 
-def _page(name: str, summary: str) -> dict[str, Any]:
-    return {
-        "operationId": name,
-        "summary": summary,
-        "responses": {"200": {"description": "The page"}, "503": _error("No model in service")},
+def _page(
+    name: str,
+    summary: str,
+    answer: dict[str, Any] | None = None,
+    more: tuple[str, ...] = (),
+    *,
+    kind: str = "application/json",
+    own_form: bool = False,
+) -> dict[str, Any]:
+    schema = answer or {"type": "string" if kind == "text/plain" else "object"}
+    responses = {
+        "200": {"description": "The page", "content": {kind: {"schema": schema}}},
+        **{code: _error(code) for code in sorted((*READ, *more))},
     }
+    if own_form:  # the protocol has a form of its own for this
+        responses["503"]["content"]["application/json"]["schema"] = {"type": "object"}
+    return {"operationId": name, "summary": summary, "responses": responses}
 
 
-def _error(text: str) -> dict[str, Any]:
+def _error(code: str) -> dict[str, Any]:
     return {
-        "description": text,
+        "description": WORDS[code],
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
