@@ -22,6 +22,7 @@ import msgspec
 from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.schema import InvalidRequest
+from service.feedback import check_labels
 from service.predictor import ServedModel
 from service.worker import Worker
 
@@ -302,16 +303,7 @@ class Lane:
         if len(labels) > self.max_records:
             raise Reject(413, f"labels: {len(labels)} in one request; send at most {self.max_records}")
         model = self.worker.model.current
-        for i, label in enumerate(labels):
-            if not 1 <= len(label.id) <= 128:
-                raise Reject(400, f"labels[{i}].id: {len(label.id)} characters; a prediction id has 1 to 128")
-            if not label.id.isprintable():
-                raise Reject(400, f"labels[{i}].id: has characters that cannot be printed; send the id as it was given")
-            if isinstance(label.observed_at, str) and not _TIME.fullmatch(label.observed_at):
-                raise Reject(400, f"labels[{i}].observed_at: send seconds since 1970 or ISO 8601, 2026-01-31T12:00:00Z")
-            reason = model.schema.check_label(label.label) if model else None
-            if reason:
-                raise Reject(400, f"labels[{i}].label: {reason}")
+        check_labels(labels, model.schema if model else None, time.time())
         if self.log is not None:
             kept = self.log.append(FEEDBACK, time.time(), len(labels), body)
             self.worker.metrics.labels.labels("accepted" if kept else "dropped").inc(len(labels))
@@ -416,7 +408,6 @@ class Lane:
             self.log.append(REJECTION, time.time(), 1, msgspec.json.encode(line))
 
 
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
 _INDEX: Final = re.compile(r"\[\d+\]")
 _VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
 
