@@ -110,8 +110,8 @@ def iter_window(
 ) -> Iterator[pd.DataFrame]:
     """The same rows as `read_window`, oldest first, at most `chunk_rows` at a time: memory stays bounded.
 
-    A chunk may be empty: all its rows were skipped. Each is a snapshot of its own, so
-    rows recorded meanwhile may be among the last ones.
+    A chunk may be empty: all its rows were skipped. Each is a snapshot of its own, so rows recorded meanwhile may
+    be among the last ones.
     """
     conditions = _conditions(since, until, version, after_key)
     behind: list[sa.ColumnElement[bool]] = []

@@ -49,7 +49,7 @@ def check_labels(labels: Sequence[Label], schema: FeatureSchema | None, now: flo
         if seconds > latest:
             message = (
                 f"labels[{at}].observed_at: {iso(seconds)} is more than {AHEAD_S / 60:g} minutes ahead of this "
-                f"server's clock, {iso(now)}; send when the outcome was observed, in UTC or with an offset, or leave it out"
+                f"server's clock, {iso(now)}; send it in UTC or with an offset, or leave it out"
             )
             raise InvalidRequest(400, message, "labels[].observed_at: in the future")
 
