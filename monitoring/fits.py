@@ -49,8 +49,8 @@ _LATEST: Final = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()
 
 
 def feature_number(value: Any) -> bool:
-    """Whether it is a number that a float32 can hold; integers of any size are compared exactly."""
-    return is_number(value) and -FLOAT32_LIMIT < value < FLOAT32_LIMIT
+    """Whether it is a number that a float32 can hold."""
+    return is_number(value) and -FLOAT32_LIMIT < _float(value) < FLOAT32_LIMIT
 
 
 def feature_value(kind: str, value: Any) -> bool:
@@ -74,12 +74,20 @@ def feature_value(kind: str, value: Any) -> bool:
 
 def target_number(value: Any) -> bool:
     """Whether it is a number that a regression can learn and be measured by."""
-    return is_number(value) and -TARGET_LIMIT <= value <= TARGET_LIMIT
+    return is_number(value) and -TARGET_LIMIT <= _float(value) <= TARGET_LIMIT
 
 
 def whole_number(value: Any) -> bool:
     """Whether it is a number without a fraction that an int64 can hold."""
     return is_number(value) and -INT64 <= value < INT64 and value == int(value)
+
+
+def _float(value: float) -> float:
+    """What every room makes of it: an integer just below a limit may round up to the limit."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def is_number(value: Any) -> bool:

@@ -421,7 +421,8 @@ def _infer_target(column: pd.Series[Any], target: str, task: Task | None) -> tup
     if task == "regression":
         return "regression", ()
     distinct = np.unique(numbers)
-    whole = bool((distinct == np.floor(distinct)).all()) and bool((np.abs(distinct) < 2.0**63).all())
+    # By float64 the greatest int64 would be 2**63, and too large.
+    whole = column.dtype == np.int64 or bool(((distinct == np.floor(distinct)) & (np.abs(distinct) < 2.0**63)).all())
     if task is None and (not whole or distinct.size > MAX_CLASSES_FROM_INTEGERS):
         return "regression", ()
     if not whole:

@@ -516,11 +516,17 @@ def test_labels_of_another_type_are_refused(classes: list[Any], values: list[Any
         (["a", "b"], ["a", "b"], ["never seen", "", "a" * 5000, 1, True, None, ["a"], {}]),
         ([True, False], [True, False], [1, 0, "true", None, 1.0]),
         ([1, 2, 3], [1, 2, 3.0], [7, -5, 2**63 - 1, 1.5, True, "1", None, float("nan"), float("inf"), 2**63, 10**400]),
-        ([0.5, 1.5, 2.5], [1, -2.5, 1e30, -(10**30)], [1.1e30, -(2**101), True, "1", None, float("nan"), float("inf"), 10**400, [1]]),
+        (
+            [0.5, 1.5, 2.5],
+            [1, -2.5, 1e30, -(10**30)],
+            [1.1e30, -(2**101), True, "1", None, float("nan"), float("inf"), 10**400, [1]],
+        ),
     ],
     ids=str,
 )
-def test_a_label_is_of_the_targets_type_and_one_of_its_classes(classes: list[Any], good: list[Any], bad: list[Any]) -> None:
+def test_a_label_is_of_the_targets_type_and_one_of_its_classes(
+    classes: list[Any], good: list[Any], bad: list[Any]
+) -> None:
     schema = infer_target(classes)
 
     assert [schema.check_label(value) for value in good] == [None] * len(good)

@@ -303,7 +303,7 @@ def _segments_of(
         sensitive = feature.name in policy.sensitive
         groups: Sequence[tuple[str, npt.NDArray[np.bool_]]]
         if feature.kind in ("categorical", "boolean"):
-            values = sorted(column.dropna().unique().tolist())
+            values = sorted(set(column.dropna().tolist()))
             if len(values) > policy.max_segment_categories and not sensitive:
                 continue
             array = column.to_numpy()
