@@ -24,6 +24,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 soak: $(READY)
+	$(BIN)/python -m benchmarks.fits
 	$(BIN)/python -m benchmarks.soak
 
 # The lock carries versions and hashes, and no index address; deploy/ holds what it says without the tools.

@@ -11,7 +11,6 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, date, datetime, timedelta
 from itertools import chain
 from operator import attrgetter
 from types import GenericAlias
@@ -21,32 +20,27 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from monitoring.fits import (
+    FLOAT32_LIMIT,
+    ID_CHARS,
+    INSTANT_CHARS,
+    LONGEST_CATEGORY,
+    days_since_epoch,
+    feature_number,
+)
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from monitoring.schema import Feature, FeatureSchema
 
-FLOAT32_LIMIT: Final = float(2**128 - 2**103)
-"""Doubles strictly between ± this round to a finite float32; this one and beyond would become infinite."""
-
 LOOK_BYTES: Final = 4 * 2**20
 """Above it, what is wrong is said in the strict decoder's words: a second reading takes seconds and much memory."""
 
-MAX_ID_CHARS: Final = 128
 SHOWN_CHARS: Final = 40
 SHOWN_NAMES: Final = 20
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_DAY: Final = timedelta(days=1)
-
-_Number = Annotated[float, msgspec.Meta(gt=-FLOAT32_LIMIT, lt=FLOAT32_LIMIT)] | None
-_JSON_TYPES: Final[dict[str, Any]] = {
-    "numeric": _Number,
-    "boolean": bool | None,
-    "categorical": str | None,
-    "datetime": str | None,
-}
-_Extra = str | float | bool | None
+_Number = Annotated[float, msgspec.Meta(gt=-FLOAT32_LIMIT, lt=FLOAT32_LIMIT)]
 _EXPECTED: Final = {
     "numeric": "a number",
     "boolean": "true or false",
@@ -69,20 +63,6 @@ class InvalidRequest(Exception):
         self.status = status
         self.message = clean
         self.reason = reason or f"status {status}"
-
-
-def days_since_epoch(value: str | date) -> float:
-    """Days since 1970-01-01 UTC of an ISO-8601 string, date or datetime; without an offset it is taken as UTC.
-
-    Raises ValueError when the text is not ISO-8601 (as `datetime.fromisoformat` of Python 3.11 reads it).
-    """
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    elif not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
-    if value.tzinfo is None:
-        value = value.replace(tzinfo=UTC)
-    return (value - _EPOCH) / _DAY
 
 
 class _Body(Protocol):
@@ -158,26 +138,37 @@ class RequestDecoder:
 
     Any column name works: the generated record type calls its fields f0, f1, … and msgspec renames them on the wire.
     `extra` names columns a record may have that no model sees: text, a number, true, false or null.
+    `max_chars` bounds the text of a category and of an extra column; more is refused.
     Records are not tracked by the garbage collector (`gc=False`): they hold only strings and numbers.
     """
 
-    def __init__(self, schema: FeatureSchema, max_records: int, extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self, schema: FeatureSchema, max_records: int, extra: Sequence[str] = (), *, max_chars: int = LONGEST_CATEGORY
+    ) -> None:
         if max_records < 1:
             raise ValueError(f"max_records is {max_records}; a request needs room for at least 1 record")
         self.schema = schema
         self.max_records = max_records
+        self.max_chars = max_chars
+        text: Any = Annotated[str, msgspec.Meta(max_length=max_chars)]
+        types: dict[str, Any] = {
+            "numeric": _Number | None,
+            "boolean": bool | None,
+            "categorical": text | None,
+            "datetime": Annotated[str, msgspec.Meta(max_length=INSTANT_CHARS)] | None,
+        }
         self._features: dict[str, Feature] = {feature.name: feature for feature in schema.features}
         fields = {feature.name: f"f{position}" for position, feature in enumerate(schema.features)}
         self._extra = {name: f"x{position}" for position, name in enumerate(extra)}
-        known: list[Any] = [(fields[feature.name], _JSON_TYPES[feature.kind]) for feature in schema.features]
+        known: list[Any] = [(fields[feature.name], types[feature.kind]) for feature in schema.features]
         self._record: Callable[..., Any] = msgspec.defstruct(
             "Record",
-            [*known, *((field, _Extra, None) for field in self._extra.values())],
+            [*known, *((field, text | _Number | bool | None, None) for field in self._extra.values())],
             rename={field: name for name, field in (fields | self._extra).items()},
             forbid_unknown_fields=True,
             gc=False,
         )
-        ident = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARS)]
+        ident = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS)]
         body = msgspec.defstruct(
             "Body",
             [
@@ -188,7 +179,7 @@ class RequestDecoder:
         )
         self._columns = msgspec.defstruct(
             "Columns",
-            [(fields[feature.name], GenericAlias(list, (_JSON_TYPES[feature.kind],))) for feature in schema.features],
+            [(fields[feature.name], GenericAlias(list, (types[feature.kind],))) for feature in schema.features],
             rename={field: name for name, field in fields.items()},
             forbid_unknown_fields=True,
         )
@@ -269,7 +260,7 @@ class RequestDecoder:
                 raise InvalidRequest(400, message, "inputs of unequal length")
             checked[name] = [None if value != value else value for value in values]
             for row, value in enumerate(checked[name]):
-                problem = _value_problem(feature, value)
+                problem = _value_problem(feature, value, self.max_chars)
                 if problem:
                     raise problem.at(f"{where}[{row}]", where)
         return checked
@@ -362,14 +353,14 @@ class RequestDecoder:
         for name, value in record:
             feature = self._features.get(name)
             if feature is None and name in self._extra:
-                if value is not None and not isinstance(value, str | bool | int | float):
-                    message = f"{path}{_step(name)}: expected text, a number, true, false or null, got {_shown(value)}"
-                    raise InvalidRequest(400, message, "records[]: an extra column of another type")
+                problem = _extra_problem(value, self.max_chars)
+                if problem:
+                    raise problem.at(path + _step(name), "records[]: an extra column")
                 continue
             if feature is None:
                 raise self._unknown(path + _step(name), name, "feature")
             present.add(name)
-            problem = _value_problem(feature, value)
+            problem = _value_problem(feature, value, self.max_chars)
             if problem:
                 raise problem.at(path + _step(name), "records[]" + _step(name))
         for name in self._features:
@@ -393,7 +384,7 @@ class RequestDecoder:
         return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more (GET /schema lists them)" if more > 0 else "")
 
     def _expected(self) -> str:
-        record = self.schema.example()
+        record = self.schema.example(self.max_chars)
         short = dict(list(record.items())[:2])
         text = json.dumps(short, ensure_ascii=False)
         if len(record) > len(short):
@@ -450,29 +441,50 @@ class _Problem(NamedTuple):
         return InvalidRequest(self.status, f"{path}: {self.message}", f"{where}: {self.reason}")
 
 
-def _value_problem(feature: Feature, value: Any) -> _Problem | None:
+def _value_problem(feature: Feature, value: Any, max_chars: int) -> _Problem | None:
     """Why one JSON value does not fit its feature, or None."""
     if value is None:
         return None
     expected = _EXPECTED[feature.kind]
     if feature.kind == "numeric":
-        if isinstance(value, _Literal) and value.lstrip("-") in ("NaN", "Infinity"):
-            return _Problem(400, f"{value} is not JSON; send null when the value is unknown", str(value))
-        if _is_number(value):
-            if _fits_float32(value):
-                return None
-            message = f"{_shown(value)} is too large; the model takes float32 numbers, up to ±3.4e38"
-            return _Problem(422, message, "outside float32")
+        if isinstance(value, _Literal | int | float) and not isinstance(value, bool):
+            return _number_problem(value, "the model takes float32 numbers, up to ±3.4e38")
     elif feature.kind == "boolean":
         if isinstance(value, bool):
             return None
     elif isinstance(value, str) and not isinstance(value, _Literal):
-        if not _is_unicode(value):
-            message = f"{_shown(value)} has half of a surrogate pair (\\ud800 to \\udfff); send whole characters"
-            return _Problem(400, message, "lone surrogate")
-        if feature.kind == "categorical" or _is_instant(value):
-            return None
+        problem = _text_problem(value, max_chars if feature.kind == "categorical" else INSTANT_CHARS)
+        if problem or feature.kind == "categorical" or _is_instant(value):
+            return problem
     return _Problem(400, f"expected {expected}, got {_shown(value)}", f"expected {expected}, got {_type_name(value)}")
+
+
+def _extra_problem(value: Any, max_chars: int) -> _Problem | None:
+    """Why one JSON value cannot stand in a column that no model sees, or None."""
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, _Literal | int | float):
+        return _number_problem(value, "send numbers up to ±3.4e38")
+    if isinstance(value, str):
+        return _text_problem(value, max_chars)
+    return _Problem(400, f"expected text, a number, true, false or null, got {_shown(value)}", "another type")
+
+
+def _number_problem(value: Any, remedy: str) -> _Problem | None:
+    if isinstance(value, _Literal) and value.lstrip("-") in ("NaN", "Infinity"):
+        return _Problem(400, f"{value} is not JSON; send null when the value is unknown", str(value))
+    if feature_number(value):
+        return None
+    return _Problem(422, f"{_shown(value)} is too large; {remedy}", "outside float32")
+
+
+def _text_problem(value: str, max_chars: int) -> _Problem | None:
+    if not _is_unicode(value):
+        message = f"{_shown(value)} has half of a surrogate pair (\\ud800 to \\udfff); send whole characters"
+        return _Problem(400, message, "lone surrogate")
+    if len(value) > max_chars:
+        return _Problem(400, f"{len(value):,} characters; send at most {max_chars:,}", "too long")
+    return None
 
 
 def _ids_problem(ids: Any, rows: int) -> InvalidRequest | None:
@@ -483,10 +495,10 @@ def _ids_problem(ids: Any, rows: int) -> InvalidRequest | None:
     for index, value in enumerate(ids):
         if not isinstance(value, str) or isinstance(value, _Literal):
             return InvalidRequest(400, f"ids[{index}]: expected a string, got {_shown(value)}", "ids[]: not a string")
-        if not 1 <= len(value) <= MAX_ID_CHARS:
+        if not 1 <= len(value) <= ID_CHARS:
             return InvalidRequest(
                 400,
-                f"ids[{index}]: expected 1 to {MAX_ID_CHARS} characters, got {len(value)}",
+                f"ids[{index}]: expected 1 to {ID_CHARS} characters, got {len(value)}",
                 "ids[]: too short or too long",
             )
         if not value.isprintable():
@@ -498,16 +510,6 @@ def _ids_problem(ids: Any, rows: int) -> InvalidRequest | None:
             400, f"ids: {len(ids)} ids for {rows} records; send one for each record, or leave ids out", "ids: count"
         )
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | _Literal) and not isinstance(value, bool)
-
-
-def _fits_float32(value: Any) -> bool:
-    if isinstance(value, _Literal):
-        return False
-    return bool(-FLOAT32_LIMIT < value < FLOAT32_LIMIT)  # compared exactly, also for integers no double can hold
 
 
 def _is_unicode(text: str) -> bool:

@@ -454,15 +454,17 @@ def _scaled(old: Array, new: Array) -> tuple[Array, Array]:
 def _buckets(old: list[str], new: list[str], most: int) -> tuple[tuple[_Codes, _Codes], int]:
     """Integer codes of both samples, and how many categories there were; the rare ones share the last code.
 
-    Ranked on both samples together, so that random splits of them meet the same buckets.
+    Ranked on both samples together, so that random splits of them meet the same buckets. By a dictionary: a NumPy
+    array of text is as wide as its longest cell in every row.
     """
-    distinct, codes, counts = np.unique(np.asarray(old + new, dtype=str), return_inverse=True, return_counts=True)
-    if len(distinct) > most:
-        rank = np.empty(len(distinct), np.int64)
-        rank[np.argsort(-counts, kind="stable")] = np.arange(len(distinct))
+    code_of = {category: code for code, category in enumerate(sorted({*old, *new}))}
+    codes = np.fromiter(map(code_of.__getitem__, old + new), np.int64, len(old) + len(new))
+    if len(code_of) > most:
+        counts = np.bincount(codes, minlength=len(code_of))
+        rank = np.empty(len(code_of), np.int64)
+        rank[np.argsort(-counts, kind="stable")] = np.arange(len(code_of))
         codes = np.minimum(rank, most)[codes]
-    codes = codes.astype(np.int64)
-    return (codes[: len(old)], codes[len(old) :]), len(distinct)
+    return (codes[: len(old)], codes[len(old) :]), len(code_of)
 
 
 def _numbers(series: pd.Series[Any]) -> Array:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
+from monitoring import fits
 from monitoring.export import UNFINISHED, whole_file
 from monitoring.insert import last_stored
 from monitoring.log import OPEN, SEALED
@@ -73,7 +74,7 @@ def find(engine: sa.Engine, subject: Subject, until: float) -> Found:
 
     By value every stored record is looked at (about a second for a million rows).
     """
-    ids = set(subject.ids)
+    ids = {id_ for id_ in subject.ids if fits.id_text(id_)}  # no store can be asked for others
     if subject.feature:
         is_meant = _record_test(subject)
         every = sa.select(predictions.c.id, predictions.c.features).where(predictions.c.at <= until)
@@ -84,8 +85,17 @@ def find(engine: sa.Engine, subject: Subject, until: float) -> Found:
         for some in _some(ids):
             meant = sa.select(predictions.c.at, predictions.c.features)
             meant = meant.where(predictions.c.id.in_(some), predictions.c.at <= until)
-            rows += [Row(at, msgspec.json.decode(text)) for at, text in connection.execute(meant)]
+            rows += [Row(at, _features(text)) for at, text in connection.execute(meant)]
     return Found(frozenset(ids), tuple(rows))
+
+
+def _features(text: str) -> dict[str, Any]:
+    """The features of a stored record; none when it is no JSON object, which nothing was trained from."""
+    try:
+        found = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: float) -> dict[str, int]:
@@ -95,8 +105,8 @@ def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: f
     which nobody knows any more which ids were meant.
     """
     erased = {"predictions": 0, "labels": 0, "dead_letters": 0}
-    ids = list(ids)
-    is_meant = _letter_test(subject, ids)
+    ids = [id_ for id_ in ids if fits.id_text(id_)]
+    is_meant = _letter_test(subject, {*ids, *subject.ids})
     key = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
     every = sa.select(*key, dead_letters.c.payload, dead_letters.c.reason)
     with engine.connect().execution_options(yield_per=_LETTERS_AT_ONCE) as connection:
@@ -212,7 +222,11 @@ def canonical_rows(rows: Sequence[Row], schema: FeatureSchema) -> tuple[list[flo
     """(times, canonical features) of the rows that this schema can read."""
     import pandas as pd
 
-    whole = [row for row in rows if all(name in row.features for name in schema.names)]
+    whole = [
+        row
+        for row in rows
+        if all(f.name in row.features and fits.feature_value(f.kind, row.features[f.name]) for f in schema.features)
+    ]
     times: list[float] = []
     frames: list[pd.DataFrame] = []
     pending = [whole] if whole else []
@@ -238,7 +252,7 @@ def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: flo
     for left in filesystem.glob(f"{root.rstrip('/')}/day=*/*{UNFINISHED}"):  # of an export that was killed
         filesystem.rm_file(left)
     meant = set(subject.values)
-    meant |= {float(msgspec.json.decode(msgspec.json.encode(v))) for v in meant if isinstance(v, int | float)}
+    numbers = [float(v) for v in meant if fits.feature_number(v) or isinstance(v, bool)]
     erased: dict[str, int] = {}
     for path in sorted(filesystem.glob(f"{root.rstrip('/')}/day=*/*.parquet")):
         with filesystem.open(path, "rb") as file:
@@ -248,7 +262,7 @@ def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: flo
         if subject.feature in table.column_names:
             column = table[subject.feature]
             single = column.type == pa.float32()
-            wanted = {_single(v) for v in meant if isinstance(v, int | float)} if single else meant
+            wanted = set(map(_single, numbers)) if single else meant
             gone = [g or v in wanted for g, v in zip(gone, column.to_pylist(), strict=True)]
         keep = [not g or moment > until for g, moment in zip(gone, at, strict=True)]
         if all(keep):
@@ -282,7 +296,7 @@ def _record_test(subject: Subject) -> Callable[[str], bool]:
     def test(text: str) -> bool:
         try:
             found: Any = decode(text).value  # type: ignore[attr-defined]
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             return False
         return any(found == value and isinstance(found, bool) == isinstance(value, bool) for value in values)
 

@@ -94,6 +94,9 @@ class Metrics:
         self.retrain_seconds = Histogram(
             "evergreen_retrain_seconds", "Time of one training run", registry=registry, buckets=LONG_BUCKETS_S
         )
+        self.rows_unfit = counter(
+            "rows_unfit", "Rows and labels of the record that a reader left out because they do not fit", "where"
+        )
         self.gate_results = counter("gate_results", "Verdicts of the gates", "gate", "result")
         self.deleted_rows = counter("deleted_rows", "Rows of the record deleted by age or on request", "table", "why")
         self.last_success = gauge("last_success_timestamp_seconds", "When a job last ended well", "job")

@@ -47,5 +47,7 @@ class Privacy:
             return None
         if isinstance(value, float) and value.is_integer():
             value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # msgspec writes no more than 64 bits
         text = value.encode() if isinstance(value, str) else msgspec.json.encode(value)
         return PREFIX + hmac.new(self._key, text, "sha256").hexdigest()[:DIGITS]

@@ -11,14 +11,14 @@ and so never in a payload: after damage the next record is found by looking for 
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Annotated, Final, NamedTuple
 from zlib import crc32
 
 import msgspec
+
+from monitoring.fits import ID_CHARS, LABEL_JSON, moment
 
 PREDICTION: Final = 1
 """Parts: the answer as sent, the request body as received."""
@@ -242,8 +242,7 @@ def _next_start(data: bytes, view: memoryview, start: int, base: int, at_end: bo
 # --- from a record to rows ---------------------------------------------------------------------------------------
 
 
-_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-"""PostgreSQL's index takes at most 2,704 bytes."""
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS)]
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -290,26 +289,6 @@ _refused = msgspec.json.Decoder(_Refused)
 def segment_day(segment: int) -> int:
     """Days since 1970-01-01 UTC of the segment's birth, from its number."""
     return (segment >> 20) // 86_400_000
-
-
-def seconds(moment: float | str | None, default: float) -> float:
-    """A label's `observed_at` in seconds since 1970 UTC: a number, or ISO 8601 (UTC when it names no zone).
-
-    Raises `ValueError` naming what it got.
-    """
-    if moment is None:
-        return default
-    if isinstance(moment, str):
-        try:
-            parsed = datetime.fromisoformat(moment)
-        except ValueError:
-            raise ValueError(
-                f"observed_at: expected seconds since 1970 or an ISO 8601 time, got {moment[:40]!r}"
-            ) from None
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-    if not math.isfinite(moment):
-        raise ValueError(f"observed_at: expected a finite number of seconds, got {moment}")
-    return float(moment)
 
 
 def decode_frame(frame: Frame, segment: int, into: Rows) -> None:
@@ -396,9 +375,11 @@ def _decode_feedback(frame: Frame, segment: int, into: Rows) -> None:
     for row, one in enumerate(given):
         label = str(one.label, "utf-8")
         try:
-            observed_at = seconds(one.observed_at, frame.at)
+            observed_at = frame.at if one.observed_at is None else moment(one.observed_at)
             if label[0] in "{[n":
                 raise ValueError(f"label: expected a number, a string, true or false, got {label[:40]}")
+            if len(label) > LABEL_JSON:
+                raise ValueError(f"label: {len(label):,} bytes; a label has at most {LABEL_JSON:,}")
         except ValueError as error:
             payload = msgspec.json.encode(one)[:MAX_DEAD_BYTES]
             into.dead.append(DeadLetter(day, segment, first | row, frame.at, FEEDBACK, str(error), payload))

@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 import numpy as np
 
 from monitoring.drift import PREDICTION, DriftPolicy, DriftReport
+
+SHOWN_CHARS: Final = 60
+"""Of one category: the page repeats it in every figure."""
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,4 +124,12 @@ def _drawable(series: pd.Series[Any], numeric: bool) -> pd.Series[Any]:
     """Float64 numbers, or text with None for missing: what Evidently's figures take."""
     if numeric:
         return series.astype("float64")
-    return series.map(lambda value: value if isinstance(value, str) else str(value), na_action="ignore").astype(object)
+    return series.map(_shown, na_action="ignore").astype(object)
+
+
+def _shown(value: Any) -> str:
+    """A category as the page shows it: a long one is cut, and stays apart from others that begin alike."""
+    text = str(value)
+    if len(text) <= SHOWN_CHARS:
+        return text
+    return f"{text[: SHOWN_CHARS - 10]}… {crc32(text.encode('utf-8', 'backslashreplace')):08x}"

@@ -20,13 +20,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from monitoring.decode import (
-    FLOAT32_LIMIT,
-    Batch,
-    InvalidRequest,
-    RequestDecoder,
-    days_since_epoch,
-)
+from monitoring import fits
+from monitoring.decode import Batch, InvalidRequest, RequestDecoder
+from monitoring.fits import CATEGORY_CHARS, FLOAT32_LIMIT, INSTANT_CHARS, days_since_epoch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,60 +265,77 @@ class FeatureSchema(msgspec.Struct, frozen=True):
             if not _only_booleans(column):
                 raise _unfit(self.target, "True or False", column, lambda value: isinstance(value, bool | np.bool_))
             return np.array(column, dtype=bool)
-        numbers = _numbers(self.target, column)
-        whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2.0**63)
-        if not whole.all():
-            raise SchemaError(
-                f"target {_show(self.target)}: expected whole numbers (the classes are {_some(self.classes)}), "
-                f"got {_show(column.iloc[int(np.argmin(whole))])}"
-            )
-        return np.fromiter((int(value) for value in column), np.int64, len(column))
+        if column.dtype == np.int64:
+            return np.array(column, dtype=np.int64)
+        values = [value.item() if isinstance(value, np.generic) else value for value in column.tolist()]
+        for value in values:
+            if isinstance(value, Decimal) and _is_finite(value) and value == int(value):
+                value = int(value)
+            if not fits.whole_number(value):
+                raise SchemaError(
+                    f"target {_show(self.target)}: expected whole numbers (the classes are {_some(self.classes)}), "
+                    f"got {_show(value)}"
+                )
+        return np.fromiter(map(int, values), np.int64, len(values))
+
+    def takes_label(self, value: Any) -> bool:
+        """Whether a JSON value has the type of the target and can be read, also when it is no class of the model.
+
+        What rooms ask of labels and answers: another version may have had the class.
+        """
+        if self.task == "regression":
+            return fits.target_number(value)
+        if isinstance(self.classes[0], str):
+            return isinstance(value, str) and (len(value) <= fits.LABEL_CHARS or value in self.classes)
+        if isinstance(self.classes[0], bool):
+            return isinstance(value, bool)
+        return fits.whole_number(value)
 
     def check_label(self, value: Any) -> str | None:
-        """None when a JSON value has the form and type of the target, else why not.
-
-        A class that the model never saw is fine: the world may have grown one.
-        """
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        """None when a JSON value is a label that this model can learn from, else why not: what the door asks."""
         if value is None:
-            return "a label cannot be null: leave it out until it is known"
-        if self.task == "regression":
-            if not number:
-                return f"expected a number, got {_show(value)}"
-            return None if _is_finite(value) else f"expected a finite number, got {_show(value)}"
-        if isinstance(self.classes[0], str):
-            expected, fits = "a string", isinstance(value, str)
-        elif isinstance(self.classes[0], bool):
-            expected, fits = "true or false", isinstance(value, bool)
-        else:
-            expected = "an integer"
-            fits = number and _is_finite(value) and value == int(value) and -(2**63) <= value < 2**63
-        return None if fits else f"expected {expected} such as {json.dumps(self.classes[0])}, got {_show(value)}"
+            return fits.label_problem(value)
+        if not self.takes_label(value):
+            if self.task == "regression":
+                far = fits.is_number(value)
+                expected = f"a finite number within ±{fits.TARGET_LIMIT:g}" if far else "a number"
+                return f"expected {expected}, got {_show(value)}"
+            if isinstance(value, str) and isinstance(self.classes[0], str):
+                return fits.label_problem(value)
+            kinds = {str: "a string", bool: "true or false", int: "an integer"}
+            return f"expected {kinds[type(self.classes[0])]} such as {json.dumps(self.classes[0])}, got {_show(value)}"
+        if self.task == "regression" or value in self.classes:
+            return None
+        return f"{_show(value)} is no class of the model; its classes are {_some(self.classes, 10)}"
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def decoder(self, max_records: int) -> RequestDecoder:
-        """The decoder of requests with at most `max_records` records; build it once for each model version."""
+        """The decoder of requests with at most `max_records` records; build it once for each model version.
+
+        It takes texts as long as any setting allows, as the rooms do.
+        """
         return RequestDecoder(self, max_records)
 
-    def example(self) -> dict[str, Any]:
+    def example(self, max_chars: int = CATEGORY_CHARS) -> dict[str, Any]:
         """One record that the decoder accepts, with values typical of the training data."""
-        return {feature.name: (_examples(feature) or [None])[0] for feature in self.features}
+        return {feature.name: (_examples(feature, max_chars) or [None])[0] for feature in self.features}
 
-    def json_schema(self) -> dict[str, Any]:
+    def json_schema(self, max_chars: int = CATEGORY_CHARS) -> dict[str, Any]:
         """JSON Schema (2020-12) of one record; the target is `$defs.label`, and `x-evergreen` says task and classes.
 
         Ranges and categories are descriptions and examples, never limits: values not seen in training are taken too.
+        Text of more than `max_chars` characters is not.
         """
         return {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": "record",
             "description": "One row to predict. Every feature is required; null stands for an unknown value.",
             "type": "object",
-            "properties": {feature.name: _property(feature) for feature in self.features},
+            "properties": {feature.name: _property(feature, max_chars) for feature in self.features},
             "required": list(self.names),
             "additionalProperties": False,
-            "examples": [self.example()],
+            "examples": [self.example(max_chars)],
             "$defs": {"label": _label_property(self)},
             "x-evergreen": {
                 "target": self.target,
@@ -408,7 +421,8 @@ def _infer_target(column: pd.Series[Any], target: str, task: Task | None) -> tup
     if task == "regression":
         return "regression", ()
     distinct = np.unique(numbers)
-    whole = bool((distinct == np.floor(distinct)).all()) and bool((np.abs(distinct) < 2.0**63).all())
+    # By float64 the greatest int64 would be 2**63, and too large.
+    whole = column.dtype == np.int64 or bool(((distinct == np.floor(distinct)) & (np.abs(distinct) < 2.0**63)).all())
     if task is None and (not whole or distinct.size > MAX_CLASSES_FROM_INTEGERS):
         return "regression", ()
     if not whole:
@@ -549,10 +563,11 @@ def _float32(name: str, numbers: npt.NDArray[np.float64], column: pd.Series[Any]
 
 
 def _finite(target: str, numbers: npt.NDArray[np.float64], column: pd.Series[Any]) -> npt.NDArray[np.float64]:
-    bad = ~np.isfinite(numbers)
+    bad = ~(np.abs(numbers) <= fits.TARGET_LIMIT)
     if bad.any():
         raise SchemaError(
-            f"target {_show(target)}: expected finite numbers, got {_show(column.iloc[int(np.argmax(bad))])}"
+            f"target {_show(target)}: expected finite numbers within ±{fits.TARGET_LIMIT:g}, "
+            f"got {_show(column.iloc[int(np.argmax(bad))])}"
         )
     return numbers
 
@@ -585,7 +600,7 @@ _CANONICAL: Final = {
 # -- JSON Schema -------------------------------------------------------------------------------------------------------
 
 
-def _property(feature: Feature) -> dict[str, Any]:
+def _property(feature: Feature, max_chars: int) -> dict[str, Any]:
     extra: dict[str, Any] = {"kind": feature.kind, "nullable": feature.nullable}
     described = "never present in training"
     if feature.kind == "numeric":
@@ -607,7 +622,7 @@ def _property(feature: Feature) -> dict[str, Any]:
             extra |= {"minimum": _instant(feature.minimum), "maximum": _instant(feature.maximum)}
             described = f"from {_instant(feature.minimum)} to {_instant(feature.maximum)} in training"
         described = f"ISO-8601, UTC unless it has an offset; {described}"
-        found = {"type": ["string", "null"], "format": "date-time"}
+        found = {"type": ["string", "null"], "format": "date-time", "maxLength": INSTANT_CHARS}
     elif feature.kind == "boolean":
         described = "true or false"
         found = {"type": ["boolean", "null"]}
@@ -616,26 +631,27 @@ def _property(feature: Feature) -> dict[str, Any]:
         if feature.categories:
             most = " or more" if len(feature.categories) == MAX_CATEGORIES else ""
             described = f"{len(feature.categories)}{most} different values in training; others are accepted"
-        found = {"type": ["string", "null"]}
+        found = {"type": ["string", "null"], "maxLength": max_chars}
     missing = "; null was seen in training" if feature.nullable else "; never null in training"
     found |= {"description": described + missing, "x-evergreen": extra}
-    examples = _examples(feature)
+    examples = _examples(feature, max_chars)
     return found | ({"examples": examples} if examples else {})
 
 
 def _label_property(schema: FeatureSchema) -> dict[str, Any]:
     if schema.task == "regression":
-        return {"title": schema.target, "type": "number"}
+        limits = {"minimum": -fits.TARGET_LIMIT, "maximum": fits.TARGET_LIMIT}
+        return {"title": schema.target, "type": "number", **limits}
     first = schema.classes[0]
     name = "string" if isinstance(first, str) else "boolean" if isinstance(first, bool) else "integer"
-    return {"title": schema.target, "type": name, "examples": list(schema.classes[:5])}
+    return {"title": schema.target, "type": name, "enum": list(schema.classes)}
 
 
-def _examples(feature: Feature) -> list[Any]:
+def _examples(feature: Feature, max_chars: int) -> list[Any]:
     if feature.kind == "boolean":
         return [True, False]
     if feature.kind == "categorical":
-        return list(feature.categories[:5])
+        return [category for category in feature.categories if len(category) <= max_chars][:5]
     if feature.minimum is None or feature.maximum is None:
         return []
     middle = feature.minimum / 2 + feature.maximum / 2
@@ -717,5 +733,5 @@ def _show(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 1] + "…"
 
 
-def _some(values: Sequence[Any]) -> str:
-    return ", ".join(_show(value) for value in values[:5]) + (", …" if len(values) > 5 else "")
+def _some(values: Sequence[Any], most: int = 5) -> str:
+    return ", ".join(_show(value) for value in values[:most]) + (", …" if len(values) > most else "")

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from monitoring.schema import Feature, FeatureSchema, InvalidRequest, SchemaError
+from monitoring import fits
+from monitoring.schema import FeatureSchema, InvalidRequest, SchemaError
 from monitoring.store import labels, predictions
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ def read_window(
     `_score` is the probability of `classes[1]` of a binary task, else NaN. `_label` has the canonical dtype when every
     row has one, else it is float with NaN (regression) or object with None.
 
-    Rows that this schema cannot read (another version's) are left out: `.attrs["skipped"]` counts them,
-    `.attrs["unfit_labels"]` the labels of another type than the target's, taken as absent. `.attrs["last_key"]` is the
-    greatest row key read, for `after_key`.
+    Rows that this schema cannot read (another version's, or what `monitoring.fits` has no room for) are left out:
+    `.attrs["skipped"]` counts them, `.attrs["unfit_labels"]` the labels that the target does not take, held as absent.
+    `.attrs["last_key"]` is the greatest row key read, for `after_key`.
     """
     conditions = _conditions(since, until, version, after_key)
     # With none of these, a newer prediction of the same id is always in the window, too.
@@ -114,7 +115,8 @@ def iter_window(
 ) -> Iterator[pd.DataFrame]:
     """The same rows as `read_window`, oldest first, at most `chunk_rows` at a time: memory stays bounded.
 
-    Each chunk is a snapshot of its own, so rows recorded meanwhile may be among the last ones.
+    A chunk may be empty: all its rows were skipped. Each is a snapshot of its own, so rows recorded meanwhile may
+    be among the last ones.
     """
     conditions = _conditions(since, until, version, after_key)
     behind: list[sa.ColumnElement[bool]] = []
@@ -126,7 +128,7 @@ def iter_window(
             )
         if last is None:
             return
-        if len(frame):
+        if len(frame) or frame.attrs["skipped"]:
             yield frame
         behind = [predictions.c.at >= last[0], sa.tuple_(*order) > sa.tuple_(*_literals(last))]
 
@@ -361,9 +363,9 @@ def _frame(
     days, segments, positions, ids, at, versions, texts, answers, chances, observed_at, *_, label_texts = columns
     last_key = RowKey(*max(zip(days, segments, positions, strict=True))) if ids else None
     given = _targets(schema, answers)
-    fits = np.array([value is not None for value in given], dtype=bool)
+    fitting = np.array([value is not None for value in given], dtype=bool)
     probabilities, readable = _matrix(chances, len(schema.classes))
-    fits &= readable
+    fitting &= readable
 
     if superseded:
         label_texts = [None if row in superseded else text for row, text in enumerate(label_texts)]
@@ -373,9 +375,9 @@ def _frame(
     observed = np.array(observed_at, dtype=np.float64)
     observed[~known] = np.nan
     if labelled:
-        fits &= known
+        fitting &= known
 
-    features, kept = _features(schema, texts, np.asarray(versions), fits)
+    features, kept = _features(schema, texts, np.asarray(versions), fitting)
     keep: list[int] = np.flatnonzero(kept).tolist()
 
     def pick(values: Sequence[Any]) -> Sequence[Any]:
@@ -405,10 +407,24 @@ def _frame(
     return frame
 
 
+_UNREADABLE: Final = object()
+"""What stands for a text that is no JSON, or holds a number of thousands of digits: no type fits it."""
+
+
 def _decoded(texts: Sequence[str]) -> list[Any]:
     """The values of many small JSON texts, in one go."""
-    values: list[Any] = msgspec.json.decode("[" + ",".join(texts) + "]")
-    return values
+    try:
+        values: list[Any] = msgspec.json.decode("[" + ",".join(texts) + "]")
+    except (ValueError, RecursionError):
+        values = []
+    return values if len(values) == len(texts) else list(map(_decoded_alone, texts))
+
+
+def _decoded_alone(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return _UNREADABLE
 
 
 def _matrix(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -416,19 +432,31 @@ def _matrix(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, An
     readable = np.ones(len(texts), dtype=bool)
     if not width:
         return np.empty((len(texts), 0)), readable
-    nothing = ",".join(["null"] * width)
-    cells = [nothing if text is None else text[1:-1] for text in texts]
-    for row, cell in enumerate(cells):
-        if cell.count(",") != width - 1:
-            cells[row], readable[row] = nothing, False
-    return np.array(_decoded(cells), dtype=np.float64).reshape(len(texts), width), readable
+    nothing = "[" + ",".join(["null"] * width) + "]"
+    found = _decoded([nothing if text is None else text for text in texts])
+    try:
+        cells = np.array(found, dtype=np.float64)
+        if cells.shape == (len(texts), width):
+            return cells, readable
+    except (ValueError, TypeError):
+        pass  # one of them is none of ours: each by itself
+    cells = np.full((len(texts), width), np.nan)
+    for row, chances in enumerate(found):
+        readable[row] = (
+            isinstance(chances, list)
+            and len(chances) == width
+            and all(chance is None or fits.feature_number(chance) for chance in chances)
+        )
+        if readable[row]:
+            cells[row] = [np.nan if chance is None else chance for chance in chances]
+    return cells, readable
 
 
 def _targets(schema: FeatureSchema, texts: Sequence[str | None]) -> list[Any]:
-    """The canonical value of each JSON text; None for None and for what is not of the target's type."""
+    """The canonical value of each JSON text; None for None and for what the target does not take."""
     distinct = [text for text in dict.fromkeys(texts) if text is not None]
     values = {text: value for text, value in zip(distinct, _decoded(distinct), strict=True)}
-    fitting = {text: value for text, value in values.items() if schema.check_label(value) is None}
+    fitting = {text: value for text, value in values.items() if schema.takes_label(value)}
     canonical = schema.labels(list(fitting.values())).tolist()
     value_of: dict[str | None, Any] = dict(zip(fitting, canonical, strict=True))
     return list(map(value_of.get, texts))
@@ -443,7 +471,7 @@ def _column(schema: FeatureSchema, values: Sequence[Any]) -> np.ndarray[Any, Any
 
 
 def _features(
-    schema: FeatureSchema, texts: Sequence[str], versions: np.ndarray[Any, Any], fits: np.ndarray[Any, Any]
+    schema: FeatureSchema, texts: Sequence[str], versions: np.ndarray[Any, Any], fitting: np.ndarray[Any, Any]
 ) -> tuple[pd.DataFrame, np.ndarray[Any, Any]]:
     """The canonical features of the rows that fit, and which rows those are.
 
@@ -452,12 +480,12 @@ def _features(
     """
     import pandas as pd
 
-    rows = np.flatnonzero(fits)
+    rows = np.flatnonzero(fitting)
     if not len(rows):
         return schema.frame([]), np.zeros(len(texts), dtype=bool)
     whole = _decode_all(schema, [texts[row] for row in rows.tolist()])
     if whole is not None:
-        return whole, fits
+        return whole, fitting
     frames, kept = [], np.zeros(len(texts), dtype=bool)
     order: list[int] = []
     for version in np.unique(versions[rows]):
@@ -465,7 +493,7 @@ def _features(
         frame = _decode_all(schema, [texts[row] for row in of_version.tolist()])
         if frame is None:
             records = _decoded([texts[row] for row in of_version.tolist()])
-            readable = [place for place, record in enumerate(records) if _is_of(schema.features, record)]
+            readable = [place for place, record in enumerate(records) if _is_of(schema, record)]
             frame, good = _frame_of_good(schema, [records[place] for place in readable])
             of_version = of_version[[readable[place] for place in good]]
         kept[of_version] = True
@@ -490,21 +518,11 @@ def _decode_all(schema: FeatureSchema, texts: list[str]) -> pd.DataFrame | None:
     return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
 
 
-_JSON_TYPES: Final = {
-    "numeric": (int, float),
-    "boolean": (bool,),
-    "categorical": (str,),
-    "datetime": (str,),
-}
-
-
-def _is_of(features: Sequence[Feature], record: Any) -> bool:
-    """Whether the record has every feature with a value of its JSON type, or null."""
-    for feature in features:
-        value = record.get(feature.name, record)
-        if value is not None and type(value) not in _JSON_TYPES[feature.kind]:
-            return False
-    return True
+def _is_of(schema: FeatureSchema, record: Any) -> bool:
+    """Whether the record has every feature with a value that fits it, or null."""
+    return isinstance(record, dict) and all(
+        feature.name in record and fits.feature_value(feature.kind, record[feature.name]) for feature in schema.features
+    )
 
 
 def _frame_of_good(schema: FeatureSchema, records: list[Any]) -> tuple[pd.DataFrame, list[int]]:

@@ -24,6 +24,7 @@ from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.schema import InvalidRequest
 from service import process
+from service.feedback import check_labels
 from service.keys import Denied
 from service.large import check_values
 from service.predictor import ServedModel
@@ -361,16 +362,7 @@ class Lane:
         if len(labels) > self.max_records:
             raise Reject(413, f"labels: {len(labels)} in one request; send at most {self.max_records}")
         model = self.worker.model.current
-        for i, label in enumerate(labels):
-            if not 1 <= len(label.id) <= 128:
-                raise Reject(400, f"labels[{i}].id: {len(label.id)} characters; a prediction id has 1 to 128")
-            if not label.id.isprintable():
-                raise Reject(400, f"labels[{i}].id: has characters that cannot be printed; send the id as it was given")
-            if isinstance(label.observed_at, str) and not _TIME.fullmatch(label.observed_at):
-                raise Reject(400, f"labels[{i}].observed_at: send seconds since 1970 or ISO 8601, 2026-01-31T12:00:00Z")
-            reason = model.schema.check_label(label.label) if model else None
-            if reason:
-                raise Reject(400, f"labels[{i}].label: {reason}")
+        check_labels(labels, model.schema if model else None, time.time())
         return labels
 
     async def _elsewhere(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -507,7 +499,6 @@ class Lane:
 
 
 _ID: Final = re.compile(rb"[!-~]{1,200}")
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
 _INDEX: Final = re.compile(r"\[\d+\]")
 _VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
 

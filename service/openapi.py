@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from monitoring.fits import ID_CHARS, INSTANT_CHARS
+
 if TYPE_CHECKING:
     from service.worker import Worker
 
@@ -65,9 +67,9 @@ def document(worker: Worker) -> dict[str, Any]:
     """The OpenAPI 3.1 document for the version this worker serves."""
     model = worker.model.current
     assert model is not None
-    record = model.schema.json_schema()
+    record = model.schema.json_schema(model.decoder.max_chars)
     target = record.pop("$defs", {}).get("label", {})
-    ids = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 128}}
+    ids = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": ID_CHARS}}
     answer: dict[str, Any] = {
         "model": {"type": "string"},
         "version": {"type": "integer"},
@@ -84,7 +86,11 @@ def document(worker: Worker) -> dict[str, Any]:
         "properties": {
             "id": ids["items"],
             "label": target or {"type": ["string", "number", "boolean"]},
-            "observed_at": {"type": ["string", "number", "null"], "description": "ISO 8601 or seconds since 1970"},
+            "observed_at": {
+                "type": ["string", "number", "null"],
+                "maxLength": INSTANT_CHARS,
+                "description": "ISO 8601 or seconds since 1970, at most five minutes ahead of the server's clock",
+            },
         },
     }
     return {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from monitoring.decode import RequestDecoder
+from monitoring.fits import CATEGORY_CHARS
 from monitoring.schema import FeatureSchema, InvalidRequest
 from service.live import Live, LiveVersion
 
@@ -99,9 +100,16 @@ class ServedModel:
 
 
 def load(
-    name: str, wanted: LiveVersion, max_records: int, trusted: tuple[str, ...], extra: tuple[str, ...] = ()
+    name: str,
+    wanted: LiveVersion,
+    max_records: int,
+    trusted: tuple[str, ...],
+    extra: tuple[str, ...] = (),
+    max_chars: int = CATEGORY_CHARS,
 ) -> ServedModel:
     """A version from its artefact folder, digests verified; its requests may have the columns `extra` too.
+
+    A category may have `max_chars` characters.
 
     Raises `training.artefact.ArtefactError` when the folder is not what its manifest says, `PrivateFeature` when the
     model was trained on a column that is not to be recorded as it is.
@@ -125,7 +133,7 @@ def load(
         name=name,
         version=wanted.version,
         schema=schema,
-        decoder=RequestDecoder(schema, max_records, extra),
+        decoder=RequestDecoder(schema, max_records, extra, max_chars=max_chars),
         engine=engine,
         run=run,
         classes=schema.classes,
@@ -159,6 +167,7 @@ class LiveModel:
         max_records: rows in one request at most.
         trusted: types beyond scikit-learn's own that a skops artefact may hold.
         extra: columns that requests may have beside the features, for the record only.
+        max_chars: characters of one category at most.
         on_swap: told ("swapped" | "failed", seconds it took to load) for the metrics.
     """
 
@@ -166,6 +175,7 @@ class LiveModel:
     trusted: tuple[str, ...] = ()
     on_swap: Callable[[str, float], None] = lambda result, seconds: None
     extra: tuple[str, ...] = ()
+    max_chars: int = CATEGORY_CHARS
     current: ServedModel | None = None
     recent_body: bytes = b""
     _loaded: dict[int, ServedModel] = field(default_factory=dict)
@@ -214,7 +224,7 @@ class LiveModel:
     def _load(self, name: str, wanted: LiveVersion, now: float) -> bool:
         started = time.perf_counter()
         try:
-            model = load(name, wanted, self.max_records, self.trusted, self.extra)
+            model = load(name, wanted, self.max_records, self.trusted, self.extra, self.max_chars)
             self._check_compatible(model)
             warm_up(model, self.recent_body)
         except Exception as error:  # whatever is wrong with a version, the one in service goes on
@@ -246,7 +256,8 @@ def warm_up(model: ServedModel, recent_body: bytes) -> None:
     middle: dict[str, Any] = {}
     for feature in model.schema.features:
         if feature.kind == "categorical":
-            middle[feature.name] = feature.categories[0] if feature.categories else None
+            fitting = (category for category in feature.categories if len(category) <= model.decoder.max_chars)
+            middle[feature.name] = next(fitting, None)
         elif feature.kind == "boolean":
             middle[feature.name] = False
         elif feature.kind == "datetime":

@@ -101,7 +101,7 @@ def schema_page(worker: Worker) -> dict[str, Any]:
     """The live features as JSON Schema, with the version they belong to."""
     model = worker.model.current
     assert model is not None
-    return {"model": model.name, "version": model.version, **model.schema.json_schema()}
+    return {"model": model.name, "version": model.version, **model.schema.json_schema(model.decoder.max_chars)}
 
 
 async def _live_page(worker: Worker, send: Send, content: Callable[[Worker], dict[str, Any]]) -> None:

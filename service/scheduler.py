@@ -289,6 +289,8 @@ class Scheduler:
     def _count_check(self, fields: Mapping[str, Any]) -> None:
         metrics, seen = self.metrics, fields["seen"]
         drift, quality = seen.drift, seen.quality.measured
+        for where, rows in seen.unfit.items():
+            metrics.rows_unfit.labels(where).inc(rows)
         for feature in drift.features:
             if feature.score is not None:
                 metrics.drift_score.labels(feature.name).set(feature.score)
@@ -323,6 +325,7 @@ class Scheduler:
             old.unlink(missing_ok=True)
 
     def _count_run(self, run: Run) -> None:
+        self.metrics.rows_unfit.labels("training").inc(run.record.get("unfit_rows", 0))
         forgets = run.kind in ("erase", "retention")
         if run.kind == "erase" and self._loop is not None:
             self._erasures += 1

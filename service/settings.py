@@ -32,6 +32,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from monitoring.drift import DriftPolicy
+from monitoring.fits import CATEGORY_CHARS, LONGEST_CATEGORY
 from monitoring.log import LogPolicy
 from monitoring.quality import QualityPolicy
 from monitoring.retention import RetentionPolicy
@@ -131,6 +132,12 @@ class ServeSettings(Section):
     port: int = Field(3000, ge=1, le=65535, description="TCP port; BentoML's own default")
     workers: int = Field(2, ge=1, le=1024, description="processes; two, so that one may die while the other answers")
     max_records: int = Field(10_000, ge=1, description="rows a request; keeps one request below about a second")
+    max_category_chars: int = Field(
+        CATEGORY_CHARS,
+        ge=1,
+        le=LONGEST_CATEGORY,
+        description="characters of one category; more is free text, of which a check would hold a thousand rows",
+    )
     max_request_bytes: int = Field(
         16 * 2**20, ge=1024, description="bytes; 10,000 rows of about 1.6 KB, checked before anything is decoded"
     )

@@ -51,6 +51,7 @@ class Worker:
             tuple(settings.security.trusted_types),
             on_swap=self._count_swap,
             extra=settings.privacy.names,
+            max_chars=settings.serve.max_category_chars,
         )
         self.privacy = open_privacy(settings)
         self.keys = Keys(settings)

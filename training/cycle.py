@@ -107,6 +107,7 @@ class Seen:
     schema: FeatureSchema
     reference: pd.DataFrame = field(repr=False, compare=False)  # what the window was compared with
     window: pd.DataFrame = field(repr=False, compare=False)
+    unfit: Mapping[str, int]  # rows and labels that were left out, by what they were read for
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------
@@ -315,7 +316,13 @@ def check(loop: Loop, champion: int) -> Seen:
     labelled = read_window(loop.engine, schema, rows=wanted, labelled=True, sources=loop.gates.label_sources)
     answered = labelled[labelled["_version"] == champion].tail(loop.quality.window_rows)
     quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
-    return Seen(champion, drift, quality, len(labelled), tuple(labelled[AT].tolist()), schema, compared, window)
+    unfit = {"drift": unfit_rows(window), "quality": unfit_rows(labelled)}
+    return Seen(champion, drift, quality, len(labelled), tuple(labelled[AT].tolist()), schema, compared, window, unfit)
+
+
+def unfit_rows(window: pd.DataFrame) -> int:
+    """How many rows of the record this window left out, and how many labels: they do not fit its schema."""
+    return int(window.attrs["skipped"] + window.attrs["unfit_labels"])
 
 
 def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
@@ -425,6 +432,7 @@ def _known(loop: Loop, champion: int, story: Story) -> tuple[Path, FeatureSchema
     record = read_window(
         loop.engine, schema, rows=loop.training.max_rows, labelled=True, sources=loop.gates.label_sources
     )
+    story["unfit_rows"] = unfit_rows(record)
     before = loop.snapshots_dir / f"{(manifest.get('data') or {}).get('snapshot')}.parquet"
     source = None
     if before.is_file():

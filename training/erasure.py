@@ -28,6 +28,7 @@ from monitoring.erase import (
     undrained,
 )
 from monitoring.export import locked
+from monitoring.fits import feature_number
 from monitoring.retention import compact
 from monitoring.schema import FeatureSchema
 from training.artefact import REFERENCE, SCHEMA
@@ -231,6 +232,8 @@ def _agree(stored: Any, sent: Any) -> bool:
     if sent is None or stored is None:
         return sent is None and (stored is None or bool(stored != stored))
     if isinstance(sent, bool | int | float):
+        if not (isinstance(sent, bool) or feature_number(sent)):
+            return False
         return isinstance(stored, float | int | np.floating) and bool(np.float32(stored) == np.float32(sent))
     return bool(stored == sent)
 

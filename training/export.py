@@ -285,7 +285,7 @@ def _compare(
         what = "of the distance from the median" if schema.task == "regression" else "in a probability"
         return Parity(rows, worst, False, f"{beyond} of {rows} rows differ by more than {TOLERANCE:g} {what}")
     if schema.task != "regression":
-        classes = np.asarray(schema.classes)
+        classes = np.array(schema.classes, dtype=object)
         best = np.sort(values, axis=1)[:, -2:]
         # A forest's votes tie often, and float32 breaks a tie by rounding.
         decided = best[:, 1] - best[:, 0] > 2 * TOLERANCE

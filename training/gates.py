@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from monitoring.schema import FeatureSchema
 
 Metric = Literal["auc", "accuracy", "r2"]
+SHOWN_CHARS: Final = 60
+"""Of a category in the name of its segment."""
 PRIMARY: Final[dict[str, Metric]] = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}
 
 
@@ -305,11 +307,11 @@ def _segments_of(
         sensitive = feature.name in policy.sensitive
         groups: Sequence[tuple[str, npt.NDArray[np.bool_]]]
         if feature.kind in ("categorical", "boolean"):
-            values = sorted(column.dropna().unique().tolist())
+            values = sorted(set(column.dropna().tolist()))
             if len(values) > policy.max_segment_categories and not sensitive:
                 continue
             array = column.to_numpy()
-            shown = (lambda v: bool(v)) if feature.kind == "boolean" else (lambda v: v)
+            shown = (lambda v: bool(v)) if feature.kind == "boolean" else (lambda v: v[:SHOWN_CHARS])
             groups = [(f"{feature.name}={shown(value)}", array == value) for value in values]
             groups = [*groups, (f"{feature.name} missing", column.isna().to_numpy())]
         elif sensitive:

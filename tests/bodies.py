@@ -1,0 +1,378 @@
+"""Hostile but acceptable: generated request bodies, the real door, and every room behind it.
+
+`fill` sends bodies to the ASGI lane, whose record lies in a spool; `live_through` takes what was accepted through
+drain, window, check, training, report, export and erasure. Nothing there may raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from monitoring.drain import Drainer
+from monitoring.drift import DriftPolicy
+from monitoring.export import export
+from monitoring.fits import FLOAT32_LIMIT, TARGET_LIMIT
+from monitoring.quality import QualityPolicy
+from monitoring.report import write_html
+from monitoring.schema import FeatureSchema, Task
+from monitoring.store import open_store
+from monitoring.window import read_window
+from service.fastlane import FastLane
+from service.live import Live, LiveVersion, write_live
+from service.settings import load
+from service.worker import Worker
+from training import cycle, job
+from training.artefact import SCHEMA
+from training.cycle import Loop, work_off
+from training.data import Prepared, prepare
+from training.gates import GatePolicy
+from training.job import TrainPolicy
+from training.lease import CONTROLLER, Lease
+from training.policy import RetrainPolicy
+from training.registry import Registry
+from training.runs import Run, Runs
+
+NUL, RIGHT_TO_LEFT, SURROGATE = "\0", "\u202e", "\ud800"
+CLASSES: dict[Task, tuple[Any, ...]] = {
+    "binary": (0, 2**63 - 1),
+    "multiclass": (f"a{NUL}b", "a", f"{RIGHT_TO_LEFT}late", "x" * 1000),
+    "regression": (),
+}
+PLAIN_ROWS = 240
+"""Ordinary labelled rows of each pass, so that there is something to learn."""
+
+
+class Literal(str):
+    """A number as it stands in the body."""
+
+
+def to_json(value: Any) -> str:
+    """JSON with `Literal`s as they are."""
+    if isinstance(value, Literal):
+        return str(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(key)}:{to_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(to_json, value)) + "]"
+    return json.dumps(value)
+
+
+# -- what is sent --------------------------------------------------------------------------------------------------
+
+EDGES = (2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30, 10**38, int(FLOAT32_LIMIT) - 1, int(FLOAT32_LIMIT), 10**400)
+numbers = st.one_of(
+    st.sampled_from([sign * edge for edge in EDGES for sign in (1, -1)]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.integers(-(10**6), 10**6),
+    st.sampled_from(["-0", "-0.0", "1e-400", "1e38", "1E+308", "1e400", "0.1e1", "5e-324", "1" * 39]).map(Literal),
+)
+texts = st.one_of(
+    st.sampled_from(
+        ["", "Ulm", "Bonn", NUL, f"Ulm{NUL}", f"Ulm{NUL}x", RIGHT_TO_LEFT, "\ufeff", "\u2028", "null", "41"]
+    ),
+    st.sampled_from(
+        ["x" * 1024, "😀" * 1024, f"{NUL}" * 1024, "x" * 1025, SURROGATE, "\\\n\r\t\b\"'", "h:0", "nan", "NaN"]
+    ),
+    st.text(st.characters(codec="utf-8"), max_size=30),
+)
+times = st.one_of(
+    st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=14)), timezone(-timedelta(hours=23))])).map(
+        datetime.isoformat
+    ),
+    st.sampled_from(["0001-01-01", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-23:59", "2026-02-30"]),
+    st.sampled_from(["9999-12-31T23:59:59Z", "1970-01-01", "2026-W05-3", "20260131T120000", "٢٠٢٦-01-31", "1" * 65]),
+)
+odd_ids = st.one_of(
+    st.sampled_from(
+        ["x" * 128, "x" * 129, "", "😀" * 128, "'; drop table x; --", "%s\\", "\u202e", NUL, SURROGATE, "é"]
+    ),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=40),
+    st.uuids().map(str),
+)
+ids = st.one_of(st.integers(0, 400).map("row-{}".format), st.integers(0, 400).map("row-{}".format), odd_ids)
+records = st.fixed_dictionaries(
+    {
+        "a": st.none() | numbers,
+        "n": st.none() | numbers,
+        "member": st.none() | st.booleans(),
+        "city": st.none() | texts,
+        "joined": st.none() | times,
+    },
+    optional={"who": st.none() | st.booleans() | numbers | texts},
+)
+
+
+def label_values(task: Task) -> st.SearchStrategy[Any]:
+    """Labels of a task: nearly all of them are right."""
+    odd = st.one_of(st.none(), st.booleans(), numbers, texts)
+    edges = [TARGET_LIMIT, -TARGET_LIMIT, int(TARGET_LIMIT), 2 * TARGET_LIMIT, 0, 2**63 - 1, 2**63, 10**400]
+    good = st.floats(-1e4, 1e4) | st.sampled_from(edges) if task == "regression" else st.sampled_from(CLASSES[task])
+    return st.one_of(good, good, good, odd)
+
+
+def feedback(task: Task) -> st.SearchStrategy[tuple[str, bytes]]:
+    """(path, body) of labels."""
+    observed = st.one_of(
+        st.none(),
+        times,
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.sampled_from([0, -62135596800, -62135596801, 1e300, 10**400, -(10**30), 4_000_000_000, "1969-12-31T23:00Z"]),
+    )
+    one = st.fixed_dictionaries({"id": ids, "label": label_values(task)}, optional={"observed_at": observed})
+    return st.lists(one, min_size=1, max_size=2).map(lambda some: ("/feedback", _body({"labels": some})))
+
+
+def predict() -> st.SearchStrategy[tuple[str, bytes]]:
+    """(path, body) of records."""
+
+    def body(some: list[tuple[Any, str]], with_ids: bool) -> tuple[str, bytes]:
+        sent: dict[str, Any] = {"records": [record for record, _ in some]}
+        return "/predict", _body({**sent, "ids": [id_ for _, id_ in some]} if with_ids else sent)
+
+    return st.builds(
+        body, st.lists(st.tuples(records, ids), min_size=1, max_size=3), st.sampled_from([True, True, False])
+    )
+
+
+def infer() -> st.SearchStrategy[tuple[str, bytes]]:
+    """(path, body) of the V2 protocol."""
+    kinds = {"a": "FP64", "n": "INT64", "member": "BOOL", "city": "BYTES", "joined": "BYTES"}
+
+    def body(some: list[dict[str, Any]]) -> tuple[str, bytes]:
+        inputs = [
+            {"name": name, "shape": [len(some)], "datatype": kind, "data": [record[name] for record in some]}
+            for name, kind in kinds.items()
+        ]
+        return "/v2/models/evergreen/infer", _body({"inputs": inputs})
+
+    return st.builds(body, st.lists(records, min_size=1, max_size=3))
+
+
+def infer_binary() -> st.SearchStrategy[tuple[str, bytes]]:
+    """(path, body) of the V2 protocol with numbers and text in its binary extension."""
+
+    def body(number: float, text: str) -> tuple[str, bytes]:
+        raw = text.encode("utf-8", "surrogatepass")
+        parts = {"a": struct.pack("<d", number), "city": struct.pack("<I", len(raw)) + raw}
+        inputs: list[Any] = [
+            {"name": name, "shape": [1], "datatype": kind, "parameters": {"binary_data_size": len(parts[name])}}
+            for name, kind in (("a", "FP64"), ("city", "BYTES"))
+        ]
+        for name, kind, value in (("n", "INT64", None), ("member", "BOOL", True), ("joined", "BYTES", None)):
+            inputs.append({"name": name, "shape": [1], "datatype": kind, "data": [value]})
+        head = _body({"inputs": inputs})
+        return f"/v2/models/evergreen/infer#{len(head)}", head + b"".join(parts.values())
+
+    return st.builds(body, st.floats(), texts)
+
+
+def bodies(task: Task) -> st.SearchStrategy[tuple[str, bytes]]:
+    """(path, body) of any kind."""
+    return st.one_of(predict(), predict(), feedback(task), feedback(task), infer(), infer_binary())
+
+
+def _body(value: Any) -> bytes:
+    return to_json(value).encode()
+
+
+# -- the deployment ------------------------------------------------------------------------------------------------
+
+
+def source(task: Task) -> Prepared:
+    """Rows that the first version of a task is trained from."""
+    random = np.random.default_rng(0)
+    rows = 240
+    frame = pd.DataFrame({name: random.normal(size=rows) for name in ("a", "n")})
+    frame["n"] = (frame["n"] * 100).astype(int)
+    frame["member"] = random.random(rows) < 0.5
+    frame["city"] = random.choice(np.array(["Ulm", "Bonn", f"Ulm{NUL}", "x" * 1024], dtype=object), rows)
+    frame["joined"] = pd.to_datetime(1.6e9 + 86_400.0 * random.integers(0, 900, rows), unit="s")
+    rank = (frame["a"] + 0.3 * random.normal(size=rows)).rank(pct=True, method="first")
+    classes = CLASSES[task]
+    frame["y"] = rank * 100 if not classes else [classes[min(int(r * len(classes)), len(classes) - 1)] for r in rank]
+    return prepare(frame, target="y", task=task)
+
+
+@dataclass
+class Place:
+    """One deployment: the door, the spool, the store and the loop."""
+
+    task: Task
+    engine: sa.Engine
+    loop: Loop
+    worker: Worker
+    lane: FastLane
+    sent: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+    labelled: int = 0
+
+    @classmethod
+    def make(cls, folder: Path, url: str, task: Task) -> Place:
+        """A deployment with version 1 of the task in service."""
+        settings = load(environ={"EVERGREEN_HOME": str(folder), "EVERGREEN_PRIVACY__HASH": '["who"]'})
+        engine = open_store(url)
+        lease = Lease(engine, CONTROLLER, "test", 86_400)
+        assert lease.acquire() and lease.token is not None
+        registry = Registry(engine, settings.models_dir, "evergreen")
+        loop = Loop(
+            engine=engine, registry=registry, runs=Runs(engine), token=lease.token, who="test", seed=0,
+            drift=DriftPolicy(min_rows=50, window_rows=100_000), quality=QualityPolicy(min_labels=20),
+            retrain=RetrainPolicy(min_labelled_rows=50, min_new_labelled_rows=20, cooldown_s=0),
+            gates=GatePolicy(min_holdout_rows=20), training=TrainPolicy(window_shares=(1.0,), min_rows=20),
+            snapshots_dir=folder / "snapshots", work_dir=folder / "work", spool_dir=settings.spool_dir,
+            reports_dir=folder / "reports", exports=str(folder / "exports"), source=lambda: source(task),
+            run_job=job.run, live_workers=lambda: (), on_event=lambda event, fields: None,
+            clock=time.time, sleep=lambda seconds: None,
+        )  # fmt: skip
+        run = cycle.bootstrap(loop)
+        assert run is not None and run.outcome == "promoted", run
+        live = Live(model="evergreen", champion=LiveVersion(1, str(registry.path(1))))
+        write_live(settings.live_file, live)
+        worker = Worker(settings, folder / "run", "api-1")
+        worker.start()
+        return cls(task, engine, loop, worker, FastLane(_beyond, lambda: worker))
+
+    def close(self) -> None:
+        self.worker.close()
+        self.engine.dispose()
+
+    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the lane's answer."""
+        path, _, head = path.partition("#")
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers += [(b"inference-header-content-length", head.encode())] if head else []
+        answer: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Mapping[str, Any]) -> None:
+            answer.append(message)
+
+        await self.lane({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+        return answer[0]["status"], b"".join(part.get("body", b"") for part in answer[1:])
+
+    def send(self, path: str, body: bytes) -> None:
+        """Send one body, and remember what became of it. Raises AssertionError for a 5xx."""
+        status, answer = asyncio.run(self.post(path, body))
+        assert status < 500, (path, body[:2000], answer)
+        kind = path.partition("#")[0]
+        self.sent[kind] += 1
+        if status in (200, 202):
+            self.accepted[kind] += 1
+            if kind == "/feedback":
+                self.labelled += json.loads(answer)["accepted"]
+            elif kind == "/predict":
+                self.rows += len(json.loads(answer)["ids"])
+            else:
+                self.rows += json.loads(answer)["outputs"][0]["shape"][0]
+
+
+async def _beyond(scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError(f"{scope['path']} left the lane")
+
+
+def fill(place: Place, count: int, seed_: int) -> None:
+    """Send ordinary rows with labels, then generated bodies until `count` of them were accepted."""
+    rows = source(place.task).frame.head(PLAIN_ROWS)
+    for at in range(0, PLAIN_ROWS, 40):
+        some = range(at, at + 40)
+        sent = [{"a": float(rows["a"][i]), "n": int(rows["n"][i]), "member": bool(rows["member"][i]),
+                 "city": rows["city"][i], "joined": "2021-03-04"} for i in some]  # fmt: skip
+        place.send("/predict", _body({"records": sent, "ids": [f"plain-{i}" for i in some]}))
+        label = rows["_label"].tolist()
+        place.send("/feedback", _body({"labels": [{"id": f"plain-{i}", "label": label[i]} for i in some]}))
+    assert place.accepted.total() == place.sent.total()
+    target = place.accepted.total() + count
+    while place.accepted.total() < target:
+
+        @seed(seed_)
+        @settings(
+            max_examples=count,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(bodies(place.task))
+        def send(sent: tuple[str, bytes]) -> None:
+            place.send(*sent)
+
+        send()
+        seed_ += 1
+
+
+def live_through(place: Place, folder: Path) -> dict[str, Any]:
+    """What became of the accepted rows in every room. Raises AssertionError, or whatever a room raises."""
+    assert place.worker.log is not None
+    place.worker.log.close()
+    with Drainer(place.loop.spool_dir, place.engine) as drainer:  # type: ignore[arg-type]
+        drained = drainer.drain(time.time())
+    assert drained.dead == 0, _letters(place.engine)
+    assert (drained.predictions, drained.labels) == (place.rows, place.labelled)
+    loop, champion = place.loop, place.loop.registry.champion()
+    schema = FeatureSchema.from_json((loop.registry.path(champion) / SCHEMA).read_bytes())
+    window = read_window(place.engine, schema)
+    assert len(window) == place.rows and (window.attrs["skipped"], window.attrs["unfit_labels"]) == (0, 0)
+
+    seen = cycle.check(loop, champion)
+    assert seen.drift.skipped is None and seen.quality.measured.usable, seen
+    write_html(seen.reference, seen.window, seen.schema, folder / "page.html", report=seen.drift)
+    trained = _ask(place, "retrain")
+    assert trained.outcome in ("kept", "promoted"), trained.record
+    done = export(place.engine, schema, loop.exports)
+    assert (done.rows, done.skipped) == (place.rows, 0)
+
+    texts = [text for text in window["city"].dropna().unique().tolist() if NUL in text or len(text) > 1000]
+    values: list[Any] = ["", *texts[:2], "10" + "0" * 399, 10**38, -(2**63)]
+    for feature, value in [*(("city", value) for value in values[:-2]), *(("a", value) for value in values[-3:])]:
+        _ask(place, "erase", feature=feature, value=value)
+    _ask(place, "erase", feature="joined", value="0001-01-01T00:00:00+14:00")
+    odd = [id_ for id_ in window["_id"].tolist() if not id_.startswith("plain")][:50]
+    erased = _ask(place, "erase", ids=[*odd, NUL, "x" * 5000])
+    assert not set(odd) & set(read_window(place.engine, schema)["_id"])
+    after = cycle.check(loop, loop.registry.champion())
+    return {
+        "sent": place.sent.total(), "accepted": place.accepted.total(), "rows": place.rows, "labels": place.labelled,
+        "drifted": len(seen.drift.drifted), "labelled_window": seen.labelled_rows, "trained": trained.outcome,
+        "erased": erased.record["rows"], "unfit": sum(seen.unfit.values()) + sum(after.unfit.values()),
+    }  # fmt: skip
+
+
+def _ask(place: Place, kind: str, **payload: Any) -> Run:
+    place.loop.runs.queue(kind, trigger="manual", who="ana", why="because", now=time.time(), payload=payload)
+    run = work_off(place.loop)
+    assert run is not None and run.state == "done", (kind, payload, run)
+    return run
+
+
+def _letters(engine: sa.Engine) -> list[Any]:
+    with engine.connect() as connection:
+        return list(connection.execute(sa.text("select reason, payload from dead_letters limit 5")))
+
+
+def through(folder: Path, url: str, task: Task, count: int, seed_: int = 0) -> dict[str, Any]:
+    """One pass: a new deployment of the task, `count` accepted bodies, every room; what became of them."""
+    place = Place.make(folder, url, task)
+    try:
+        fill(place, count, seed_)
+        return live_through(place, folder)
+    finally:
+        place.close()
