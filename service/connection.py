@@ -103,7 +103,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stay(bytes(data[upgrade.args[0] :]))
         except httptools.HttpParserError:
             if not self._closing:
-                self.send_400_response("this is not HTTP/1.1")
+                self._give_up(400, "this is not HTTP/1.1: the connection ends here")
 
     def _stay(self, rest: bytes) -> None:
         """Read a request that offers another protocol (h2c, websocket) as what it is without the offer: RFC 9110, 7.8.
@@ -197,26 +197,25 @@ class GuardedProtocol(HttpToolsProtocol):
             if self.flow.read_paused or (self._beginning and under_way):
                 self._since = now  # it waits for us
             elif waited > self.read_timeout_s:
-                self._refuse_late(under_way)
+                words = f"the request was not whole after {self.read_timeout_s:g} s ([serve] read_timeout_s)"
+                self._give_up(408, f"{words}; send it again")
         elif not (under_way or self._waiting) and waited > (
             self.timeout_keep_alive if self._served else self.read_timeout_s
         ):
             self.close()
 
-    def _refuse_late(self, under_way: bool) -> None:
-        if under_way:  # the application waits for the body
-            started = self.cycle.response_started
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-            if started:
+    def _give_up(self, status: int, message: str) -> None:
+        """Refuse the request that is being read: it will never be whole."""
+        under_way = self.cycle is not None and not self.cycle.response_complete
+        if self._reading and not self._beginning and self._pieces is None:
+            answered = self.cycle is None or self.cycle.response_complete or self.cycle.response_started
+            if under_way:  # the application waits for the body
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            if answered or self.pipeline:
                 self.close()
                 return
-        elif not self._beginning and self.cycle is not None and self._pieces is None:
-            self.close()  # answered long ago; the body goes on and on
-            return
-        self.refuse_request(
-            408, f"the request was not whole after {self.read_timeout_s:g} s ([serve] read_timeout_s); send it again"
-        )
+        self.refuse_request(status, message)
 
     def _make_room(self) -> None:
         others: list[GuardedProtocol] = [one for one in self.connections if one is not self]  # type: ignore[misc]
@@ -259,9 +258,6 @@ class GuardedProtocol(HttpToolsProtocol):
             return False
         self.cycle.keep_alive = False
         return True
-
-    def send_400_response(self, msg: str) -> None:
-        self.refuse_request(400, msg)
 
     def write_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         lines = [*self.server_state.default_headers, *headers]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from monitoring.fits import LONGEST_CATEGORY
 from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.schema import InvalidRequest
@@ -55,8 +56,8 @@ INLINE_ROWS: Final = 256
 INLINE_BYTES: Final = 128 * 1024
 """Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
 
-MOST_TEXT_BYTES: Final = 64 * 1024
-"""Of one string in a large body."""
+MOST_TEXT_BYTES: Final = 12 * LONGEST_CATEGORY
+"""Of one string in a large body: each character may be written as two escapes of six."""
 
 LENGTH_DIGITS: Final = 18
 """Of a content length; Python itself refuses to read very long numbers."""

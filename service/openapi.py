@@ -20,7 +20,7 @@ WORDS: Final = {
     "414": "The path and query are too long",
     "415": "Another content type than application/json, or a compressed body",
     "422": "A well-formed value that the model cannot take",
-    "429": "Too many labels from this source: see Retry-After",
+    "429": "Too many rows or labels from this source in this hour: see Retry-After",
     "431": "The headers are too long",
     "500": "An error of ours",
     "503": "No model in service yet, too many requests in flight, or stopping: see Retry-After",
@@ -150,7 +150,8 @@ def document(worker: Worker) -> dict[str, Any]:
             "schemas": {
                 "Record": {key: value for key, value in record.items() if key not in ("$schema", "$id")},
                 "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
-            }
+            },
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
 
@@ -191,6 +192,7 @@ def _operation(
     return {
         "operationId": name,
         "summary": summary,
+        "security": [{}, {"bearer": []}],  # a token is needed from elsewhere, or where `security.data_plane` says so
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {
             status: {"description": "Done", "content": {"application/json": {"schema": answer}}},

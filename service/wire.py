@@ -112,7 +112,7 @@ class LaneProtocol(GuardedProtocol):
         try:
             lane.hold(held - self._held)
         except Reject as reject:
-            self.refuse_request(reject.status, reject.message)
+            self._refuse(reject)
         else:
             self._held = held
             if len(pieces) > 64:  # a client that sends byte by byte
@@ -183,13 +183,17 @@ class LaneProtocol(GuardedProtocol):
     def refuse_request(self, status: int, message: str) -> None:
         if self.front is None:
             super().refuse_request(status, message)
-            return
+        else:
+            self._refuse(Reject(status, message))
+
+    def _refuse(self, reject: Reject) -> None:
+        assert self.front is not None
         if self._waiting and self._group is not None:
             self._group.flush()
         if not self.answered_in_turn():
             self._ending = True
             path = template(self.url.split(b"?", 1)[0].decode("latin-1"))
-            self.refuse(*self.front.lane.refusal(path, Reject(status, message), b""))
+            self.refuse(*self.front.lane.refusal(path, reject, b""))
 
     # --- ends ----------------------------------------------------------------------------------------------------
 

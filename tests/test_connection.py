@@ -115,7 +115,7 @@ def test_hundreds_of_half_requests_delay_nobody(served: Served, worker: Worker) 
 
 
 def test_bodies_that_are_not_whole_are_bounded_together_and_given_back(served: Served, worker: Worker) -> None:
-    many = request(records(500))
+    many, waits = request(records(500)), set[str]()
     assert 60_000 < len(many) < 200_000
 
     async def run() -> tuple[list[int], int, int]:
@@ -126,7 +126,9 @@ def test_bodies_that_are_not_whole_are_bounded_together_and_given_back(served: S
         await asyncio.sleep(0.3)
         held = lane.held
         refused = [reader for reader, _ in lines if reader._buffer]  # type: ignore[attr-defined]
-        statuses = [(await read_answer(reader)).status for reader in refused]
+        answers = [await read_answer(reader) for reader in refused]
+        waits.update(answer.headers["retry-after"] for answer in answers)
+        statuses = [answer.status for answer in answers]
         for _, writer in lines:
             writer.transport.abort()
         await asyncio.sleep(0.3)
@@ -137,6 +139,7 @@ def test_bodies_that_are_not_whole_are_bounded_together_and_given_back(served: S
     statuses, held, after = asyncio.run(run())
 
     assert statuses and set(statuses) == {503}
+    assert waits == {"1"}
     assert 0 < held <= 200_000
     assert (after, lane.in_flight) == (0, 0)
     assert talk(served.port, [many], 1)[0].status == 200
@@ -211,6 +214,18 @@ def test_what_is_no_http_and_what_is_for_proxies_is_refused_in_our_words(served:
         answer, rest, _ = asyncio.run(converse(served.port, sent))
         assert answer is not None and (answer.status, rest) == (status, b"")
         assert set(answer.json) == {"error"}
+
+
+def test_chunks_that_are_none_end_their_request_at_once(served: Served, worker: Worker) -> None:
+    head = request(b"", transfer_encoding="chunked", content_length="")
+    for path in ("/predict", "/feedback", INFER, "/nowhere"):
+        sent = head.replace(b"/predict", path.encode()) + b'4\r\n{"re\r\nzz\r\n'
+        answer, rest, seconds = asyncio.run(converse(served.port, sent))
+
+        assert answer is not None and rest == b"" and seconds < TIMEOUT_S * 0.5 + 3
+        assert answer.status in ((400, 404) if path == "/nowhere" else (400,))
+    lane = lane_of(served)
+    wait_until("the room of the body is given back", lambda: lane.held == lane.in_flight == 0, 5)
 
 
 def test_junk_behind_requests_under_way_waits_for_their_answers(served: Served) -> None:
