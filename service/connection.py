@@ -76,7 +76,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         if len(data) <= HEAD_BYTES and not self._beginning:
-            self._feed(data)
+            try:
+                self.parser.feed_data(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+                self._not_read(data, error)
             if self._pieces:
                 self._hold(self._pieces)
             return
@@ -93,17 +96,23 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._pieces:
             self._hold(self._pieces)
 
+    def _answer_waiting(self) -> None:
+        """Another request begins: answers go out in the order of their requests."""
+
     def _hold(self, pieces: list[bytes]) -> None:
         """Account for the bytes of a body that is not whole yet."""
 
     def _feed(self, data: bytes | memoryview) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._stay(bytes(data[upgrade.args[0] :]))
-        except httptools.HttpParserError:
-            if not self._closing:
-                self._give_up(400, "this is not HTTP/1.1: the connection ends here")
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._not_read(data, error)
+
+    def _not_read(self, data: bytes | memoryview, error: Exception) -> None:
+        if isinstance(error, httptools.HttpParserUpgrade):
+            self._stay(bytes(data[error.args[0] :]))
+        elif not self._closing:
+            self._give_up(400, "this is not HTTP/1.1: the connection ends here")
 
     def _stay(self, rest: bytes) -> None:
         """Read a request that offers another protocol (h2c, websocket) as what it is without the offer: RFC 9110, 7.8.
@@ -126,6 +135,8 @@ class GuardedProtocol(HttpToolsProtocol):
     # --- httptools calls these, and takes no exception -----------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if self._waiting:
+            self._answer_waiting()
         self.url = b""
         self.headers = []
         self.expect_100_continue = False

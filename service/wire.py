@@ -66,10 +66,9 @@ class LaneProtocol(GuardedProtocol):
 
     # --- httptools calls these, and takes no exception -----------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        if self._waiting and self._group is not None:
-            self._group.flush()  # pipelined: answers go out in the order of their requests
-        super().on_message_begin()
+    def _answer_waiting(self) -> None:
+        if self._group is not None:
+            self._group.flush()
 
     def begin_request(self) -> None:
         if self.front is not None and self.url == URL and self._is_short():
