@@ -234,10 +234,11 @@ def check_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
         numeric = name in schema.numeric_names
         values: list[Any] = [np.nan, *(extremes if numeric else (UNSEEN, ""))]
         if numeric:
-            low, high = frame[name].min(), frame[name].max()
+            low, high = float(frame[name].min()), float(frame[name].max())
             if np.isfinite(low) and np.isfinite(high):
-                reach = high - low + 1
-                values += [np.float32(low - reach), np.float32(high + reach), np.float32((low + high) / 2)]
+                reach, most = high - low + 1, float(np.finfo(np.float32).max)
+                values += [np.float32(max(low - reach, -most)), np.float32(min(high + reach, most))]
+                values.append(np.float32((low + high) / 2))
         for value in values:
             changed = seeds.copy()
             changed[name] = pd.Series([value] * len(seeds), index=seeds.index).astype(frame[name].dtype)
