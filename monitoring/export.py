@@ -1,8 +1,8 @@
 """The record as Parquet for those who train elsewhere: `day=2026-11-23/part-0.parquet`, to any fsspec URL.
 
 Columns as `read_window` gives them: the canonical features, `_id`, `_at`, `_version`, `_prediction`, `_score`,
-`_label`, `_observed_at`, and `_probabilities` for a multiclass task; a label joins the newest prediction with its id.
-Days are UTC days of the answer. `pandas.read_parquet(folder)` reads all of it, `day` as one more column.
+`_label`, `_observed_at`, `_source`, and `_probabilities` for a multiclass task; a label joins the newest prediction
+with its id. Days are UTC days of the answer. `pandas.read_parquet(folder)` reads all of it, `day` as one more column.
 """
 
 from __future__ import annotations
@@ -184,6 +184,7 @@ def _arrow_schema(schema: FeatureSchema) -> Any:
         ("_score", pa.float64()),
         ("_label", answer),
         ("_observed_at", pa.float64()),
+        ("_source", pa.string()),
     ]
     if schema.task == "multiclass":
         extra.append(("_probabilities", pa.list_(pa.float64())))

@@ -64,6 +64,7 @@ RESERVED_COLUMNS: Final = frozenset(
         "_probabilities",
         "_label",
         "_observed_at",
+        "_source",
         "_holdout",
         "_origin",
     }

@@ -82,11 +82,13 @@ def read_window(
     sources: Collection[str] = (),
 ) -> pd.DataFrame:
     """Recorded predictions, oldest first: the canonical features in schema order, then
-    `_id, _at, _version, _prediction, _score, _label, _observed_at` (and `_probabilities` for a multiclass task).
+    `_id, _at, _version, _prediction, _score, _label, _observed_at, _source` (and `_probabilities` for a multiclass
+    task).
 
     `since` <= at < `until`, seconds since 1970 UTC; `rows` keeps the newest ones. A label joins only the newest row
     with its id, and of several labels the one observed last counts. `labelled=True` keeps rows with a label.
-    With `sources` only the labels that came with a token of one of these names are looked at.
+    With `sources` only the labels that came with a token of one of these names are looked at. `_source` is that name,
+    "" without a token, and without a label.
     `_score` is the probability of `classes[1]` of a binary task, else NaN. `_label` has the canonical dtype when every
     row has one, else it is float with NaN (regression) or object with None.
 
@@ -252,11 +254,11 @@ def _joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[bo
     return sa.and_(same, labels.c.source.in_(list(sources))) if sources else same
 
 
-# What `_fetch` selects: the columns of `predictions`, then those that order labels, then the label.
+# What `_fetch` selects: the columns of `predictions`, then those that order labels, then the label and its source.
 _AT: Final = list(predictions.columns.keys()).index("at")
 _LABEL: Final = slice(len(predictions.columns), None)
 """Comparing these finds the label that counts: the order of `_LABEL_ORDER`."""
-_WIDTH: Final = len(predictions.columns) + len(_LABEL_ORDER) + 1
+_WIDTH: Final = len(predictions.columns) + len(_LABEL_ORDER) + 2
 
 
 def _read(
@@ -280,7 +282,7 @@ def _read(
             conditions.append(~_superseded())
     window = _window(conditions, limit, newest)
     columns = _fetch(connection, window, sources)
-    days, segments, positions, ids, at, *_, label_texts = columns
+    days, segments, positions, ids, at, *_, label_texts, _ = columns
     if not ids:
         return _frame(schema, columns, set(), labelled), None
     superseded: set[int] = set()
@@ -318,7 +320,9 @@ def _fetch(
 ) -> list[Sequence[Any]]:
     """The window's predictions, oldest first, each with the label that counts (or None), column by column."""
     rows = window.subquery()
-    joined = sa.select(rows, *_LABEL_ORDER, labels.c.label).join_from(rows, labels, _joins(rows, sources), isouter=True)
+    joined = sa.select(rows, *_LABEL_ORDER, labels.c.label, labels.c.source).join_from(
+        rows, labels, _joins(rows, sources), isouter=True
+    )
     cursor: Any = connection.execute(joined).cursor  # its own tuples: SQLAlchemy's rows cost half as much again
     found: list[tuple[Any, ...]] = cursor.fetchall()
     cursor.close()
@@ -360,7 +364,9 @@ def _frame(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    days, segments, positions, ids, at, versions, texts, answers, chances, observed_at, *_, label_texts = columns
+    days, segments, positions, ids, at, versions, texts, answers, chances, observed_at, *_, label_texts, senders = (
+        columns
+    )
     last_key = RowKey(*max(zip(days, segments, positions, strict=True))) if ids else None
     given = _targets(schema, answers)
     fitting = np.array([value is not None for value in given], dtype=bool)
@@ -391,6 +397,7 @@ def _frame(
         "_score": np.full(len(keep), np.nan),
         "_label": _column(schema, pick(raw_labels)),
         "_observed_at": observed[keep],
+        "_source": np.array([name if ok else "" for name, ok in zip(pick(senders), known[keep], strict=True)], object),
     }
     if schema.task == "binary":
         extra["_score"] = probabilities[keep, 1]

@@ -452,6 +452,9 @@ def traffic(
         Path | None, typer.Option(help="JSON lines of the acknowledged ids and versions", show_default=False)
     ] = None,
     url: UrlOption = "",
+    token: Annotated[
+        str, typer.Option("--token", help="Token with the scopes predict and feedback", show_default=False)
+    ] = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -498,6 +501,7 @@ def traffic(
             clients=clients,
             retry_s=retry,
             ids_out=ids_out,
+            token=token,
             on_progress=on_progress,
         )
     show.print_summary(summary, as_json)
@@ -521,7 +525,7 @@ def token_add(
 ) -> None:
     """Make a token and print it, this once: only its hash is kept.
 
-    A second one of the same name may stand beside the first while clients change over; `revoke` ends all of a name.
+    To change one, add a second of the same name, let the clients take it, then `revoke NAME --old`.
     """
     import time
 
@@ -548,12 +552,14 @@ def token_list(config: ConfigOption = None, as_json: JsonOption = False) -> None
 
 @command("revoke", tokens)
 def token_revoke(
-    name: Annotated[str, typer.Argument(help="Of the token, or tokens, to end")], config: ConfigOption = None
+    name: Annotated[str, typer.Argument(help="Of the tokens to end")],
+    old: Annotated[bool, typer.Option("--old", help="All but the newest of this name")] = False,
+    config: ConfigOption = None,
 ) -> None:
-    """End every token of a name."""
+    """End the tokens of a name."""
     from service import keys
 
-    gone = keys.revoke(_settings(config).tokens_file, name)
+    gone = keys.revoke(_settings(config).tokens_file, name, old=old)
     typer.echo(f"{gone} {'token' if gone == 1 else 'tokens'} named {name!r} revoked")
 
 

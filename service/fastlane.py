@@ -62,7 +62,7 @@ MOST_TEXT_BYTES: Final = 12 * LONGEST_CATEGORY
 LENGTH_DIGITS: Final = 18
 """Of a content length; Python itself refuses to read very long numbers."""
 
-FORWARDED: Final = b"x-forwarded-for"
+FORWARDED: Final = (b"x-forwarded-for", b"forwarded")
 """A proxy of this machine says so of clients elsewhere."""
 
 REJECTIONS_EVERY_S: Final = 1.0
@@ -235,7 +235,7 @@ class Lane:
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value
-            elif name == FORWARDED:
+            elif name in FORWARDED:
                 known = self.worker.keys.open_to("")
         return "" if known and not authorization else self.worker.keys.require(needed, authorization)
 

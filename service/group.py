@@ -76,7 +76,7 @@ class Group:
                     check_content_encoding(value)
                 elif name == b"authorization":
                     authorization = value
-                elif name == FORWARDED:
+                elif name in FORWARDED:
                     known = lane.worker.keys.open_to("")
             source = "" if known and not authorization else lane.worker.keys.require("predict", authorization)
             lane.admit(1)

@@ -28,6 +28,9 @@ logger = logging.getLogger("evergreen.keys")
 
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 ADMIN: Final = "admin"
+OPEN: Final = "open"
+"""How rows without a token are called in metrics."""
+RESERVED: Final = (ADMIN, OPEN)
 FORMAT: Final = 1
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _MOST_SEEN: Final = 1000
@@ -81,8 +84,10 @@ def add(path: Path, name: str, scopes: Sequence[str], now: float) -> str:
 
     It is shown this once: only its hash is kept. Raises `TokenError` for a name or scope that is none.
     """
-    if not _NAME.fullmatch(name) or name == ADMIN:
-        raise TokenError(f"{name!r} is no name for a token: use 1 to 63 of a-z, 0-9, _ . -, and another than {ADMIN}")
+    if not _NAME.fullmatch(name) or name in RESERVED:
+        raise TokenError(
+            f"{name!r} is no name for a token: use 1 to 63 of a-z, 0-9, _ . -, and another than {' or '.join(RESERVED)}"
+        )
     if strangers := [scope for scope in scopes if scope not in SCOPES]:
         raise TokenError(f"{strangers[0]!r} is no scope: the scopes are {', '.join(SCOPES)}")
     if not scopes:
@@ -94,16 +99,17 @@ def add(path: Path, name: str, scopes: Sequence[str], now: float) -> str:
     return token
 
 
-def revoke(path: Path, name: str) -> int:
-    """How many tokens of this name are gone now: all there were. Raises `TokenError` when there was none."""
+def revoke(path: Path, name: str, *, old: bool = False) -> int:
+    """How many tokens of this name are gone now: all, with `old` all but the newest. Raises `TokenError` for none."""
     with _changing(path) as keep:
         tokens = read(path)
-        left = tuple(token for token in tokens if token.name != name)
-        if len(left) == len(tokens):
+        meant = [token for token in tokens if token.name == name]
+        if not meant:
             named = ", ".join(dict.fromkeys(token.name for token in tokens)) or "none"
             raise TokenError(f"there is no token {name!r}; there are: {named}")
-        keep(left)
-    return len(tokens) - len(left)
+        gone = meant[:-1] if old else meant
+        keep(tuple(token for token in tokens if token not in gone))
+    return len(gone)
 
 
 @contextmanager
@@ -155,9 +161,10 @@ class Keys:
         if client is None:
             return True
         try:
-            return ipaddress.ip_address(client).is_loopback
+            address = ipaddress.ip_address(client.partition("%")[0])
         except ValueError:
             return False
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
     def require(self, scope: Scope, authorization: bytes) -> str:
         """Name of the token in an Authorization header. Raises `Denied` when it is none, or has not this scope."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Literal
 
 from monitoring.metrics import HotCounter
+from service.keys import OPEN
 
 if TYPE_CHECKING:
     from monitoring.metrics import Metrics
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 Kind = Literal["predictions", "labels"]
 
 HOUR_S: Final = 3600
-OPEN: Final = "open"
-"""How rows without a token are called in metrics; no token has the name "" either."""
 
 
 class OverLimit(Exception):

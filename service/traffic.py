@@ -151,6 +151,7 @@ def replay_traffic(
     retry_s: float = 0.0,
     timeout_s: float = 30.0,
     ids_out: Path | None = None,
+    token: str = "",
     keep_answers: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     on_answer: Callable[[Answered], None] | None = None,
@@ -166,6 +167,7 @@ def replay_traffic(
         clients: requests in flight at most.
         retry_s: how long a request is repeated after a refused or reset connection; other failures are final.
         ids_out: file that gets a JSON line `{"id", "version", "row"}` for each acknowledged row.
+        token: sent along, where one is needed to predict and label.
         on_progress: called after each answer and while labels wait; on_answer: after each answer.
         stop: once set, no further rows are sent and the labels go out at once.
 
@@ -183,6 +185,7 @@ def replay_traffic(
             retry_s=retry_s,
             timeout_s=timeout_s,
             ids_out=ids_out,
+            token=token,
             keep_answers=keep_answers,
             on_progress=on_progress,
             on_answer=on_answer,
@@ -228,6 +231,7 @@ async def _replay(
     retry_s: float,
     timeout_s: float,
     ids_out: Path | None,
+    token: str,
     keep_answers: bool,
     on_progress: Callable[[Progress], None] | None,
     on_answer: Callable[[Answered], None] | None,
@@ -238,7 +242,10 @@ async def _replay(
     limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=clients + 1, keepalive_expiry=2.0)
     with contextlib.ExitStack() as open_files:
         out = open_files.enter_context(ids_out.open("w")) if ids_out else None
-        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout_s, trust_env=False) as http:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with httpx.AsyncClient(
+            base_url=url, limits=limits, timeout=timeout_s, trust_env=False, headers=headers
+        ) as http:
             wanted = await _wanted(http, url, retry_s)
             if label_delay_s is not None and target not in frame.columns:
                 raise RowsError(f'the data has no column "{target}" to send labels from')

@@ -122,7 +122,10 @@ def test_tokens_change_without_a_restart_and_a_damaged_file_changes_nothing(tmp_
     third = keys.add(settings.tokens_file, "crm", ["feedback"], 0.0)
     known.look()
     assert {known.require("feedback", f"Bearer {each}".encode()) for each in (second, third)} == {"crm"}
-    assert keys.revoke(settings.tokens_file, "crm") == 2
+    assert keys.revoke(settings.tokens_file, "crm", old=True) == 1
+    known.look()
+    assert known.require("feedback", f"Bearer {third}".encode()) == "crm"
+    assert keys.revoke(settings.tokens_file, "crm") == 1
     known.look()
     for each in (token, second, third):
         with pytest.raises(keys.Denied):
@@ -136,7 +139,12 @@ def test_who_may_predict_without_a_token(tmp_path: Path, artefact: Path, plane: 
         for path in ("/predict", INFER):
             content = body if path == "/predict" else {"inputs": []}
             good = 200 if path == "/predict" else 400
-            for client, status in ((HERE, here), (("::1", 1), here), (ELSEWHERE, there)):
+            for client, status in (
+                (HERE, here),
+                (("::1", 1), here),
+                (("::ffff:127.0.0.1", 1), here),
+                (ELSEWHERE, there),
+            ):
                 answer = ask(worker, "POST", path, content, client=client)
                 assert answer.status_code == (good if status == 200 else status)
         proxied = ask(worker, "POST", "/predict", body, **{"x-forwarded-for": "203.0.113.7"})

@@ -34,7 +34,7 @@ FRAME = pd.DataFrame(
 )
 SCHEMA = FeatureSchema.infer(FRAME.assign(paid=[0, 1, 0, 1]), "paid")
 RECORD = {"age": 41.5, "member": True, "city": "Bonn", "since": "1970-01-02"}
-OWN = ["_id", "_at", "_version", "_prediction", "_score", "_label", "_observed_at"]
+OWN = ["_id", "_at", "_version", "_prediction", "_score", "_label", "_observed_at", "_source"]
 
 
 class Record:
