@@ -90,6 +90,12 @@ class Error(BaseModel):
     error: str
 
 
+MODEL_FILE: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}}},
+    }
+}
 TROUBLE: Final = {
     400: "Malformed: the message names the place",
     401: "No bearer token",
@@ -117,6 +123,7 @@ def application(worker: Worker) -> FastAPI:
         description=__doc__ or "",
         responses={status: {"model": Error, "description": text} for status, text in TROUBLE.items()},
         root_path="",
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         openapi_url="/manage/openapi.json",
@@ -143,7 +150,7 @@ def application(worker: Worker) -> FastAPI:
         """One version with its manifest: data, parameters, seed, libraries, gates."""
         return _version(registry.get(version), whole=True)
 
-    @app.post("/manage/models", status_code=202)
+    @app.post("/manage/models", status_code=202, openapi_extra=MODEL_FILE)
     async def push(request: Request, why: Annotated[Text, Query(max_length=1000)] = "") -> Accepted:
         """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one."""
         path = pushes_folder(settings) / f"{secrets.token_hex(8)}.skops"
