@@ -36,9 +36,9 @@ from benchmarks.load import Generator, Measured, Target, open_loop
 from benchmarks.peers import records_body
 from benchmarks.processes import Family
 from service import sample
-from service.client import ServiceError, Unreachable
+from service.command.client import ServiceError, Unreachable
+from service.command.traffic import replay_traffic
 from service.settings import known_token
-from service.traffic import replay_traffic
 from tests.server import Server, wait_until
 
 SEED: Final = 1

@@ -28,8 +28,8 @@ from benchmarks.report import Spread
 from benchmarks.serving import question
 from monitoring.schema import FeatureSchema
 from service import sample
-from service.live import read_live
-from service.rows import json_columns
+from service.command.rows import json_columns
+from service.handover import read_live
 from tests.server import Server, wait_until
 from training.export import load_pipeline
 

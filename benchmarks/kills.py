@@ -31,7 +31,7 @@ from benchmarks.processes import Family
 from benchmarks.report import Spread
 from benchmarks.serving import question
 from monitoring.schema import FeatureSchema
-from service.live import read_live
+from service.handover import read_live
 from tests.server import Server, wait_until
 from training.export import load_pipeline
 

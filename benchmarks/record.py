@@ -192,10 +192,10 @@ def markdown(result: dict[str, Any]) -> str:
 
 def append_cell(home: Path, seed: int, repeats: int) -> dict[str, Any]:
     """µs of an append, and of a whole request through the real lane in process."""
-    from service.fastlane import Lane
-    from service.live import Live, LiveVersion, write_live
+    from service.handover import Live, LiveVersion, write_live
+    from service.serving.answer import Lane
+    from service.serving.worker import Worker
     from service.settings import load
-    from service.worker import Worker
     from tests.artefacts import make_artefact
 
     make_artefact(home / "model", seed=seed, rows=4000, iterations=100)
@@ -366,7 +366,7 @@ def _schema(seed: int) -> Any:
 def _records(seed: int) -> list[dict[str, Any]]:
     """Records of the sample stream, as a client sends them."""
     from service import sample
-    from service.rows import json_columns
+    from service.command.rows import json_columns
 
     frame = sample.frame(VARIETY, start=50_000, seed=seed)[list(sample.FEATURES)]
     columns = json_columns(frame, {feature.name: feature.kind for feature in _schema(seed).features})

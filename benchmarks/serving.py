@@ -33,7 +33,7 @@ from benchmarks.processes import CannotMeasure, Family
 from benchmarks.report import Spread
 from monitoring.schema import FeatureSchema
 from service import sample
-from service.live import read_live
+from service.handover import read_live
 from tests.server import Server, free_port
 from training.export import load_pipeline
 

@@ -23,7 +23,7 @@ from benchmarks.processes import Family
 from benchmarks.report import Spread
 from benchmarks.serving import ROWS, drained, question
 from monitoring.schema import FeatureSchema
-from service.live import read_live
+from service.handover import read_live
 from tests.server import Server
 from training.export import load_pipeline
 

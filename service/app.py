@@ -13,17 +13,20 @@ from typing import Any
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # before bentoml is imported: it phones home otherwise
 
 import bentoml
-from bentoml._internal.context import server_context
 
-from service import process, wire
-from service.fastlane import FastLane
+from service import process
+from service.serving import wire
+from service.serving.front import Front
+from service.serving.worker import Worker, set_worker, worker
 from service.settings import SettingsError, load
 
 os.umask(0o077)  # what is written here holds data: it is for this user alone
 wire.install()
 try:
     SETTINGS = load()
-    SLOT = server_context.worker_index  # None in the supervisor; a restarted worker has the slot of the one before
+    SLOT = (
+        bentoml.server_context.worker_index
+    )  # None in the supervisor; a restarted worker has the slot of the one before
     TREE = process.Tree.of(SETTINGS, supervisor=os.getpid() if SLOT is None else os.getppid())
 except SettingsError as error:
     print(f"evergreen: {error}", file=sys.stderr)  # BentoML's own words only say that the import failed
@@ -35,7 +38,7 @@ class Controller:
     """Drains the record, checks, retrains and promotes. It answers nothing: work happens in its threads."""
 
     def __init__(self) -> None:
-        from service.controller import Controller as Work
+        from service.control.controller import Controller as Work
 
         process.exit_with_parent(TREE)
         self.work = Work(SETTINGS, TREE)
@@ -63,11 +66,9 @@ class PredictionService:
     controller = bentoml.depends(Controller)
 
     def __init__(self) -> None:
-        from service.worker import Worker
-
         process.exit_with_parent(TREE)
-        process.set_worker(Worker(SETTINGS, TREE.run_dir, f"api-{SLOT or 1}", record=TREE.records))
-        process.worker().start()
+        set_worker(Worker(SETTINGS, TREE.run_dir, f"api-{SLOT or 1}", record=TREE.records))
+        worker().start()
         process.settle()
 
     @bentoml.api(route="/predict")
@@ -82,7 +83,7 @@ class PredictionService:
 
     @bentoml.on_shutdown
     def stop(self) -> None:
-        process.worker().close()
+        worker().close()
 
 
-PredictionService.add_asgi_middleware(FastLane, worker=process.worker)  # type: ignore[attr-defined]
+PredictionService.add_asgi_middleware(Front, worker=worker)  # type: ignore[attr-defined]

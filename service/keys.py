@@ -21,7 +21,7 @@ from typing import Final, get_args
 
 import msgspec
 
-from service.live import Stamp, replace_file, stamp_of
+from service.handover import Stamp, replace_file, stamp_of
 from service.settings import Scope, Settings, management_token
 
 logger = logging.getLogger("evergreen.keys")

@@ -16,13 +16,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from service.settings import HOME_VARIABLE, ROLE_VARIABLE, RUN_DIR_VARIABLE, Settings, SettingsError
 from training.priority import be_prompt
 
-if TYPE_CHECKING:
-    from service.worker import Worker
+INSTALL_ROOT: Final = Path(__file__).resolve().parent.parent
+"""The folder that holds our three packages."""
 
 PR_SET_PDEATHSIG: Final = 1
 ORPHAN_GRACE_S: Final = 2.0
@@ -143,19 +143,3 @@ def bounded_connections(wanted: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft - FILES_BESIDE))
-
-
-_worker: Worker | None = None
-
-
-def set_worker(worker: Worker) -> None:
-    """Name the worker of this process."""
-    global _worker
-    _worker = worker
-
-
-def worker() -> Worker:
-    """The worker of this process; it exists from the service's start on."""
-    if _worker is None:
-        raise RuntimeError("no worker in this process: requests came before the service had started")
-    return _worker

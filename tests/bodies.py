@@ -32,10 +32,10 @@ from monitoring.report import write_html
 from monitoring.schema import FeatureSchema, Task
 from monitoring.store import open_store
 from monitoring.window import read_window
-from service.fastlane import FastLane
-from service.live import Live, LiveVersion, write_live
+from service.handover import Live, LiveVersion, write_live
+from service.serving.front import Front
+from service.serving.worker import Worker
 from service.settings import load
-from service.worker import Worker
 from training import cycle, job
 from training.artefact import SCHEMA
 from training.cycle import Loop, work_off
@@ -230,7 +230,7 @@ class Place:
     engine: sa.Engine
     loop: Loop
     worker: Worker
-    lane: FastLane
+    lane: Front
     sent: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     rows: int = 0
@@ -260,7 +260,7 @@ class Place:
         write_live(settings.live_file, live)
         worker = Worker(settings, folder / "run", "api-1")
         worker.start()
-        return cls(task, engine, loop, worker, FastLane(_beyond, lambda: worker))
+        return cls(task, engine, loop, worker, Front(_beyond, lambda: worker))
 
     def close(self) -> None:
         self.worker.close()

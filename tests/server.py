@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from service.client import Client
+from service.command.client import Client
 from service.settings import known_token, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ class Server:
     def start(self) -> Server:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve"],
+                [sys.executable, "-m", "service.command.cli", "serve"],
                 cwd=ROOT,
                 env=self.env,
                 stdout=log,

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from monitoring.schema import FeatureSchema
 from service import sample
-from service.cli import app
+from service.command.cli import app
 from service.settings import Settings, management_token
 from tests.stand_in import TOKEN, StandIn, serving
 
@@ -57,7 +57,7 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = {"pandas", "numpy", "sklearn", "bentoml", "evidently", "optuna", "sqlalchemy", "httpx", "pydantic", "rich"}
     program = f"""
 import sys
-from service.cli import app
+from service.command.cli import app
 try:
     app(["--help"])
 except SystemExit:

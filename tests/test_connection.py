@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from service.connection import HEAD_BYTES
-from service.fastlane import FastLane, Lane
-from service.worker import Worker
+from service.serving.answer import Lane
+from service.serving.connection import HEAD_BYTES
+from service.serving.front import Front
+from service.serving.worker import Worker
 from tests.server import wait_until
 from tests.wired import Answer, Served, artefact, read_answer, records, request, serving, talk, working
 
@@ -37,7 +38,7 @@ def served(worker: Worker) -> Iterator[Served]:
 
 def lane_of(served: Served) -> Lane:
     front = served.server.config.app
-    assert isinstance(front, FastLane)
+    assert isinstance(front, Front)
     return front.lane
 
 

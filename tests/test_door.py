@@ -14,7 +14,7 @@ from tests.server import ROOT, free_port
 
 CLOSER = """
 import socket, sys
-from service.door import close_door
+from service.serving.door import close_door
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=64)
 print("listening", flush=True)
 sys.stdin.readline()

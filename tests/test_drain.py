@@ -17,7 +17,7 @@ from monitoring.drain import Backlog, Drainer, DrainFailed, SpoolBusy
 from monitoring.insert import _by_day
 from monitoring.log import LogPolicy, PredictionLog, spool_bytes
 from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION, Rows
-from service.fastlane import new_ids
+from service.serving.ids import new_ids
 from tests.processes import python
 
 NEVER = LogPolicy(fsync="never")

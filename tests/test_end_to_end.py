@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from service import sample
-from service.traffic import TrafficSummary, replay_traffic
+from service.command.traffic import TrafficSummary, replay_traffic
 from tests.artefacts import example_record, sample_schema
 from tests.server import ROOT, Server, wait_until
 
@@ -124,8 +124,8 @@ from pathlib import Path
 os.environ["EVERGREEN_HOME"] = sys.argv[1]
 import tempfile
 import service.app
-from service.fastlane import Lane
-from service.worker import Worker
+from service.serving.answer import Lane
+from service.serving.worker import Worker
 worker = Worker(service.app.SETTINGS, Path(tempfile.mkdtemp()), "api-9", record=False)
 worker.start()
 assert worker.model.current is not None and worker.model.current.engine == "onnx"

@@ -32,7 +32,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def command(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments], cwd=ROOT, env=server.env, capture_output=True, text=True
+        [sys.executable, "-m", "service.command.cli", *arguments],
+        cwd=ROOT,
+        env=server.env,
+        capture_output=True,
+        text=True,
     )
 
 

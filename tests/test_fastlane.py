@@ -20,10 +20,11 @@ import pytest
 from monitoring.drain import Drainer
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.store import open_store, predictions
-from service.fastlane import FastLane, new_ids
-from service.live import Live, LiveVersion, write_live
+from service.handover import Live, LiveVersion, write_live
+from service.serving.front import Front
+from service.serving.ids import new_ids
+from service.serving.worker import Worker
 from service.settings import Settings, load
-from service.worker import Worker
 from tests.artefacts import example_record, make_artefact, sample_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,11 +57,11 @@ async def beyond(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.fixture
-def app(worker: Worker) -> FastLane:
-    return FastLane(beyond, lambda: worker)
+def app(worker: Worker) -> Front:
+    return Front(beyond, lambda: worker)
 
 
-def run(app: FastLane, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx.Response]:
+def run(app: Front, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx.Response]:
     async def send() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return [await client.request(method, path, **options) for method, path, options in requests]
@@ -68,7 +69,7 @@ def run(app: FastLane, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx
     return asyncio.run(send())
 
 
-def post(app: FastLane, path: str, body: Any, **headers: str) -> httpx.Response:
+def post(app: Front, path: str, body: Any, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return run(app, ("POST", path, {"content": content, "headers": {"content-type": "application/json", **headers}}))[0]
 
@@ -78,7 +79,7 @@ def error_of(response: httpx.Response) -> str:
     return str(response.json()["error"])
 
 
-def test_a_prediction_is_what_scikit_learn_predicts(app: FastLane, artefact: Path) -> None:
+def test_a_prediction_is_what_scikit_learn_predicts(app: Front, artefact: Path) -> None:
     from training.export import load_pipeline
 
     schema, features, _ = sample_schema()
@@ -99,7 +100,7 @@ def test_a_prediction_is_what_scikit_learn_predicts(app: FastLane, artefact: Pat
     assert len(set(answer["ids"])) == 300
 
 
-def test_ids_given_by_the_caller_are_kept_and_the_request_id_is_echoed(app: FastLane) -> None:
+def test_ids_given_by_the_caller_are_kept_and_the_request_id_is_echoed(app: Front) -> None:
     response = post(app, "/predict", {"records": [example_record()], "ids": ["order-7"]}, **{"x-request-id": "abc"})
 
     assert response.json()["ids"] == ["order-7"]
@@ -130,7 +131,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_with_what_where_and_what_to_do(app: FastLane, name: str) -> None:
+def test_bad_input_is_refused_with_what_where_and_what_to_do(app: Front, name: str) -> None:
     body, status, words = BAD[name]
     if name == "too many":
         app_limit = app._worker().settings.serve.max_request_bytes
@@ -149,7 +150,7 @@ def test_10_001_records_are_refused_with_413(tmp_path: Path, artefact: Path) -> 
     worker = Worker(settings, tmp_path / "run", "api-1")
     worker.start()
     try:
-        response = post(FastLane(beyond, lambda: worker), "/predict", {"records": [example_record()] * 10_001})
+        response = post(Front(beyond, lambda: worker), "/predict", {"records": [example_record()] * 10_001})
     finally:
         worker.close()
 
@@ -157,7 +158,7 @@ def test_10_001_records_are_refused_with_413(tmp_path: Path, artefact: Path) -> 
     assert "10001 records, more than the 10000 allowed" in error_of(response)
 
 
-def test_other_content_types_methods_and_paths_are_refused(app: FastLane) -> None:
+def test_other_content_types_methods_and_paths_are_refused(app: Front) -> None:
     form, get, unknown = run(
         app,
         ("POST", "/predict", {"data": {"age": "1"}}),
@@ -173,14 +174,14 @@ def test_other_content_types_methods_and_paths_are_refused(app: FastLane) -> Non
     assert "no such route" in error_of(unknown)
 
 
-def test_what_belongs_to_the_framework_reaches_it(app: FastLane) -> None:
+def test_what_belongs_to_the_framework_reaches_it(app: Front) -> None:
     assert run(app, ("GET", "/schema.json", {}))[0].text == "framework"
 
 
 def test_without_a_champion_predictions_wait_with_503_and_retry_after(tmp_path: Path) -> None:
     worker = Worker(settings_at(tmp_path), tmp_path / "run", "api-1")
     worker.start()
-    app = FastLane(beyond, lambda: worker)
+    app = Front(beyond, lambda: worker)
     try:
         predict = post(app, "/predict", {"records": [{}]})
         ready, live = run(app, ("GET", "/readyz", {}), ("GET", "/livez", {}))
@@ -192,7 +193,7 @@ def test_without_a_champion_predictions_wait_with_503_and_retry_after(tmp_path: 
     assert "no model in service yet" in error_of(ready)
 
 
-def test_a_server_that_is_stopping_is_not_ready_and_closes_connections(app: FastLane, worker: Worker) -> None:
+def test_a_server_that_is_stopping_is_not_ready_and_closes_connections(app: Front, worker: Worker) -> None:
     worker.stopping = True
 
     predict = post(app, "/predict", {"records": [example_record()]})
@@ -202,7 +203,7 @@ def test_a_server_that_is_stopping_is_not_ready_and_closes_connections(app: Fast
     assert run(app, ("GET", "/readyz", {}))[0].status_code == 503
 
 
-def test_more_requests_in_flight_than_allowed_get_503_at_once(app: FastLane, worker: Worker) -> None:
+def test_more_requests_in_flight_than_allowed_get_503_at_once(app: Front, worker: Worker) -> None:
     release = threading.Event()
     current = worker.model.current
     assert current is not None
@@ -228,7 +229,7 @@ def test_more_requests_in_flight_than_allowed_get_503_at_once(app: FastLane, wor
 
 
 @pytest.mark.parametrize("path", ["/predict", "/feedback", "/v2/models/evergreen/infer"])
-def test_requests_that_are_not_whole_are_not_in_flight(app: FastLane, path: str) -> None:
+def test_requests_that_are_not_whole_are_not_in_flight(app: Front, path: str) -> None:
     async def overload() -> int:
         release = asyncio.Event()
 
@@ -250,7 +251,7 @@ def test_requests_that_are_not_whole_are_not_in_flight(app: FastLane, path: str)
     assert app.lane.in_flight == app.lane.held == 0
 
 
-def test_every_answered_row_stands_in_the_record_as_it_was_answered(app: FastLane, worker: Worker) -> None:
+def test_every_answered_row_stands_in_the_record_as_it_was_answered(app: Front, worker: Worker) -> None:
     answers = [post(app, "/predict", {"records": [example_record(age=20 + i)] * (i + 1)}).json() for i in range(5)]
     post(app, "/predict", {"records": []})
     engine = open_store(worker.settings.store_url)
@@ -268,7 +269,7 @@ def test_every_answered_row_stands_in_the_record_as_it_was_answered(app: FastLan
     assert result.predictions == 15
 
 
-def test_labels_of_the_wrong_form_or_type_are_refused_and_the_others_accepted(app: FastLane) -> None:
+def test_labels_of_the_wrong_form_or_type_are_refused_and_the_others_accepted(app: Front) -> None:
     good = post(app, "/feedback", {"labels": [{"id": "a", "label": 1, "observed_at": "2026-01-31T12:00:00Z"}]})
     bad = [
         post(app, "/feedback", body)
@@ -288,7 +289,7 @@ def test_labels_of_the_wrong_form_or_type_are_refused_and_the_others_accepted(ap
     assert all(error_of(response) for response in bad)
 
 
-def test_metrics_count_what_clients_saw_with_bounded_labels(app: FastLane) -> None:
+def test_metrics_count_what_clients_saw_with_bounded_labels(app: Front) -> None:
     for _ in range(3):
         post(app, "/predict", {"records": [example_record()] * 2})
     post(app, "/predict", b"{")
@@ -318,7 +319,7 @@ def test_prediction_ids_are_uuid7_that_grow() -> None:
     assert str(parsed[0]) == ids[0]
 
 
-def test_a_rejection_is_recorded_as_a_count_without_any_value(app: FastLane, worker: Worker) -> None:
+def test_a_rejection_is_recorded_as_a_count_without_any_value(app: Front, worker: Worker) -> None:
     async def broken_client() -> None:
         headers = {"content-type": "application/json"}
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -374,6 +375,6 @@ def test_inside_bentoml_the_lane_stands_before_its_tracing_and_timeout_layers_an
     )
 
     assert "['lifespan.startup.complete', 'lifespan.shutdown.complete']" in done.stdout, done.stderr[-2000:]
-    assert "['FastLane', 'ServerErrorMiddleware'" in done.stdout
-    assert done.stdout.strip().endswith("] LaneProtocol FastLane")
-    assert done.stdout.count("FastLane") == 2
+    assert "['Front', 'ServerErrorMiddleware'" in done.stdout
+    assert done.stdout.strip().endswith("] LaneProtocol Front")
+    assert done.stdout.count("Front") == 2

@@ -10,8 +10,8 @@ import pytest
 
 from monitoring.decode import InvalidRequest
 from monitoring.schema import Feature, FeatureSchema
-from service.fastlane import Feedback
-from service.feedback import check_labels
+from service.serving.answer import Feedback
+from service.serving.feedback import check_labels
 
 TEN = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"
 

@@ -19,7 +19,7 @@ from monitoring.report import write_html
 from monitoring.schema import FeatureSchema, Task
 from monitoring.store import ensure_days, labels, predictions
 from monitoring.window import read_window
-from service.scheduler import Scheduler
+from service.control.scheduler import Scheduler
 from tests.bodies import Place, drain, fill, source, through
 from training import cycle, job
 from training.artefact import SCHEMA

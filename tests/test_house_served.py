@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from service import sample
-from service.live import read_live
-from service.traffic import replay_traffic
+from service.command.traffic import replay_traffic
+from service.handover import read_live
 from tests.artefacts import example_record
 from tests.server import Server, wait_until
 

@@ -8,7 +8,7 @@ import pytest
 
 from monitoring.schema import FeatureSchema
 from service import sample
-from service.init import USEFUL, InitError, init, suspicious_columns
+from service.command.init import USEFUL, InitError, init, suspicious_columns
 from service.settings import SECTIONS, load
 from training.data import DataError
 

@@ -16,11 +16,11 @@ from monitoring.drain import Drainer
 from monitoring.store import open_store
 from monitoring.window import label_status, read_window
 from service import keys
-from service.fastlane import FastLane
-from service.gate import BODY_BYTES
 from service.keys import Keys, TokenError
+from service.serving.front import Front
+from service.serving.gate import BODY_BYTES
+from service.serving.worker import Worker
 from service.settings import load, management_token
-from service.worker import Worker
 from tests.artefacts import example_record, sample_schema
 from tests.wired import artefact, records, request, serving, talk, working
 
@@ -59,7 +59,7 @@ def ask(
     **headers: str,
 ) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(FastLane(beyond, lambda: worker), client=client)
+        transport = httpx.ASGITransport(Front(beyond, lambda: worker), client=client)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as asking:
             given = {"content-type": "application/json", **headers}
             if token:
@@ -276,7 +276,7 @@ def test_manage_looks_at_the_token_and_the_length_before_the_body(worker: Worker
         headers += [(b"content-type", b"application/json")]
         headers += [(b"content-length", b"%d" % size)] if length else []
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-        await FastLane(beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
+        await Front(beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
         return status, read
 
     for path in ("/manage/retrain", "/manage/models"):
@@ -351,7 +351,7 @@ def test_an_error_of_ours_in_manage_is_json_with_the_request_in_the_log(
 
 
 def test_interrupted_pushes_leave_nothing_and_leftovers_are_swept(worker: Worker) -> None:
-    from service.pushes import pushes_folder, sweep
+    from service.control.pushes import pushes_folder, sweep
 
     token = add(worker, "ci", "push")
 
@@ -370,7 +370,7 @@ def test_interrupted_pushes_leave_nothing_and_leftovers_are_swept(worker: Worker
         headers = [(b"authorization", b"Bearer " + token.encode()), (b"content-length", b"5000")]
         path = "/manage/models"
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-        await FastLane(beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
+        await Front(beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
 
     folder = pushes_folder(worker.settings)
     asyncio.run(interrupted())

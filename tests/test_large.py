@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import large
-from service.fastlane import FastLane
+from service.serving import large
+from service.serving.front import Front
 from tests.artefacts import example_record, make_artefact
 from tests.wired import example, working
 
@@ -55,7 +55,7 @@ def test_values_and_texts_are_measured_whatever_stands_in_them(value: Any, chunk
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastLane]:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     home = tmp_path_factory.mktemp("home")
     make_artefact(home / "1")
 
@@ -63,10 +63,10 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastLane]:
         raise AssertionError("none of these is the framework's")
 
     with working(home, home / "1") as worker:
-        yield FastLane(beyond, lambda: worker)
+        yield Front(beyond, lambda: worker)
 
 
-def post(app: FastLane, path: str, content: bytes, **headers: str) -> httpx.Response:
+def post(app: Front, path: str, content: bytes, **headers: str) -> httpx.Response:
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return await client.post(path, content=content, headers={"content-type": "application/json", **headers})
@@ -103,7 +103,7 @@ BAD = {
 
 @pytest.mark.parametrize("path", ["/predict", "/feedback", INFER])
 @pytest.mark.parametrize("name", BAD)
-def test_a_large_bad_body_is_refused_with_bounded_memory(app: FastLane, path: str, name: str) -> None:
+def test_a_large_bad_body_is_refused_with_bounded_memory(app: Front, path: str, name: str) -> None:
     content = wrapped(path, BAD[name])
     tracemalloc.start()
     try:
@@ -117,7 +117,7 @@ def test_a_large_bad_body_is_refused_with_bounded_memory(app: FastLane, path: st
     assert peak < 64 * MB
 
 
-def test_more_records_than_allowed_are_refused_before_they_are_made(app: FastLane) -> None:
+def test_more_records_than_allowed_are_refused_before_they_are_made(app: Front) -> None:
     content = b'{"records": [' + b",".join([RECORD] * (15 * MB // len(RECORD))) + b"]}"
     tracemalloc.start()
     response = post(app, "/predict", content)
@@ -129,7 +129,7 @@ def test_more_records_than_allowed_are_refused_before_they_are_made(app: FastLan
     assert peak < 64 * MB
 
 
-def test_the_fault_in_a_large_body_is_named_with_its_place(app: FastLane) -> None:
+def test_the_fault_in_a_large_body_is_named_with_its_place(app: Front) -> None:
     padding = " " * 5 * MB
     records = [example_record()] * 50 + [example_record(age="old")]
     response = post(app, "/predict", (json.dumps({"records": records}) + padding).encode())
@@ -142,7 +142,7 @@ def test_the_fault_in_a_large_body_is_named_with_its_place(app: FastLane) -> Non
     assert "records[50].income" in unprocessable.json()["error"]
 
 
-def test_large_batches_are_answered_on_every_way(app: FastLane) -> None:
+def test_large_batches_are_answered_on_every_way(app: Front) -> None:
     records = [{**example(), "age": 18 + row % 60} for row in range(10_000)]
     answer = post(app, "/predict", json.dumps({"records": records}).encode()).json()
     labels = [{"id": id_, "label": 1} for id_ in answer["ids"]]
@@ -171,7 +171,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_v2_shape_is_looked_at_before_it_is_used(app: FastLane, name: str) -> None:
+def test_a_v2_shape_is_looked_at_before_it_is_used(app: Front, name: str) -> None:
     tensor = b'{"name": "age", "datatype": "FP64", "data": [1], "shape": ' + SHAPES[name] + b"}"
     response = post(app, INFER, b'{"inputs": [' + tensor + b"]}")
 
@@ -180,7 +180,7 @@ def test_a_v2_shape_is_looked_at_before_it_is_used(app: FastLane, name: str) -> 
 
 
 @pytest.mark.parametrize("size", [10**30, -1, 2**62, 5])
-def test_v2_binary_sizes_that_lie_are_refused(app: FastLane, size: int) -> None:
+def test_v2_binary_sizes_that_lie_are_refused(app: Front, size: int) -> None:
     for datatype in ("FP64", "BYTES"):
         tensor = {"name": "age", "shape": [1], "datatype": datatype, "parameters": {"binary_data_size": size}}
         head = json.dumps({"inputs": [tensor]}).encode()
@@ -188,7 +188,7 @@ def test_v2_binary_sizes_that_lie_are_refused(app: FastLane, size: int) -> None:
         assert post(app, INFER, head + b"\0" * 4, **length).status_code == 400
 
 
-def test_many_empty_binary_strings_are_not_all_read(app: FastLane) -> None:
+def test_many_empty_binary_strings_are_not_all_read(app: Front) -> None:
     tensor = {"name": "city", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 12 * MB}}
     head = json.dumps({"inputs": [tensor]}).encode()
     length = {"inference-header-content-length": str(len(head))}
@@ -202,7 +202,7 @@ def test_many_empty_binary_strings_are_not_all_read(app: FastLane) -> None:
 
 
 @pytest.mark.parametrize("path", ["/predict", "/feedback", INFER])
-def test_bodies_that_are_no_text_are_no_error_of_ours(app: FastLane, path: str) -> None:
+def test_bodies_that_are_no_text_are_no_error_of_ours(app: Front, path: str) -> None:
     chance = random.Random(7)
     for _ in range(200):
         content = bytes(chance.randrange(256) for _ in range(chance.randrange(60)))
@@ -211,7 +211,7 @@ def test_bodies_that_are_no_text_are_no_error_of_ours(app: FastLane, path: str) 
 
 
 def test_an_error_of_ours_is_json_and_its_request_stands_in_the_log(
-    app: FastLane, caplog: pytest.LogCaptureFixture
+    app: Front, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = app.lane.worker.model
 

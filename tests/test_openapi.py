@@ -20,10 +20,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from monitoring.store import open_store
-from service.fastlane import FastLane
-from service.live import Live, LiveVersion, write_live
+from service.handover import Live, LiveVersion, write_live
+from service.serving.front import Front
+from service.serving.worker import Worker
 from service.settings import known_token, load, management_token
-from service.worker import Worker
 from tests.artefacts import make_artefact
 
 CHECKS = [
@@ -45,7 +45,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def server(tmp_path: Any, store_url: str, artefact: Any) -> Iterator[tuple[FastLane, dict[str, str]]]:
+def server(tmp_path: Any, store_url: str, artefact: Any) -> Iterator[tuple[Front, dict[str, str]]]:
     """The application of one worker without a controller, so that runs are queued and not done; and its token."""
     found = load(
         environ={"EVERGREEN_HOME": str(tmp_path), "EVERGREEN_STORE__URL": store_url, "EVERGREEN_SERVE__WORKERS": "1"}
@@ -63,12 +63,12 @@ def server(tmp_path: Any, store_url: str, artefact: Any) -> Iterator[tuple[FastL
             if message["type"].endswith("shutdown"):
                 return
 
-    yield FastLane(beyond, lambda: worker), {"authorization": f"Bearer {known_token(found)}"}
+    yield Front(beyond, lambda: worker), {"authorization": f"Bearer {known_token(found)}"}
     worker.close()
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_generated_requests_get_described_answers(server: tuple[FastLane, dict[str, str]], page: str) -> None:
+def test_generated_requests_get_described_answers(server: tuple[Front, dict[str, str]], page: str) -> None:
     app, token = server
     load_all_checks()
     api = schemathesis.openapi.from_asgi(page, app, headers=token)

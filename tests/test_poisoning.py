@@ -17,10 +17,10 @@ import sqlalchemy as sa
 from monitoring.drain import Drainer
 from monitoring.store import labels
 from service import keys
-from service.fastlane import FastLane
-from service.live import Live, LiveVersion, write_live
+from service.handover import Live, LiveVersion, write_live
+from service.serving.front import Front
+from service.serving.worker import Worker
 from service.settings import load
-from service.worker import Worker
 from tests.test_cycle import Place, first, world
 from training.cycle import run_cycle
 from training.gates import GatePolicy
@@ -63,7 +63,7 @@ class Attacked:
             async def beyond(scope: Any, receive: Any, send: Any) -> None:
                 raise AssertionError(scope["path"])
 
-            transport = httpx.ASGITransport(FastLane(beyond, lambda: self.worker))
+            transport = httpx.ASGITransport(Front(beyond, lambda: self.worker))
             async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as http:
                 for start in range(0, rows, BATCH):
                     answer = await http.post("/predict", json={"records": records[start : start + BATCH]})

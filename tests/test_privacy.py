@@ -13,11 +13,11 @@ from monitoring.erase import Subject, find
 from monitoring.privacy import Privacy
 from monitoring.schema import InvalidRequest
 from monitoring.store import open_store
-from service.fastlane import FastLane
-from service.live import Live, LiveVersion, write_live
+from service.handover import Live, LiveVersion, write_live
 from service.privacy import open_privacy
+from service.serving.front import Front
+from service.serving.worker import Worker
 from service.settings import Settings, SettingsError, load
-from service.worker import Worker
 from tests.artefacts import example_record, make_artefact, sample_schema
 from tests.test_erasure import files_with
 from tests.test_fastlane import beyond, post
@@ -49,7 +49,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 def test_private_columns_are_answered_but_recorded_hashed_or_not_at_all(home: Path) -> None:
     settings = settings_at(home, hash=["email"], drop=["phone"])
     worker = started(home, settings)
-    app = FastLane(beyond, lambda: worker)
+    app = Front(beyond, lambda: worker)
     for columns in ({"email": MAIL, "phone": PHONE}, {"email": MAIL}, {"email": None, "phone": 7}, {}):
         answer = post(app, "/predict", {"records": [example_record(**columns)]})
         assert answer.status_code == 200, answer.text

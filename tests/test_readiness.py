@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from service.live import Live, LiveFile, LiveVersion, WorkerReport, read_live, write_live, write_report
+from service.handover import (
+    ControllerStatus,
+    Live,
+    LiveFile,
+    LiveVersion,
+    WorkerReport,
+    read_live,
+    write_live,
+    write_report,
+    write_status,
+)
+from service.serving.worker import Worker
 from service.settings import load
-from service.status import ControllerStatus, write_status
-from service.worker import Worker
 from tests.artefacts import make_artefact
 
 Start = Callable[[], Worker]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from monitoring.metrics import Metrics
 from service import settings
-from service.cli import app
+from service.command.cli import app
 
 README = Path(__file__).parent.parent / "README.md"
 

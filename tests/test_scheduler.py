@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from monitoring.metrics import Metrics
 from monitoring.store import aliases, open_store
-from service.scheduler import Scheduler
+from service.control.scheduler import Scheduler
 from service.settings import Settings, load
 from tests.server import wait_until
 from training.cycle import Loop

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from service import serve
-from service.pages import PAGES, page
+from service.command import serve
 from service.process import SUPERVISOR, Tree, forget_trees
+from service.serving.pages import PAGES, page
 from service.settings import SettingsError, load
 
 

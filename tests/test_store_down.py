@@ -12,7 +12,7 @@ import httpx
 import sqlalchemy as sa
 
 from service import sample
-from service.traffic import replay_traffic
+from service.command.traffic import replay_traffic
 from tests.artefacts import example_record
 from tests.server import Server, wait_until
 

@@ -19,12 +19,12 @@ MAY_IMPORT = {
 IMPORTERS = {
     "bentoml": {"service/app.py", "training/registry.py"},
     "evidently": {"monitoring/drift.py", "monitoring/report.py"},
-    "apscheduler": {"service/scheduler.py"},
+    "apscheduler": {"service/control/scheduler.py"},
     "optuna": {"training/tune.py"},
     "skops": {"training/export.py"},
     "skl2onnx": {"training/export.py"},
-    "fastapi": {"service/management.py"},
-    "typer": {"service/cli.py"},
+    "fastapi": {"service/serving/management.py"},
+    "typer": {"service/command/cli.py"},
     "prometheus_client": {"monitoring/metrics.py"},
     "onnxruntime": {"training/twin.py"},
 }

@@ -13,9 +13,9 @@ import pytest
 
 from monitoring.schema import FeatureSchema
 from service import sample
-from service.client import Client, ServiceError, Unreachable
-from service.rows import RowsError, json_columns, json_labels, read_rows
-from service.traffic import Progress, batch_for, replay_traffic
+from service.command.client import Client, ServiceError, Unreachable
+from service.command.rows import RowsError, json_columns, json_labels, read_rows
+from service.command.traffic import Progress, batch_for, replay_traffic
 from tests.stand_in import StandIn, serving
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
-from service.fastlane import FastLane
-from service.live import Live, LiveVersion, write_live
+from service.handover import Live, LiveVersion, write_live
+from service.serving.front import Front
+from service.serving.worker import Worker
 from service.settings import load
-from service.worker import Worker
 from tests.artefacts import example_record, make_artefact, sample_schema
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastLane]:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     home = tmp_path_factory.mktemp("home")
     make_artefact(home / "1")
     settings = load(environ={"EVERGREEN_HOME": str(home), "EVERGREEN_SERVE__WORKERS": "1"})
@@ -30,11 +30,11 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastLane]:
     async def beyond(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("nothing below /v2 belongs to the framework")
 
-    yield FastLane(beyond, lambda: worker)
+    yield Front(beyond, lambda: worker)
     worker.close()
 
 
-def ask(app: FastLane, method: str, path: str, **options: Any) -> httpx.Response:
+def ask(app: Front, method: str, path: str, **options: Any) -> httpx.Response:
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return await client.request(method, path, **options)
@@ -57,7 +57,7 @@ def request(**changed: dict[str, Any]) -> dict[str, Any]:
 INFER = "/v2/models/evergreen/infer"
 
 
-def test_health_and_metadata_name_every_column(app: FastLane) -> None:
+def test_health_and_metadata_name_every_column(app: Front) -> None:
     schema, _, _ = sample_schema()
 
     metadata = ask(app, "GET", "/v2/models/evergreen").json()
@@ -69,7 +69,7 @@ def test_health_and_metadata_name_every_column(app: FastLane) -> None:
     assert metadata["versions"] == ["1"]
 
 
-def test_it_predicts_what_predict_predicts(app: FastLane) -> None:
+def test_it_predicts_what_predict_predicts(app: Front) -> None:
     plain = ask(app, "POST", "/predict", json={"records": [example_record()]}).json()
 
     answer = ask(app, "POST", INFER, json={**request(), "id": "abc"}).json()
@@ -83,7 +83,7 @@ def test_it_predicts_what_predict_predicts(app: FastLane) -> None:
     assert len(outputs["ids"]["data"][0]) == 36
 
 
-def test_null_and_nan_are_missing_values(app: FastLane) -> None:
+def test_null_and_nan_are_missing_values(app: Front) -> None:
     missing = ask(app, "POST", "/predict", json={"records": [example_record(savings=None)]}).json()
     nan = struct.pack("<d", float("nan"))
     head = json.dumps(request(savings={"data": None, "parameters": {"binary_data_size": len(nan)}})).encode()
@@ -98,7 +98,7 @@ def test_null_and_nan_are_missing_values(app: FastLane) -> None:
         assert outputs["probabilities"] == missing["probabilities"][0]
 
 
-def test_only_the_outputs_asked_for_are_sent(app: FastLane) -> None:
+def test_only_the_outputs_asked_for_are_sent(app: Front) -> None:
     answer = ask(app, "POST", INFER, json={**request(), "outputs": [{"name": "predictions"}]}).json()
 
     assert [output["name"] for output in answer["outputs"]] == ["predictions"]
@@ -121,7 +121,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_with_what_and_where(app: FastLane, name: str) -> None:
+def test_bad_input_is_refused_with_what_and_where(app: Front, name: str) -> None:
     body, words = BAD[name]
 
     response = ask(app, "POST", INFER, json=body)
@@ -141,7 +141,7 @@ def test_bad_input_is_refused_with_what_and_where(app: FastLane, name: str) -> N
         ("POST", "/v2/health/live", 405),
     ],
 )
-def test_what_is_not_there_is_said(app: FastLane, method: str, path: str, status: int) -> None:
+def test_what_is_not_there_is_said(app: Front, method: str, path: str, status: int) -> None:
     response = ask(app, method, path)
 
     assert response.status_code == status

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from service.live import WorkerReport
-from service.watch import REMIND_EVERY_S, Watch
+from service.control.watch import REMIND_EVERY_S, Watch
+from service.handover import WorkerReport
 
 Told = list[tuple[str, Mapping[str, Any]]]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from monitoring.record import PREDICTION, Frame, iter_records
-from service.wire import SHORT_BYTES
-from service.worker import Worker
+from service.serving.wire import SHORT_BYTES
+from service.serving.worker import Worker
 from tests.artefacts import example_record
 from tests.wired import (
     KEEP_ALIVE_S,

@@ -16,11 +16,11 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.fastlane import FastLane
-from service.live import Live, LiveVersion, write_live
+from service.handover import Live, LiveVersion, write_live
+from service.serving.front import Front
+from service.serving.wire import LaneProtocol
+from service.serving.worker import Worker
 from service.settings import load
-from service.wire import LaneProtocol
-from service.worker import Worker
 from tests.artefacts import example_record, make_artefact
 
 KEEP_ALIVE_S = 2
@@ -67,7 +67,7 @@ async def elsewhere(scope: Any, receive: Any, send: Any) -> None:
 @contextmanager
 def serving(worker: Worker, *, short: bool = True) -> Iterator[Served]:
     """uvicorn with the lane, on a free port of the loopback interface; `short` False: with uvicorn's own protocol."""
-    front = FastLane(elsewhere, lambda: worker)
+    front = Front(elsewhere, lambda: worker)
 
     class Protocol(LaneProtocol):  # what it keeps for its class is this server's alone
         pass

@@ -259,3 +259,21 @@ def _duplicates(frame: pd.DataFrame) -> int:
         return int(frame.duplicated().sum())
     except TypeError:  # a column of lists or the like: the schema says so in better words
         return 0
+
+
+def time_order(column: pd.Series[Any]) -> Any:
+    """Positions in time order, as `prepare` has it: equal times keep their order, missing ones end it.
+
+    Raises `DataError` for a column of neither numbers nor dates.
+    """
+    import numpy as np
+    import pandas as pd
+
+    moments = column
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        try:
+            moments = pd.to_datetime(column, utc=True).dt.tz_localize(None)
+        except (ValueError, TypeError, OverflowError) as error:
+            words = " ".join(str(error).split())[:160]
+            raise DataError(f'the time column "{column.name}" holds neither numbers nor dates: {words}') from None
+    return np.argsort(moments.to_numpy(), kind="stable")

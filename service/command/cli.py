@@ -1,0 +1,630 @@
+"""The `evergreen` command.
+
+Exit codes: 0 it worked, 1 it failed or was refused, 2 it was asked wrongly (an option, a setting). Errors are one line
+on stderr. Everything heavy is imported inside the command that needs it: `evergreen --help` must not take seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, ParamSpec
+from urllib.parse import urlsplit
+
+import typer
+
+from service.command import printing as show
+from service.sample import Scenario
+
+if TYPE_CHECKING:
+    from service.command.client import Client
+    from service.settings import Settings
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+
+OURS: Final = ("service.", "training.", "monitoring.")
+"""Exceptions of these packages speak for themselves; any other is named with its type."""
+
+CHANGE_WAIT_S: Final = 120.0
+"""How long `rollback` and `promote` wait: loading and warming up a version takes seconds."""
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="evergreen",
+    help="A prediction service that keeps its own model fresh.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: loading rich for it took most of the time that `evergreen --help` takes
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (default: evergreen.toml here)", show_default=False)
+]
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--url", help="Address of the service (default: settings serve.host and serve.port)", show_default=False
+    ),
+]
+TokenOption = Annotated[
+    str, typer.Option("--token", help="Management token (default: settings, then var/token)", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON for machines")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the run", show_default=False)]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Until the run is over; exit 1 when it failed or was refused")]
+
+
+class _Shown:
+    traceback = False
+
+
+class _Umask:
+    of_the_user: int | None = None
+    """As it was before this command made its own files private."""
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    _Umask.of_the_user = os.umask(0o077)  # the record, models and exports hold data
+    app()
+
+
+def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a function as a command whose exceptions become one line and an exit code."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def reported(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except (typer.Exit, typer.Abort, typer.BadParameter):
+                raise
+            except KeyboardInterrupt:
+                _fail("stopped", INTERRUPTED)
+            except BrokenPipeError:  # `evergreen runs | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(FAILED) from None
+            except Exception as error:
+                if _Shown.traceback:
+                    raise
+                _report(error)
+
+        group.command(name)(reported)
+        return reported
+
+    return register
+
+
+def _report(error: Exception) -> NoReturn:
+    from service.settings import SettingsError
+
+    if isinstance(error, SettingsError):
+        _fail(str(error), USAGE)
+    if type(error).__module__.startswith(OURS):
+        _fail(str(error), FAILED)
+    words = " ".join(str(error).split()) or "no words"
+    _fail(f"{type(error).__name__}: {words} (`evergreen --debug …` shows where)", FAILED)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        typer.echo(f"evergreen: {line}", err=True)
+    raise typer.Exit(code)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        typer.echo(f"evergreen {importlib.metadata.version('evergreen')}")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Version of Evergreen", is_eager=True, callback=_print_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one-line errors")] = False,
+) -> None:
+    """A prediction service that keeps its own model fresh."""
+    _Shown.traceback = debug
+
+
+# What runs here
+
+
+@command("init")
+def init(
+    data: Annotated[Path, typer.Option(help="Parquet or CSV file")],
+    target: Annotated[str, typer.Option(help="Column to predict")],
+    time_column: Annotated[str, typer.Option("--time", help="Column that orders the rows")] = "",
+    ignore: Annotated[list[str] | None, typer.Option(help="Columns that are no features, COL,COL")] = None,
+    task: Annotated[
+        Literal["auto", "binary", "multiclass", "regression"], typer.Option(help="Kind of prediction")
+    ] = "auto",
+    out: Annotated[Path, typer.Option(help="File to write")] = Path("evergreen.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a commented evergreen.toml for a data file."""
+    from service.command.init import init as write
+
+    if _Umask.of_the_user is not None:
+        os.umask(_Umask.of_the_user)  # a file of the user's own, often for a repository
+    with show.open_console(stderr=True).status(f"looking at {data}"):
+        done = write(data, target, time=time_column, ignore=_columns(ignore), task=task, out=out, force=force)
+    if as_json:
+        show.print_json(
+            {
+                "path": str(done.path),
+                "rows": done.rows,
+                "task": done.task,
+                "features": done.kinds,
+                "warnings": done.warnings,
+            }
+        )
+        return
+    show.print_init(done, target)
+
+
+@command("train")
+def train(
+    first: Annotated[
+        str, typer.Option(help='Only the first part of the source: "20%" or rows', show_default=False)
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also when there is a champion already")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the first version from the configured data."""
+    from service.command import first_version as bootstrap
+
+    settings = _settings(config, {"EVERGREEN_DATA__FIRST": first} if first else {})
+    done = bootstrap.train(settings, force=force)
+    if as_json:
+        show.print_json({"version": done.version, "promoted": done.promoted, "reasons": list(done.reasons)})
+    else:
+        word = "in service" if done.promoted else "not promoted"
+        typer.echo(f"version {done.version}: {word}")
+        for reason in done.reasons:
+            typer.echo(f"  {reason}")
+    raise typer.Exit(OK if done.promoted else FAILED)
+
+
+@command("serve")
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on (setting serve.host)", show_default=False)] = "",
+    port: Annotated[int | None, typer.Option(help="TCP port (setting serve.port)", show_default=False)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="API processes (setting serve.workers)", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve predictions and keep the model fresh, until stopped."""
+    from service.command import serve as server
+
+    given = {
+        "EVERGREEN_SERVE__HOST": host,
+        "EVERGREEN_SERVE__PORT": "" if port is None else str(port),
+        "EVERGREEN_SERVE__WORKERS": "" if workers is None else str(workers),
+    }
+    settings = _settings(config, {name: value for name, value in given.items() if value})
+    raise typer.Exit(server.run(settings))
+
+
+@command("demo")
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running and say where")] = False,
+) -> None:
+    """The whole loop on the sample stream, in three minutes.
+
+    Drift is noticed, a candidate trained, judged and swapped in, and quality recovers.
+    """
+    from service.command import demo as whole_loop
+
+    raise typer.Exit(whole_loop.run(keep=keep))
+
+
+# What a running service says
+
+
+@command("status")
+def status(
+    url: UrlOption = "", token: TokenOption = "", config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """What is in service, on which workers, and how the record stands."""
+    with _client(config, url, token) as client:
+        found = client.status()
+    if as_json:
+        show.print_json(found)
+        return
+    show.print_status(found)
+
+
+@command("models")
+def models(
+    url: UrlOption = "", token: TokenOption = "", config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Every version of the model, newest first."""
+    with _client(config, url, token) as client:
+        found = client.models()
+    if as_json:
+        show.print_json(found)
+        return
+    show.print_models(found)
+
+
+@command("runs")
+def runs(
+    run: Annotated[int | None, typer.Argument(help="One run, with its full record of why", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(help="Newest runs to list", min=1, max=1000)] = 20,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every decision, "no" included, and why."""
+    with _client(config, url, token) as client:
+        found: Any = client.runs(limit) if run is None else client.run(run)
+    if as_json:
+        show.print_json(found)
+    elif run is None:
+        show.print_runs(found)
+    else:
+        show.print_run(found)
+
+
+@command("drift")
+def drift(
+    url: UrlOption = "", token: TokenOption = "", config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """The newest check: what moved, how good the model is."""
+    with _client(config, url, token) as client:
+        checks = client.drift()
+    if as_json:
+        show.print_json(checks)
+        return
+    show.print_drift(checks)
+
+
+# What a running service is told
+
+
+@command("retrain")
+def retrain(
+    why: WhyOption = "",
+    wait: WaitOption = False,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a candidate now; the gates decide."""
+    with _client(config, url, token) as client:
+        _asked(client, client.retrain(why), wait, as_json, good=("promoted", "kept"))
+
+
+@command("push")
+def push(
+    file: Annotated[Path, typer.Argument(help="A scikit-learn pipeline saved with skops.io.dump")],
+    why: WhyOption = "",
+    wait: WaitOption = False,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand in a model of your own; the gates decide."""
+    try:
+        model = file.read_bytes()
+    except OSError as error:
+        _fail(f"cannot read {file}: {error.strerror}", USAGE)
+    if model[:1] == b"\x80" or file.suffix in (".pkl", ".pickle", ".joblib"):
+        _fail(f"{file} is a pickle, which could run any code: save the model with skops.io.dump", FAILED)
+    with _client(config, url, token) as client:
+        _asked(client, client.push(model, why), wait, as_json, good=("promoted",))
+
+
+@command("promote")
+def promote(
+    version: Annotated[int, typer.Argument(help="Version to put in service", min=1)],
+    why: WhyOption = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is in service")] = True,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a version in service, past the gates."""
+    with _client(config, url, token) as client:
+        _asked(client, client.promote(version, why), wait, as_json, good=("promoted",), timeout_s=CHANGE_WAIT_S)
+
+
+@command("rollback")
+def rollback(
+    why: WhyOption = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is in service")] = True,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the previous version in service again."""
+    good = ("rolled_back", "promoted")
+    with _client(config, url, token) as client:
+        _asked(client, client.rollback(why), wait, as_json, good=good, timeout_s=CHANGE_WAIT_S)
+
+
+@command("erase")
+def erase(
+    ids: Annotated[list[str] | None, typer.Option("--id", help="Prediction id; may be repeated")] = None,
+    feature: Annotated[str, typer.Option(help="Feature that names the subject", show_default=False)] = "",
+    value: Annotated[str, typer.Option(help="Its value", show_default=False)] = "",
+    why: WhyOption = "",
+    wait: WaitOption = False,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget rows everywhere, by prediction id or by a feature's value."""
+    if bool(ids) == bool(feature) or bool(feature) != bool(value):
+        raise typer.BadParameter("give --id ID (repeatable), or --feature NAME with --value VALUE")
+    with _client(config, url, token) as client:
+        run = client.erase(ids or (), feature=feature, value=value, why=why)
+        _asked(client, run, wait, as_json, good=("erased",))
+
+
+@command("export")
+def export(
+    to: Annotated[
+        str, typer.Option("--to", help="Folder or fsspec URL (default: setting export.to)", show_default=False)
+    ] = "",
+    since: Annotated[str, typer.Option(help="First moment, 2026-11-23 or seconds", show_default=False)] = "",
+    until: Annotated[str, typer.Option(help="Moment to stop before", show_default=False)] = "",
+    version: Annotated[int | None, typer.Option(help="Only what this version answered", show_default=False)] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the record with its labels as Parquet, a folder a day."""
+    from service.command.export import export_record
+
+    settings = _settings(config)
+    if not (to or settings.exports_url):
+        raise typer.BadParameter("give a folder or URL, or set [export] to", param_hint="--to")
+    console = show.open_console(stderr=True)
+    with console.status("exporting") as spinner:
+        done = export_record(
+            settings,
+            to or settings.exports_url,
+            since=since,
+            until=until,
+            version=version,
+            on_rows=lambda rows: spinner.update(f"exporting: {rows:,} rows"),
+        )
+    if as_json:
+        show.print_json(done._asdict())
+    else:
+        typer.echo(f"{done.rows:,} rows ({done.labelled:,} labelled) of {len(done.files)} days in {done.to}")
+        if done.skipped:
+            typer.echo(f"{done.skipped:,} rows of other versions do not fit the schema of version {done.schema_of}")
+
+
+# Traffic
+
+
+@command("traffic")
+def traffic(
+    data: Annotated[
+        str, typer.Option(help="Parquet or CSV file, or `sample` (default: setting data.source)", show_default=False)
+    ] = "",
+    rate: Annotated[float, typer.Option(help="Rows a second; 0: as fast as answered", min=0)] = 200.0,
+    label_delay: Annotated[
+        float, typer.Option(help="Seconds from an answer to its label (the sample's spread around it); -1: no labels")
+    ] = 0.0,
+    first: Annotated[str, typer.Option("--from", help='First row, "20%" or a number', show_default=False)] = "",
+    until: Annotated[str, typer.Option("--until", help="Row to stop before", show_default=False)] = "",
+    batch: Annotated[
+        int | None, typer.Option(help="Rows a request (default: by rate)", min=1, show_default=False)
+    ] = None,
+    clients: Annotated[int, typer.Option(help="Requests in flight at most", min=1, max=1000)] = 4,
+    scenario: Annotated[Scenario, typer.Option(help="What happens in the sample")] = "none",
+    drift_at: Annotated[
+        int | None, typer.Option(help="Row where the scenario begins (default: 2,000 after --from)", show_default=False)
+    ] = None,
+    over: Annotated[int, typer.Option(help="Rows that gradual takes, and recurring stays", min=1)] = 4000,
+    target: Annotated[str, typer.Option(help="Label column (default: setting data.target)", show_default=False)] = "",
+    time_column: Annotated[
+        str, typer.Option("--time", help="Time column (default: setting data.time)", show_default=False)
+    ] = "",
+    retry: Annotated[float, typer.Option(help="Seconds to repeat refused or reset connections", min=0)] = 0.0,
+    ids_out: Annotated[
+        Path | None, typer.Option(help="JSON lines of the acknowledged ids and versions", show_default=False)
+    ] = None,
+    url: UrlOption = "",
+    token: Annotated[
+        str, typer.Option("--token", help="Token with the scopes predict and feedback", show_default=False)
+    ] = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay rows against a service, labels later.
+
+    Rows go out in time order, at a steady rate; each one's label follows after its delay.
+    """
+    from service import sample
+    from service.command.rows import read_rows
+    from service.command.traffic import replay_traffic
+    from service.settings import SAMPLE
+
+    settings = _settings(config)
+    source = data or settings.data.source
+    is_sample = source == SAMPLE
+    if scenario != "none" and not is_sample:
+        raise typer.BadParameter("only the sample has scenarios: add --data sample", param_hint="--scenario")
+    configured = settings.data.source != SAMPLE and not is_sample
+    label = sample.TARGET if is_sample else target or (settings.data.target if configured else "")
+    if not label:
+        raise typer.BadParameter(f"which column of {source} is the label?", param_hint="--target")
+    rows = read_rows(
+        source,
+        target=label,
+        time_column=time_column or (settings.data.time if configured else ""),
+        first=first,
+        until=until,
+        scenario=scenario,
+        drift_at=drift_at,
+        over_rows=over,
+        seed=settings.model.seed,
+    )
+    delay: Any = None if label_delay < 0 else label_delay
+    if is_sample and delay:
+        delay = (rows[sample.LABEL_DELAY] / sample.MEAN_LABEL_DELAY_S * label_delay).tolist()
+    with show.TrafficBars(as_json) as on_progress:
+        summary = replay_traffic(
+            url or settings.address,
+            rows,
+            target=label,
+            rate=rate,
+            label_delay_s=delay,
+            batch=batch,
+            clients=clients,
+            retry_s=retry,
+            ids_out=ids_out,
+            token=token,
+            on_progress=on_progress,
+        )
+    show.print_summary(summary, as_json)
+    raise typer.Exit(OK if summary.ok else FAILED)
+
+
+# Tokens
+
+tokens = typer.Typer(
+    help="Make, list and revoke tokens; a running server takes it up within a second.", no_args_is_help=True
+)
+app.add_typer(tokens, name="token")
+
+
+@command("add", tokens)
+def token_add(
+    name: Annotated[str, typer.Argument(help="Who holds it: it stands in runs, metrics and beside labels")],
+    scope: Annotated[list[str], typer.Option("--scope", help="predict, feedback, read, push or operate; repeatable")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token and print it, this once: only its hash is kept.
+
+    To change one, add a second of the same name, let the clients take it, then `revoke NAME --old`.
+    """
+    import time
+
+    from service import keys
+
+    made = keys.add(_settings(config).tokens_file, name, scope, time.time())
+    if as_json:
+        show.print_json({"name": name, "scopes": scope, "token": made})
+    else:
+        typer.echo(made)
+
+
+@command("list", tokens)
+def token_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """The tokens, with what each may do; `admin` is the deployment's own."""
+    from service import keys
+
+    found = keys.read(_settings(config).tokens_file)
+    if as_json:
+        show.print_json([{"name": t.name, "scopes": list(t.scopes), "created_at": t.created_at} for t in found])
+    else:
+        show.print_tokens(found)
+
+
+@command("revoke", tokens)
+def token_revoke(
+    name: Annotated[str, typer.Argument(help="Of the tokens to end")],
+    old: Annotated[bool, typer.Option("--old", help="All but the newest of this name")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """End the tokens of a name."""
+    from service import keys
+
+    gone = keys.revoke(_settings(config).tokens_file, name, old=old)
+    typer.echo(f"{gone} {'token' if gone == 1 else 'tokens'} named {name!r} revoked")
+
+
+# Looking for trouble
+
+
+@command("doctor")
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Look for what usually goes wrong."""
+    from service.command.doctor import examine
+
+    found = examine(config)
+    if as_json:
+        show.print_json([{"check": each.check, "ok": each.ok, "found": each.found} for each in found])
+    else:
+        show.print_findings(found)
+    raise typer.Exit(OK if all(each.ok for each in found) else FAILED)
+
+
+# Shared by the commands above
+
+
+def _settings(config: Path | None, given: Mapping[str, str] | None = None) -> Settings:
+    """The settings; `given` goes into this process's environment, so that its children see the same."""
+    from service.settings import load
+
+    os.environ.update(given or {})
+    return load(config)
+
+
+def _client(config: Path | None, url: str, token: str) -> Client:
+    from service.command.client import Client
+    from service.settings import known_token
+
+    settings = _settings(config)
+    address = url or settings.address
+    # The token this machine made is for the service of this machine: it is not sent to a stranger's URL.
+    own = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1", urlsplit(settings.address).hostname)
+    known = token or settings.security.token.get_secret_value() or (known_token(settings) if own else "")
+    return Client(address, known)
+
+
+def _columns(given: Iterable[str] | None) -> list[str]:
+    return [name.strip() for each in given or () for name in each.split(",") if name.strip()]
+
+
+def _asked(
+    client: Client, run: int, wait: bool, as_json: bool, *, good: tuple[str, ...], timeout_s: float = 7200.0
+) -> None:
+    """Say which run was queued and, when asked to wait, what came of it."""
+    if not wait:
+        if as_json:
+            show.print_json({"run": run})
+        else:
+            typer.echo(f"queued as run {run}; `evergreen runs {run}` shows what comes of it")
+        return
+    console = show.open_console(stderr=True)
+    with console.status(f"run {run}: queued") as spinner:
+        done = client.wait(run, timeout_s=timeout_s, on_change=lambda now: spinner.update(f"run {run}: {now['state']}"))
+    if as_json:
+        show.print_json(done)
+    else:
+        show.print_run(done)
+    raise typer.Exit(OK if done["state"] == "done" and done.get("outcome") in good else FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""`evergreen doctor`: what usually goes wrong on a machine, looked at before it does."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from service.process import INSTALL_ROOT
+from service.settings import SAMPLE, Settings, SettingsError, load
+
+OLDEST_PYTHON: Final = (3, 11)
+ENOUGH_DISK_BYTES: Final = 2 * 2**30
+"""Models, snapshots and a day's record of a small service; below it the disk is the next thing to fail."""
+
+
+class Finding(NamedTuple):
+    check: str
+    ok: bool
+    found: str
+
+
+def examine(config: Path | None = None) -> list[Finding]:
+    """Every check with what was found; checks that need settings end at the first error in those."""
+    found = [_python(), *_packages()]
+    try:
+        settings = load(config)
+    except SettingsError as error:
+        return [*found, Finding("settings", False, str(error))]
+    where = str(settings.config_file) if settings.config_file else "defaults: there is no evergreen.toml"
+    checks: tuple[tuple[str, Callable[[Settings], str]], ...] = (
+        ("data", _data), ("folder", _folder), ("disk", _disk), ("token", _token), ("labels", _labels),
+        ("store", _store), ("port", _port),
+    )  # fmt: skip
+    found.append(Finding("settings", True, where))
+    for name, check in checks:
+        try:
+            found.append(Finding(name, True, check(settings)))
+        except Exception as error:  # whatever it is, it is the finding
+            found.append(Finding(name, False, " ".join(str(error).split())[:300]))
+    return found
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info >= OLDEST_PYTHON, f"{version} at {sys.executable}")
+
+
+def _packages() -> Iterator[Finding]:
+    """Our three package names are generic: a folder of that name elsewhere would be imported instead."""
+    root = INSTALL_ROOT
+    for name in ("service", "training", "monitoring"):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        here = Path.cwd() / name
+        if origin != root / name:
+            yield Finding("packages", False, f"`{name}` resolves to {origin}: give evergreen an environment of its own")
+        elif here.is_dir() and here.resolve() != root / name:
+            yield Finding("packages", False, f"{here} may hide evergreen's own `{name}`: start in another directory")
+    missing = [name for name in ("bentoml", "scikit-learn", "evidently", "onnxruntime") if not _version(name)]
+    yield Finding(
+        "packages", not missing, f"missing: {', '.join(missing)}" if missing else f"evergreen {_version('evergreen')}"
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _data(settings: Settings) -> str:
+    source = settings.data.source
+    if source == SAMPLE:
+        return "the built-in sample stream"
+    with Path(source).open("rb"):
+        return f"{source}, {Path(source).stat().st_size:,} bytes"
+
+
+def _folder(settings: Settings) -> str:
+    place = _existing(settings.var)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} is not writable: the record, the models and the token are kept there")
+    return f"{settings.var}" if place == settings.var else f"{settings.var} (made at first start)"
+
+
+def _disk(settings: Settings) -> str:
+    free = shutil.disk_usage(_existing(settings.var)).free
+    if free < ENOUGH_DISK_BYTES:
+        raise OSError(f"only {free / 2**30:.1f} GB free at {settings.var}; a full disk loses rows of the record")
+    return f"{free / 2**30:.0f} GB free"
+
+
+def _token(settings: Settings) -> str:
+    if settings.security.token.get_secret_value():
+        return "from the settings"
+    if not settings.token_file.exists():
+        return "made at first start"
+    mode = stat.S_IMODE(settings.token_file.stat().st_mode)
+    if mode & 0o077:
+        raise PermissionError(f"{settings.token_file} has mode {mode:o}: others can read it, `chmod 600` it")
+    return str(settings.token_file)
+
+
+def _labels(settings: Settings) -> str:
+    """Whose labels train: who may send them decides what is in service tomorrow."""
+    from service.keys import read
+
+    trusted, plane = settings.gates.label_sources, settings.security.data_plane
+    known = {token.name for token in read(settings.tokens_file) if "feedback" in token.scopes} | {"admin"}
+    if strangers := [name for name in trusted if name not in known]:
+        raise ValueError(
+            f"[gates] label_sources names {strangers[0]!r}, which is no token that may send labels: "
+            f"`evergreen token add {strangers[0]} --scope feedback`"
+        )
+    if trusted:
+        return f"only labels of {', '.join(trusted)} judge and train"
+    if plane == "open":
+        raise ValueError(
+            "anyone who reaches /feedback teaches the model: [security] data_plane is open and [gates] label_sources "
+            'names nobody; `evergreen token add NAME --scope feedback`, then label_sources = ["NAME"]'
+        )
+    who = "every token's holder" if plane == "tokens" else "every program on this machine, and every token's holder,"
+    return f"{who} teaches the model; [gates] label_sources narrows it"
+
+
+def _store(settings: Settings) -> str:
+    import sqlalchemy as sa
+
+    url = sa.make_url(settings.store_url)
+    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
+        return f"{url.database} (made at first start)"
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text("select 1"))
+    finally:
+        engine.dispose()
+    return url.render_as_string(hide_password=True)
+
+
+def _port(settings: Settings) -> str:
+    from service.command.client import Client, ServiceError
+
+    host, port = settings.serve.host, settings.serve.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            return f"{host}:{port} is free"
+        except OSError:
+            pass
+    with Client(settings.address, timeout_s=5.0) as client:
+        try:
+            client.readiness()
+            return f"an Evergreen answers at {settings.address}" if client.schema() else ""
+        except ServiceError as error:
+            if "Evergreen" in str(error) or error.status == 503:
+                return f"a service answers at {settings.address}: {error}"
+            raise OSError(f"{host}:{port} is taken by another program: choose another [serve] port") from None
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(each for each in (path, *path.parents) if each.exists())

@@ -1,0 +1,66 @@
+"""`evergreen train`: the first version, without a running service."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from monitoring.store import open_store
+from service.control.deployment import assemble
+from service.handover import Live, LiveVersion, write_live
+from service.settings import Settings
+from training.cycle import bootstrap, take_over
+from training.lease import Lease
+from training.registry import Registry
+
+
+class TrainRefused(RuntimeError):
+    """Raised when a first training is not the thing to do now; the message says what is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of it."""
+
+    version: int | None
+    promoted: bool
+    reasons: tuple[str, ...]
+
+
+def train(settings: Settings, *, force: bool = False) -> Trained:
+    """Train from the configured data and put the version in service if it passes the gates.
+
+    With `force` also when there is a champion: it is replaced without a comparison. Raises `TrainRefused` when a
+    running service holds the lease, or there is a champion already.
+    """
+    engine = open_store(settings.store_url)
+    registry = Registry(engine, settings.models_dir, settings.model.name)
+    champion = registry.live().champion
+    if champion is not None and not force:
+        raise TrainRefused(
+            f"version {champion} is in service already: `evergreen retrain` asks the running service for a better one, "
+            "`evergreen train --force` starts over from the configured data"
+        )
+    lease = Lease(engine, holder=f"evergreen train on {socket.gethostname()}:{os.getpid()}", seconds=3600.0)
+    if not lease.acquire():
+        raise TrainRefused(
+            f"a service works on this store ({lease.reason}): it trains the first version by itself, see "
+            "`evergreen runs`; or stop it first"
+        )
+    try:
+        assert lease.token is not None
+        loop = assemble(
+            settings, engine, lease.token, lease.holder, on_event=lambda name, fields: None, stopped=lambda: False
+        )
+        take_over(loop)
+        run = bootstrap(loop, over=champion is not None)
+        assert run is not None
+        if run.outcome == "promoted" and run.version is not None:
+            path = str(registry.path(run.version))
+            write_live(settings.live_file, Live(settings.model.name, LiveVersion(run.version, path)))
+        gates = (run.record.get("verdict") or {}).get("gates", [])
+        reasons = tuple(gate["reason"] for gate in gates) or (str(run.record.get("error")),)
+        return Trained(run.version, run.outcome == "promoted", reasons)
+    finally:
+        lease.release()

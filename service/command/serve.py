@@ -1,0 +1,193 @@
+"""`evergreen serve`: start the BentoML server in the right environment, and stop it in the right order.
+
+The parent process stays beside BentoML's supervisor, because three things are its to guarantee: the environment (own
+metrics folder, no container mode, absolute paths, one thread a worker), the order of stopping with an end to it, and
+that nothing outlives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from monitoring.drain import check_free
+from service.process import CLOSING, INSTALL_ROOT, STOPPING, SUPERVISOR, numeric_address
+from service.settings import (
+    ROLE_VARIABLE,
+    RUN_DIR_VARIABLE,
+    Settings,
+    management_token,
+)
+
+PACKAGES: Final = ("service", "training", "monitoring")
+
+NOTICE_S: Final = 1.0
+"""How long `/readyz` answers 503 before requests are refused: load balancers look that often."""
+
+QUIET_S: Final = 0.5
+"""Then how long nobody new gets in before the listener is closed: who waits in its queue is served."""
+
+
+class ServeError(RuntimeError):
+    """Raised when the server cannot be started as asked; the message says what to change."""
+
+
+def check_packages(directory: Path) -> None:
+    """Refuse a place where `service`, `training` or `monitoring` would not be ours.
+
+    Raises `ServeError` naming the stranger and the remedy.
+    """
+    for name in PACKAGES:
+        ours = INSTALL_ROOT / name / "__init__.py"
+        if directory.resolve() != INSTALL_ROOT:
+            for stranger in (directory / name / "__init__.py", directory / f"{name}.py"):
+                if stranger.exists():
+                    raise ServeError(
+                        f"{stranger} would shadow evergreen's own package {name!r}: start evergreen in another "
+                        "directory and name this one, `cd / && EVERGREEN_HOME="
+                        f"{directory.resolve()} evergreen serve`, or rename your package"
+                    )
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if found != ours:
+            raise ServeError(
+                f"package {name!r} resolves to {found}, not to evergreen's {ours}: install evergreen in an environment "
+                "of its own (`python -m venv`), and keep other packages of that name off PYTHONPATH"
+            )
+
+
+def environment(settings: Settings, run_dir: Path, role: str, base: Mapping[str, str]) -> dict[str, str]:
+    """What every process of the server finds in its environment, beside what the user set."""
+    env = dict(base)
+    for name in ("BENTOML_CONTAINERIZED", "BENTOCLOUD_DEPLOYMENT_URL"):
+        env.pop(name, None)  # container mode respawns no killed worker
+    env |= settings.exports()
+    env |= {
+        "EVERGREEN_SERVE__HOST": settings.serve.host,  # options of the command may stand above file and environment
+        "EVERGREEN_SERVE__PORT": str(settings.serve.port),
+        "EVERGREEN_SERVE__WORKERS": str(settings.serve.workers),
+        "BENTOML_DO_NOT_TRACK": "True",
+        RUN_DIR_VARIABLE: str(run_dir),
+        ROLE_VARIABLE: role,
+        "PYTHONUNBUFFERED": "1",
+    }
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        env.setdefault(name, "1")  # OpenMP threads took one predict from 5 to 1,170 ms on two busy cores
+    env.setdefault("MALLOC_ARENA_MAX", "2")
+    env.setdefault("UV_TCP_SINGLE_ACCEPT", "1")  # else the worker that wakes up first takes a whole pool of connections
+    return env
+
+
+def run(
+    settings: Settings,
+    *,
+    role: str = "serve",
+    say: Callable[[str], None] = print,
+) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code: 0 after an orderly stop, 1 when the server ended by itself.
+
+    Raises `ServeError` when it cannot start, `monitoring.drain.SpoolBusy` when a server runs on this `var` already.
+    """
+    check_packages(Path.cwd())
+    _check_port(settings.serve.host, settings.serve.port)
+    if role == "serve":
+        check_free(settings.spool_dir)
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    run_dir = settings.var / "run" / secrets.token_hex(6)
+    (run_dir / "workers").mkdir(parents=True)
+    if management_token(settings).new:
+        say(f"management token: kept in {settings.token_file}")
+    if settings.security.data_plane == "open" and not settings.gates.label_sources:
+        say(
+            "warning: [security] data_plane is open: anyone who reaches this service can send labels, and so teach the "
+            "model; `evergreen doctor` says what to do"
+        )
+    env = environment(settings, run_dir, role, os.environ)
+    command = [
+        *(sys.executable, "-m", "bentoml", "serve", "service.app:PredictionService"),
+        *("--working-dir", str(INSTALL_ROOT)),
+        *("--host", numeric_address(settings.serve.host), "--port", str(settings.serve.port)),
+        *("--timeout-graceful-shutdown", str(max(1, round(settings.serve.stop_timeout_s)))),
+    ]
+    stop_asked: list[int] = []
+    previous = {
+        s: signal.signal(s, lambda number, _: stop_asked.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
+    }
+    child = subprocess.Popen(
+        command,
+        cwd=INSTALL_ROOT,
+        env=env,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+        stdin=subprocess.DEVNULL,
+    )
+    (run_dir / SUPERVISOR).write_text(str(child.pid))
+    say(f"evergreen serves http://{settings.serve.host}:{settings.serve.port} (stop with Ctrl-C)")
+    try:
+        while not stop_asked:
+            if child.poll() is not None:
+                say(f"the server ended by itself with exit code {child.returncode}; its messages are above")
+                return 1
+            time.sleep(0.1)
+        stop(child, run_dir, settings.serve.stop_timeout_s)
+        return 0
+    finally:
+        _kill_tree(child)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def stop(child: subprocess.Popen[bytes], run_dir: Path, timeout_s: float) -> None:
+    """Stop in order: tell the load balancer, let nobody new in, finish what is there, drain; within `timeout_s` s."""
+    deadline = time.monotonic() + timeout_s
+    for mark, seconds in ((STOPPING, NOTICE_S), (CLOSING, QUIET_S)):
+        (run_dir / mark).touch()
+        _wait(child, min(seconds, timeout_s / 4))
+    if child.poll() is None:
+        child.terminate()
+        _wait(child, deadline - time.monotonic())
+    _kill_tree(child)
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=max(0.0, seconds))
+
+
+def _kill_tree(child: subprocess.Popen[bytes]) -> None:
+    """End what is left of the server: its own session holds nothing but it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGKILL when the parent goes. Its own children notice and end by themselves."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _check_port(host: str, port: int) -> None:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise ServeError(
+                f"{host}:{port} cannot be listened on ({error.strerror}): another server runs there, "
+                "or choose one with --port or [serve] port"
+            ) from error

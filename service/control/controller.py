@@ -1,0 +1,281 @@
+"""The one process of a replica that looks after it: drain the record, mirror the aliases, and, with the lease, decide.
+
+Four threads that need nothing of each other: the drain, the mirror between store and workers, the watch over the
+workers, and the scheduler, whose jobs run only while this replica holds the lease. Each outlives a store that is down:
+it says so once, and goes on when the store is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import sqlalchemy as sa
+
+from monitoring.drain import Drainer, SpoolBusy, backlog
+from monitoring.metrics import Metrics, total
+from monitoring.store import open_store
+from service.control.alarm import Alarm
+from service.control.pushes import sweep
+from service.control.scheduler import Scheduler
+from service.control.watch import Watch
+from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_reports, write_status
+from service.process import Tree, forget_trees
+from service.settings import Settings, management_token
+from training.priority import give_way
+from training.registry import Registry, UnknownVersion
+from training.rollout import WorkerState, report_workers
+
+if TYPE_CHECKING:
+    from monitoring.drain import Backlog, DrainResult
+
+logger = logging.getLogger("evergreen.controller")
+
+STORE_RETRY_S: Final = 1.0
+REPORT_EVERY_S: Final = 1.0
+WATCH_EVERY_S: Final = 5.0
+CONTROLLER_NICE: Final = 10
+"""The workers come first: a late drain or check harms nobody, a late answer does."""
+
+
+class Controller:
+    """The work of the controller process of one server.
+
+    Args:
+        settings: of this deployment.
+        tree: the server it belongs to.
+    """
+
+    def __init__(self, settings: Settings, tree: Tree) -> None:
+        self.settings = settings
+        self.tree = tree
+        self.metrics = Metrics(tree.run_dir / "metrics", "controller-1")
+        self.replica = f"{socket.gethostname()}:{tree.run_dir.name}"
+        self.status = ControllerStatus(at=time.time(), holder=self.replica)
+        self._stopping = threading.Event()
+        self._drained = threading.Event()
+        self._missing: set[int] = set()  # versions whose artefact is not here
+        self._threads: list[threading.Thread] = []
+        self._engine: sa.Engine | None = None
+        self._engine_lock = threading.Lock()
+        self._status_lock = threading.Lock()
+        self.scheduler: Scheduler | None = None
+
+    def start(self) -> None:
+        """Start the threads and return at once: a service whose start hangs is never ready."""
+        if self.tree.role == "gate":
+            return
+        give_way(CONTROLLER_NICE)
+        forget_trees(self.settings.var / "run")
+        if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
+            print(f"management token: kept in {self.settings.token_file}", flush=True)
+        threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "lead": self._lead}
+        for name, work in threads.items():
+            thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Stop deciding, then drain until every worker has sealed its record or the time is up."""
+        self._stopping.set()
+        if self.tree.role != "gate":
+            self._drained.wait(timeout=self.settings.serve.stop_timeout_s * 0.8)
+        for thread in self._threads:
+            thread.join(timeout=2)
+
+    # --- the threads ---------------------------------------------------------------------------------------------
+
+    def _guard(self, name: str, work: Callable[[], None]) -> None:
+        """A thread must not end silently: without the drain the spool only grows."""
+        while not self._stopping.is_set():
+            try:
+                work()
+                return
+            except SpoolBusy as error:
+                logger.error("%s", error)
+                self._stopping.wait(10)
+            except Exception:
+                logger.exception("the %s thread failed; it starts again in 5 s", name)
+                self.metrics.job_failures.labels(name).inc()
+                self._stopping.wait(5)
+
+    def engine(self) -> sa.Engine | None:
+        """The store with its tables, or None when the controller stops before the store answers."""
+        said = False
+        while True:
+            with self._engine_lock:
+                if self._engine is not None:
+                    return self._engine
+                try:
+                    self._engine = open_store(self.settings.store_url)
+                    return self._engine
+                except sa.exc.SQLAlchemyError as error:
+                    reason = str(error).splitlines()[0]
+            if not said:
+                logger.warning("the store does not answer (%s); predictions go on, trying again", reason)
+                said = True
+            self._say(store_error=reason)
+            self._say_waiting(backlog(self.settings.spool_dir))
+            if self._stopping.wait(STORE_RETRY_S):
+                return None
+
+    def _drain(self) -> None:
+        engine = self.engine()
+        if engine is None:
+            self._drained.set()
+            return
+        failing = False
+        try:
+            with Drainer(self.settings.spool_dir, engine, on_progress=self._say_waiting) as drainer:
+                while True:
+                    stopping = self._stopping.is_set()
+                    try:
+                        self._count(drainer.drain(time.time()))
+                        failing = False
+                    except Exception as error:  # any trouble of the store: the spool keeps the rows
+                        if not failing:
+                            logger.warning("%s", error)
+                        failing = True
+                        self._say_waiting(drainer.backlog())
+                        if stopping:
+                            return
+                    # Sealed ones, too: the last worker may have sealed its segment just behind this drain.
+                    if stopping and not list(self.settings.spool_dir.glob("*.se*")):
+                        return
+                    self._stopping.wait(self.settings.schedule.drain_interval_s)
+                    if stopping:
+                        time.sleep(0.05)
+        finally:
+            self._drained.set()
+
+    def _count(self, result: DrainResult) -> None:
+        metrics = self.metrics
+        if result.predictions:
+            metrics.log_records.labels("stored").inc(result.predictions)
+        if result.repeated_ids:
+            metrics.log_records.labels("repeated_id").inc(result.repeated_ids)
+        if result.dead:
+            metrics.log_records.labels("dead_letter").inc(result.dead)
+        if result.torn:
+            metrics.log_records.labels("torn").inc(result.torn)
+        if result.matched_labels:
+            metrics.labels.labels("matched").inc(result.matched_labels)
+        if result.unmatched_labels:
+            metrics.labels.labels("unmatched").inc(result.unmatched_labels)
+        self._say_backlog(result.bytes_left, result.oldest_at)
+
+    def _say_waiting(self, waiting: Backlog) -> None:
+        self._say_backlog(waiting.bytes_left, waiting.oldest_at)
+
+    def _say_backlog(self, bytes_left: int, oldest_at: float | None) -> None:
+        lag = 0.0 if oldest_at is None else max(0.0, time.time() - oldest_at)
+        self.metrics.log_spool_bytes.set(bytes_left)
+        self.metrics.log_drain_lag_seconds.set(lag)
+        self._say(spool_bytes=bytes_left, drain_lag_s=lag)
+
+    def _mirror(self) -> None:
+        """Aliases to the workers, the workers' states to the store."""
+        engine = self.engine()
+        if engine is None:
+            return
+        registry = Registry(engine, self.settings.models_dir, self.settings.model.name)
+        file, live = LiveFile(self.settings.live_file), None
+        reported: tuple[float, list[WorkerState]] = (0.0, [])
+        trouble = ""
+        while not self._stopping.wait(self.settings.schedule.sync_interval_s):
+            try:
+                live = self._live(registry)
+                file.keep(live)
+                states = [
+                    WorkerState(self.replica, r.slot, r.serving, r.ready, {int(v): why for v, why in r.failed.items()})
+                    for r in read_reports(self.tree.run_dir / "workers")
+                ]
+                now = time.monotonic()
+                if states != reported[1] or now - reported[0] >= REPORT_EVERY_S:
+                    report_workers(engine, self.replica, states)
+                    reported = (now, states)
+                if trouble or self.status.store_error:
+                    self._say(store_error="")
+                trouble = ""
+            except (sa.exc.SQLAlchemyError, OSError) as error:
+                if not trouble and isinstance(error, OSError):
+                    logger.warning("%s cannot be written (%s); the workers keep what they serve", file.path, error)
+                elif not trouble:
+                    logger.warning("the store does not answer (%s); the workers keep what they serve", error)
+                trouble = str(error).splitlines()[0]
+                if isinstance(error, sa.exc.SQLAlchemyError):
+                    self._say(store_error=trouble)
+                    self._keep(file, live)
+
+    def _keep(self, file: LiveFile, live: Live | None) -> None:
+        """While the store is down the last word of it still holds, also for a worker that comes back."""
+        if live is not None:
+            with suppress(OSError):  # said as soon as the store answers again
+                file.keep(live)
+
+    def _watch(self) -> None:
+        """Needs neither the store nor the disk: these are the troubles it is there to tell of."""
+        watch = Watch(Alarm(self.settings), self._dropped_rows())
+        while not self._stopping.wait(WATCH_EVERY_S):
+            watch.look(self._dropped_rows(), read_reports(self.tree.run_dir / "workers"), time.monotonic())
+
+    def _dropped_rows(self) -> float:
+        dropped = {"outcome": "dropped"}
+        return sum(
+            total(self.metrics.directory, f"evergreen_{name}_total", dropped) for name in ("log_records", "labels")
+        )
+
+    def _live(self, registry: Registry) -> Live:
+        named = registry.live()
+
+        problems: dict[int, str] = {}
+
+        def version(number: int | None) -> LiveVersion | None:
+            if number is None:
+                return None
+            try:
+                return LiveVersion(number, str(registry.path(number)))
+            except UnknownVersion as error:
+                problems[number] = str(error)
+                return None
+
+        live = Live(
+            model=self.settings.model.name,
+            champion=version(named.champion),
+            announced=version(named.announced),
+            challenger=version(named.challenger),
+            canary=version(named.canary),
+            canary_weight=named.canary_weight,
+            bootstrap=self.scheduler.bootstrap_state if self.scheduler and named.champion is None else "",
+        )
+        for problem in problems.keys() - self._missing:  # once each, not five times a second
+            logger.error("%s", problems[problem])
+        self._missing = set(problems)
+        return msgspec.structs.replace(live, problem=problems.get(named.champion or 0, ""))
+
+    def _lead(self) -> None:
+        engine = self.engine()
+        if engine is None:
+            return
+        sweep(self.settings, engine)
+        holder = f"{self.replica}:{os.getpid()}"
+        self.scheduler = Scheduler(self.settings, engine, self.metrics, holder)
+        try:
+            self.scheduler.run(self._stopping, lambda leader: self._say(leader=leader))
+        finally:
+            self.scheduler.close()
+
+    def _say(self, **changed: object) -> None:
+        with self._status_lock:
+            self.status = msgspec.structs.replace(self.status, at=time.time(), **changed)
+            try:
+                write_status(self.tree.run_dir, self.status)
+            except OSError as error:  # a full disk: the status is only for people
+                logger.debug("status not written: %s", error)

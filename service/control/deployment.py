@@ -1,0 +1,103 @@
+"""The loop of `training/cycle.py` with this deployment's values in it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service import sample
+from service.process import INSTALL_ROOT
+from service.settings import SAMPLE, Settings, row_at
+from training.cycle import Loop, subprocess_job
+from training.data import Prepared, load_source, prepare, time_order
+from training.registry import Registry
+from training.rollout import live_workers
+from training.runs import Runs
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+
+def assemble(
+    settings: Settings,
+    engine: sa.Engine,
+    token: int,
+    who: str,
+    *,
+    on_event: Callable[[str, Mapping[str, Any]], None],
+    stopped: Callable[[], bool],
+) -> Loop:
+    """The loop for the holder of the lease with this token; `stopped` ends a training that is under way."""
+    training = settings.training
+    return Loop(
+        engine=engine,
+        registry=Registry(engine, settings.models_dir, settings.model.name),
+        runs=Runs(engine),
+        token=token,
+        who=who,
+        seed=settings.model.seed,
+        drift=settings.drift,
+        quality=settings.quality,
+        retrain=settings.retrain,
+        gates=settings.gates.model_copy(
+            update={"sensitive": tuple(dict.fromkeys((*settings.gates.sensitive, *settings.data.sensitive)))}
+        ),
+        training=training.policy,
+        snapshots_dir=settings.snapshots_dir,
+        work_dir=settings.var / "work",
+        spool_dir=settings.spool_dir,
+        reports_dir=settings.var / "reports",
+        exports=settings.exports_url,
+        exports_lock=settings.exports_lock,
+        source=partial(source, settings),
+        run_job=partial(subprocess_job, timeout_s=training.timeout_s, stopped=stopped),
+        live_workers=lambda: live_workers(engine),
+        on_event=on_event,
+        clock=time.time,
+        sleep=time.sleep,
+        threads=training.threads,
+        memory_mb=training.memory_mb,
+        nice=training.nice,
+        trusted=tuple(settings.security.trusted_types),
+        git=revision(),
+    )
+
+
+def source(settings: Settings) -> Prepared:
+    """The configured data that trains the first version: labelled rows in time order, only the first part if so set.
+
+    Raises `training.data.DataError` when the file cannot be used.
+    """
+    data = settings.data
+    task = None if data.task == "auto" else data.task
+    if data.source == SAMPLE:
+        frame = sample.training_frame(seed=settings.model.seed)
+        target, ordered_by = sample.TARGET, sample.TIME
+    else:
+        target, ordered_by = data.target, data.time
+        frame = load_source(Path(data.source), columns=[name for name in (target, ordered_by, *data.ignore) if name])
+        if ordered_by:
+            frame = frame.iloc[time_order(frame[ordered_by])]  # as `evergreen traffic` numbers them
+    if data.first:
+        frame = frame.head(row_at(data.first, len(frame)))
+    private = [name for name in settings.privacy.names if name in frame.columns]
+    return prepare(frame, target=target, time=ordered_by, ignore=(*data.ignore, *private), task=task)
+
+
+@lru_cache(maxsize=1)
+def revision() -> str | None:
+    """The git revision of this program where it runs from a checkout, for the manifests."""
+    root = INSTALL_ROOT
+    if not (root / ".git").exists():
+        return None
+    try:
+        asked = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip()

@@ -1,0 +1,340 @@
+"""Scheduled work, done by the one replica that holds the lease: checks, retraining, what people asked for, pruning."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import sqlalchemy as sa
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from monitoring.metrics import Metrics
+from monitoring.report import write_html
+from monitoring.retention import DAY_S, forget_drained
+from service.control.alarm import Alarm
+from service.control.deployment import assemble
+from service.settings import Settings
+from training.cycle import (
+    MOVES,
+    Loop,
+    bootstrap,
+    note_failure,
+    reason,
+    run_cycle,
+    run_retention,
+    take_over,
+    work_off,
+)
+from training.erasure import delete_reports
+from training.lease import Lease, LeaseLost
+from training.registry import NoChampion
+from training.rollout import forget_workers
+
+if TYPE_CHECKING:
+    from training.cycle import Seen
+    from training.runs import Run
+
+logger = logging.getLogger("evergreen.scheduler")
+
+COMMANDS_EVERY_S: Final = 0.5
+WORK: Final = ("bootstrap", "retrain", "push", "erase")
+PRUNE_EVERY_S: Final = 3600.0
+RETAIN_EVERY_S: Final = 3600.0
+RETRY_BOOTSTRAP_S: Final = 60.0
+REMIND_EVERY_S: Final = 3600.0
+"""While a job goes on failing for the same reason: a row and an alert an hour, not one for each check."""
+NOTED: Final = ("check", "retention")
+"""Jobs whose failure is a run of its own."""
+
+
+class Failure(NamedTuple):
+    """A spell of failures of one job, all for the same reason."""
+
+    reason: str
+    times: int
+    noted_at: float  # time.monotonic() of its last row
+
+
+class Scheduler:
+    """APScheduler's jobs under the lease.
+
+    Args:
+        settings: of this deployment.
+        engine: the store.
+        metrics: of the controller process.
+        holder: name of this process in the lease.
+    """
+
+    def __init__(self, settings: Settings, engine: sa.Engine, metrics: Metrics, holder: str) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        self.holder = holder
+        self.bootstrap_state = ""
+        self.alarm = Alarm(settings)
+        self.lease = Lease(engine, holder=holder, seconds=settings.schedule.lease_s)
+        self._stopping: threading.Event = threading.Event()
+        self._jobs: BackgroundScheduler | None = None
+        self._loop: Loop | None = None
+        self._turn = threading.Lock()  # one step of the loop at a time
+        self._move = threading.Lock()  # promotions and rollbacks by hand do not wait for a training
+        self._broken: Exception | None = None  # what the last step ended by, while its run may look under way
+        self._failures: dict[str, Failure] = {}  # by job: the spell it is in
+        self._store_down = False  # said once, until a job ends well again
+        self._reported = 0  # the version whose drift was last shown as a page
+        self._bootstrap_after = 0.0
+        self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
+        self._erasures = 0  # that have ended; a page drawn across one is not kept
+
+    def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
+        """Hold the lease when it is free and work while it is held, until `stopping`."""
+        self._stopping = stopping
+        leading = False
+        while not stopping.is_set():
+            # While SQLite is being rewritten, nobody else can have taken it either; and every write is fenced.
+            held = self.lease.acquire() or (
+                leading and self.lease.state == "unsure" and self.engine.dialect.name == "sqlite"
+            )
+            if held != leading:
+                leading = held
+                logger.info(
+                    "scheduled work runs here" if held else "scheduled work stops here: %s", *self._reason(held)
+                )
+                (self._begin if held else self._end)()
+                self.metrics.scheduler_leader.set(int(held))
+                say_leader(held)
+            elif held and self._loop is not None and self._loop.token != self.lease.token:
+                self._end()
+                self._begin()
+            stopping.wait(self.settings.schedule.lease_s / 3)
+
+    def close(self) -> None:
+        """Stop the jobs, end a training under way, and free the lease for another replica."""
+        self._end()
+        self.lease.release()
+        self.metrics.scheduler_leader.set(0)
+
+    def _reason(self, held: bool) -> tuple[str, ...]:
+        return () if held else (self.lease.reason,)
+
+    def _begin(self) -> None:
+        token = self.lease.token
+        assert token is not None
+        self._loop = assemble(
+            self.settings,
+            self.engine,
+            token,
+            self.holder,
+            on_event=self._on_event,
+            stopped=lambda: self._stopping.is_set() or self.lease.token != token,
+        )
+        left = take_over(self._loop, "" if self._broken is None else reason(self._broken))
+        self._broken = None
+        if left:
+            logger.warning("runs %s were left by the holder before; they count as failed", ", ".join(map(str, left)))
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a turn skipped because the last one runs is no news
+        jobs = BackgroundScheduler(
+            job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None}, timezone="UTC"
+        )
+        for name, work, seconds in (
+            ("commands", self._commands, COMMANDS_EVERY_S),
+            ("moves", self._moves, COMMANDS_EVERY_S),
+            ("check", self._check, self.settings.schedule.check_interval_s),
+        ):
+            jobs.add_job(self._guarded, "interval", seconds=seconds, args=(name, work), id=name)
+        for name, work, seconds in (
+            ("prune", self._prune, PRUNE_EVERY_S),
+            ("retention", self._retain, RETAIN_EVERY_S),
+        ):
+            jobs.add_job(
+                self._guarded,
+                "interval",
+                seconds=seconds,
+                next_run_time=datetime.now(UTC),  # at start too: a server that restarts each day would never come to it
+                args=(name, work),
+                id=name,
+            )
+        jobs.start()
+        self._jobs = jobs
+
+    def _end(self) -> None:
+        if self._jobs is not None:
+            self._jobs.shutdown(wait=False)
+            self._jobs = None
+        self._loop = None
+
+    # --- the jobs ------------------------------------------------------------------------------------------------
+
+    def _guarded(self, name: str, work: Callable[[Loop], None]) -> None:
+        """One turn of a job: what it raises is counted and logged, and the next turn comes as planned."""
+        loop = self._loop
+        if loop is None or self._stopping.is_set():
+            return
+        try:
+            work(loop)
+        except LeaseLost as error:
+            self._broken = error  # when it is renewed with the same token, nobody else fails the run
+            logger.warning("%s: %s", name, error)
+        except sa.exc.SQLAlchemyError as error:
+            self._broken = error
+            self._fails(loop, name, error)
+            self.metrics.job_failures.labels(name).inc()
+            if not self._store_down:
+                logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
+            self._store_down = True
+        except Exception as error:
+            self._broken = error
+            self.metrics.job_failures.labels(name).inc()
+            logger.exception("the job %r failed", name)
+            self._fails(loop, name, error)
+        else:
+            self._store_down = False
+            self._failures.pop(name, None)
+            self.metrics.last_success.labels(name).set(time.time())
+
+    def _fails(self, loop: Loop, name: str, error: Exception) -> None:
+        """A row in `runs`, and with it an alert: the first time, when the reason changes, and each hour it lasts."""
+        if name not in NOTED:
+            return  # what the others do has a run of its own, which says it
+        before, now = self._failures.get(name), time.monotonic()
+        times = before.times + 1 if before is not None and before.reason == reason(error) else 1
+        noted_at = before.noted_at if before is not None and times > 1 else float("-inf")
+        if now - noted_at >= REMIND_EVERY_S:
+            noted_at = now
+            try:
+                note_failure(loop, name, error, times)
+            except LeaseLost as lost:  # the next holder's checks speak for themselves
+                logger.warning("the failed %s could not be written down: %s", name, lost)
+            except sa.exc.SQLAlchemyError:  # the store is down: a person should hear of it all the same
+                facts = {"run": None, "kind": name, "outcome": "crashed", "version": None, "why": f"the {name} failed"}
+                self.alarm("run", {**facts, "error": reason(error)})
+        self._failures[name] = Failure(reason(error), times, noted_at)
+
+    def _commands(self, loop: Loop) -> None:
+        if not self._turn.acquire(blocking=False):
+            return  # a step is under way; what is queued waits for it
+        try:
+            self._mend(loop)
+            while not self._stopping.is_set() and work_off(loop, WORK) is not None:
+                pass
+            if loop.registry.live().champion is None and time.monotonic() >= self._bootstrap_after:
+                self._bootstrap(loop)
+        finally:
+            self._turn.release()
+
+    def _moves(self, loop: Loop) -> None:
+        with self._move:
+            while not self._stopping.is_set() and work_off(loop, MOVES) is not None:
+                pass
+
+    def _mend(self, loop: Loop) -> None:
+        """After a step broke off, its run must not look as if it were still under way."""
+        if self._broken is not None and self._move.acquire(blocking=False):
+            try:
+                take_over(loop, reason(self._broken))
+                self._broken = None
+            finally:
+                self._move.release()
+
+    def _bootstrap(self, loop: Loop) -> None:
+        self.bootstrap_state = f"the first version is being trained from {self.settings.data.source}"
+        run = bootstrap(loop)
+        if run is not None and run.outcome != "promoted":
+            self._bootstrap_after = time.monotonic() + RETRY_BOOTSTRAP_S
+            why = run.record.get("error") or run.record.get("verdict")
+            self.bootstrap_state = f"training the first version ended as {run.outcome} (run {run.id}): {why}"[:500]
+            logger.error("%s", self.bootstrap_state)
+
+    def _check(self, loop: Loop) -> None:
+        with self._turn:
+            try:
+                run_cycle(loop)
+            except NoChampion:
+                return  # the first version is on its way
+
+    def _prune(self, loop: Loop) -> None:
+        now, policy = time.time(), self.settings.retention
+        loop.runs.prune(
+            before=now - policy.checks_days * DAY_S,
+            runs_before=now - policy.runs_days * DAY_S if policy.runs_days else None,
+        )
+        forget_workers(self.engine, policy.workers_s)
+        here = {int(path.stem, 16) for path in self.settings.spool_dir.glob("*.se*")}
+        forget_drained(self.engine, now - policy.drained_days * DAY_S, keep=here)
+
+    def _retain(self, loop: Loop) -> None:
+        policy, today = self.settings.retention, time.time() // DAY_S
+        if today == self._labels_seen_on:  # until midnight none is older than it was
+            policy = policy.model_copy(update={"unmatched_labels_days": 0})
+        with self._turn:
+            run_retention(loop, policy)
+        self._labels_seen_on = today
+
+    # --- what happened, for metrics and alerts --------------------------------------------------------------------
+
+    def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name == "checked":
+            self._count_check(fields)
+        elif name == "judged":
+            for gate in fields["result"].verdict.gates:
+                self.metrics.gate_results.labels(gate.name, "passed" if gate.passed else "failed").inc()
+            self.metrics.retrain_seconds.observe(fields["result"].seconds)
+        elif name == "run_finished":
+            self._count_run(fields["run"])
+
+    def _count_check(self, fields: Mapping[str, Any]) -> None:
+        metrics, seen = self.metrics, fields["seen"]
+        drift, quality = seen.drift, seen.quality.measured
+        for where, rows in seen.unfit.items():
+            metrics.rows_unfit.labels(where).inc(rows)
+        for feature in drift.features:
+            if feature.score is not None:
+                metrics.drift_score.labels(feature.name).set(feature.score)
+        metrics.drift_share.set(drift.share)
+        metrics.drift_detected.set(int(drift.detected))
+        for metric, value in quality.metrics.items():
+            metrics.quality.labels(metric, quality.kind).set(value)
+        if drift.detected and seen.champion != self._reported:
+            self._reported = seen.champion
+            threading.Thread(
+                target=self._report, args=(fields["check"], seen), name="evergreen-report", daemon=True
+            ).start()
+        if drift.detected:
+            self.alarm("drift", {"version": seen.champion, "features": drift.drifted, "reasons": drift.reasons})
+        if seen.quality.lost:
+            self.alarm("quality", {"version": seen.champion, "reason": seen.quality.lost})
+
+    def _report(self, check: int, seen: Seen) -> None:
+        """Evidently's page of the first check that saw a version's world move: it takes seconds, so once a version."""
+        folder = self.settings.var / "reports"
+        folder.mkdir(parents=True, exist_ok=True)
+        erasures = self._erasures
+        try:
+            write_html(seen.reference, seen.window, seen.schema, folder / f"{check}.html", report=seen.drift)
+        except Exception:  # a page for people must not stand in the way of the loop
+            logger.exception("the report of check %d could not be written", check)
+        if self._erasures != erasures:  # it may show what was erased meanwhile
+            (folder / f"{check}.html").unlink(missing_ok=True)
+        for old in sorted(folder.glob("*.html"), key=lambda page: page.stat().st_mtime)[
+            : -self.settings.retention.reports
+        ]:
+            old.unlink(missing_ok=True)
+
+    def _count_run(self, run: Run) -> None:
+        self.metrics.rows_unfit.labels("training").inc(run.record.get("unfit_rows", 0))
+        forgets = run.kind in ("erase", "retention")
+        if run.kind == "erase" and self._loop is not None:
+            self._erasures += 1
+            delete_reports(self._loop)
+        for table, rows in run.record.get("rows", {}).items() if forgets else ():
+            self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
+        if run.kind != "check" or run.state == "failed":
+            if not forgets and run.kind != "check":
+                self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
+            facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
+            logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)
+            self.alarm("run", {**facts, "error": run.record.get("error")})

@@ -1,0 +1,176 @@
+"""The files between the controller and the workers of one server: live versions, workers' reports, how it stands.
+
+The controller mirrors the aliases of the store into `var/live.json`; the workers look at that file's stat a few times a
+second and never speak to the database. So a worker restarted while the store is down serves at once, and a prediction
+never waits for a lock of a table. In the other direction each worker keeps one small file saying what it serves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from service.process import alive
+
+logger = logging.getLogger("evergreen.handover")
+
+FORMAT: Final = 1
+
+Stamp = tuple[int, int, int]
+"""What changes when a file is replaced or written to: time, inode, size."""
+
+
+class LiveVersion(msgspec.Struct, frozen=True):
+    """A version to hold in memory and the folder of its artefact (absolute)."""
+
+    version: int
+    path: str
+
+
+class Live(msgspec.Struct, frozen=True):
+    """What runs under which alias."""
+
+    model: str
+    champion: LiveVersion | None = None
+    announced: LiveVersion | None = None
+    challenger: LiveVersion | None = None
+    canary: LiveVersion | None = None
+    canary_weight: float = 0.0
+    bootstrap: str = ""
+    """How the training of the first version goes or went, as long as there is none."""
+    problem: str = ""
+    """Why the champion cannot be named, when there is one."""
+    format: int = FORMAT
+
+    def wanted(self) -> tuple[LiveVersion, ...]:
+        """Every version a worker should have loaded and warm, the champion first, each once."""
+        named = (self.champion, self.announced, self.challenger, self.canary)
+        return tuple({v.version: v for v in named if v is not None}.values())
+
+
+class WorkerReport(msgspec.Struct, frozen=True):
+    """What one worker says of itself."""
+
+    slot: str
+    pid: int
+    at: float
+    serving: int | None = None
+    engine: str = ""
+    ready: tuple[int, ...] = ()
+    failed: dict[str, str] = {}
+    hour: int = 0
+    """Hours since 1970 that `sent` is of."""
+    sent: dict[str, int] = {}
+    """Rows and labels of each source, `labels/crm`; only while they are limited."""
+
+
+def write_live(path: Path, live: Live) -> None:
+    """Replace the live file; a reader sees the old one or the new one, whole."""
+    replace_file(path, msgspec.json.format(msgspec.json.encode(live), indent=2), durable=True)
+
+
+def read_live(path: Path) -> Live | None:
+    """The live file's content, or None when there is none yet.
+
+    Raises `msgspec.DecodeError` when it is not one of ours.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Live)
+    except FileNotFoundError:
+        return None
+
+
+class LiveFile:
+    """The live file as its one writer keeps it: written again when it is gone, damaged or says something else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp: Stamp | None = None
+        self._there: Live | None = None  # what stands in it, as far as its stamp is `_stamp`
+
+    def keep(self, live: Live) -> None:
+        """Leave `live` in the file. Raises OSError when it cannot be written."""
+        if self._stamp is None or stamp_of(self.path) != self._stamp:
+            try:
+                self._there = read_live(self.path)
+            except msgspec.DecodeError as error:
+                logger.warning("%s is damaged (%s): it is written anew", self.path, error)
+                self._there = None
+        if self._there != live:
+            write_live(self.path, live)
+        self._stamp, self._there = stamp_of(self.path), live
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of a file, None when it is not there."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def write_report(folder: Path, report: WorkerReport) -> None:
+    """Leave word in `folder` of what a worker serves."""
+    replace_file(folder / f"{report.slot}.json", msgspec.json.encode(report), durable=False)
+
+
+def read_reports(folder: Path) -> list[WorkerReport]:
+    """What the running workers of this server say; those whose process has gone are left out."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            report = msgspec.json.decode(path.read_bytes(), type=WorkerReport)
+        except (FileNotFoundError, msgspec.DecodeError):
+            continue  # replaced or removed at this moment; the next look sees it
+        if alive(report.pid):
+            found.append(report)
+    return found
+
+
+def replace_file(path: Path, content: bytes, *, durable: bool) -> None:
+    """`content` at `path`, whole or not at all; `durable` also after a power failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+STATUS: Final = "controller.json"
+
+
+class ControllerStatus(msgspec.Struct, frozen=True):
+    """How the controller of one server stands."""
+
+    at: float
+    leader: bool = False
+    holder: str = ""
+    spool_bytes: int = 0
+    drain_lag_s: float = 0.0
+    store_error: str = ""
+
+
+def write_status(run_dir: Path, status: ControllerStatus) -> None:
+    """Leave word in the server's folder."""
+    replace_file(run_dir / STATUS, msgspec.json.encode(status), durable=False)
+
+
+def read_status(run_dir: Path) -> ControllerStatus | None:
+    """The controller's last word, None before its first."""
+    try:
+        return msgspec.json.decode((run_dir / STATUS).read_bytes(), type=ControllerStatus)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None

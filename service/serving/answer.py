@@ -1,0 +1,369 @@
+"""From a whole request to its answer: decode, predict, record with one `write`, encode, count; or refuse, in words.
+
+What can be done elsewhere, is: models are loaded by the worker's thread, rows reach the store by the controller,
+metrics are one memory write each. Who brings requests here is `front.py`, and `wire.py` for small ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from monitoring.fits import LONGEST_CATEGORY
+from monitoring.metrics import HotCounter
+from monitoring.record import FEEDBACK, PREDICTION, REJECTION
+from monitoring.schema import InvalidRequest
+from service import process
+from service.keys import Denied
+from service.serving.asgi import Headers, Receive, Scope
+from service.serving.feedback import check_labels
+from service.serving.ids import new_ids
+from service.serving.large import check_values
+from service.serving.predictor import ServedModel
+from service.serving.request import FORWARDED, Reject, content_length
+from service.serving.sources import Kind, OverLimit
+from service.serving.worker import Worker
+from service.settings import Scope as TokenScope
+
+if TYPE_CHECKING:
+    from monitoring.decode import Batch
+
+Answers = tuple[list[Any], list[list[float]] | None]
+"""Predictions, and the probabilities of a classifier."""
+
+T = TypeVar("T")
+
+logger = logging.getLogger("evergreen.answer")
+
+INLINE_ROWS: Final = 256
+"""Batches up to this size are predicted on the event loop (some 1 ms); larger ones in a thread."""
+
+INLINE_BYTES: Final = 128 * 1024
+"""Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
+
+MOST_TEXT_BYTES: Final = 12 * LONGEST_CATEGORY
+"""Of one string in a large body: each character may be written as two escapes of six."""
+
+REJECTIONS_EVERY_S: Final = 1.0
+JSON: Final = (b"content-type", b"application/json")
+FEEDBACK_EXAMPLE: Final = '{"labels": [{"id": "...", "label": value}]}'
+
+
+class PredictAnswer(msgspec.Struct, omit_defaults=True):
+    """The body of a 200 of `/predict`. The record keeps exactly these bytes."""
+
+    model: str
+    version: int
+    ids: list[str]
+    predictions: list[Any]
+    probabilities: list[list[float]] | None = None
+    classes: tuple[Any, ...] | None = None
+
+
+class Label(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    label: bool | int | float | str
+    observed_at: float | str | None = None
+
+
+class Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    labels: list[Label]
+
+
+class Asked(NamedTuple):
+    """A decoded request: `body` is what the record keeps of it, `{"records": [...], "ids": ...}` in JSON."""
+
+    batch: Batch
+    body: bytes
+    started: float  # time.perf_counter() when the whole request was there
+    source: str = ""  # name of the token it came with
+
+
+class Lane:
+    """One worker's way from a whole request to its answer: admit, predict, record, count, refuse."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        serve = worker.settings.serve
+        self.max_in_flight = serve.max_in_flight
+        self._redact = worker.privacy.redact if worker.privacy is not None else None
+        self.max_bytes = serve.max_request_bytes
+        self.max_pending_bytes = serve.max_pending_bytes
+        self.read_timeout_s = serve.read_timeout_s
+        self.max_connections = process.bounded_connections(serve.max_connections)
+        self.held = 0
+        """Bytes of bodies that are not whole, or wait for their turn."""
+        self.max_records = serve.max_records
+        self.in_flight = 0
+        self.log = worker.log
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="evergreen-predict")
+        self._requests: dict[tuple[str, int], HotCounter] = {}
+        self._predictions: dict[int, HotCounter] = {}
+        self._rejections: Counter[tuple[str, int, str]] = Counter()
+        self._flush_due = False
+        self._encode = msgspec.json.Encoder().encode
+        self._decode_feedback = msgspec.json.Decoder(Feedback).decode
+
+    def source(self, needed: TokenScope, scope: Scope) -> str:
+        """Name of the token that a request came with, "" when it came without one and may. Raises `Denied`."""
+        authorization, client = b"", scope.get("client")
+        known = self.worker.keys.open_to(client[0] if client else None)
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+            elif name in FORWARDED:
+                known = self.worker.keys.open_to("")
+        return "" if known and not authorization else self.worker.keys.require(needed, authorization)
+
+    def admit(self, more: int) -> None:
+        """Raise `Reject` when more requests are in flight than this worker takes: waiting would only grow."""
+        if self.in_flight + more > self.max_in_flight:
+            raise Reject(503, f"{self.max_in_flight} requests are in flight on this worker; try again", 1)
+
+    async def predict_body(self, body: bytes, source: str) -> tuple[int, bytes]:
+        """Status and answer of a whole request of `/predict`; `source` is the name of its token."""
+        started = time.perf_counter()
+        model = self.model
+        if len(body) <= INLINE_BYTES:
+            return 200, await self.predict(model, Asked(model.decoder.decode(body), body, started, source))
+
+        def work() -> tuple[Batch, Answers]:
+            most = self._most_values(model)
+            check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
+            batch = model.decoder.decode(body)
+            self.count_source("predictions", source, batch.n)
+            return batch, model.predict(batch)
+
+        try:
+            batch, found = await self.in_thread(work)
+        except ValueError as error:
+            raise unpredictable(model, error) from error
+        return 200, self.settle(model, (Asked(batch, body, started, source),), *found)[0]
+
+    def _most_values(self, model: ServedModel) -> int:
+        """In a body of `/predict`: one for each feature and other column of each record, its id, and a few around."""
+        return self.max_records * (len(model.schema.names) + len(self.worker.settings.privacy.names) + 1) + 8
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done beside the event loop: one large request at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    @property
+    def model(self) -> ServedModel:
+        """The model in service. Raises `Reject` when there is none."""
+        model = self.worker.model.current
+        if model is None:
+            raise Reject(503, self.worker.why_not_ready or "not ready", 1)
+        return model
+
+    async def predict(self, model: ServedModel, asked: Asked) -> bytes:
+        """Predict, record and count a decoded request: the answer's JSON, as it also stands in the record."""
+        self.count_source("predictions", asked.source, asked.batch.n)
+        try:
+            if asked.batch.n > INLINE_ROWS or model.engine != "onnx":
+                found = await self.in_thread(lambda: model.predict(asked.batch))
+            else:
+                found = model.predict(asked.batch)
+        except ValueError as error:
+            raise unpredictable(model, error) from error
+        return self.settle(model, (asked,), *found)[0]
+
+    def count_source(self, kind: Kind, source: str, rows: int) -> None:
+        """Raises `OverLimit`. Rows without a token are counted only when they are limited, too."""
+        if source or self.worker.sources.limited:
+            self.worker.sources.take(kind, source, rows)
+
+    def settle(
+        self,
+        model: ServedModel,
+        requests: Sequence[Asked],
+        predictions: list[Any],
+        probabilities: list[list[float]] | None,
+    ) -> list[bytes]:
+        """Write the answers of these requests, record them with one write, and count them; the answers' JSON.
+
+        `predictions` and `probabilities` are those of all their rows, in order.
+        """
+        answers, records, start = [], [], 0
+        for batch, body, _, _ in requests:
+            end = start + batch.n
+            answer = self._encode(
+                PredictAnswer(
+                    model.name,
+                    model.version,
+                    batch.ids or new_ids(batch.n),
+                    predictions[start:end],
+                    None if probabilities is None else probabilities[start:end],
+                    None if probabilities is None else model.classes,
+                )
+            )
+            answers.append(answer)
+            records.append((batch.n, (answer, body if self._redact is None else self._redact(body))))
+            start = end
+        if self.log is not None:
+            kept = self.log.append_all(PREDICTION, time.time(), records)
+            self.worker.recorded.inc(kept)
+            if kept < start:
+                self.worker.dropped.inc(start - kept)
+        self.worker.model.recent_body = records[-1][1][1]
+        try:
+            self._predictions[model.version].inc(start)
+        except KeyError:
+            self._predictions[model.version] = HotCounter(self.worker.metrics.predictions.labels(str(model.version)))
+            self._predictions[model.version].inc(start)
+        now = time.perf_counter()
+        for request in requests:
+            self.worker.prediction_seconds.observe(now - request.started)
+        return answers
+
+    async def take_labels(self, body: bytes, source: str) -> tuple[int, bytes]:
+        """Status and answer of a whole request of `/feedback`: its labels are in the record."""
+        labels = await self.in_thread(lambda: self._labels(body)) if len(body) > INLINE_BYTES else self._labels(body)
+        self.worker.sources.take("labels", source, len(labels))
+        if self.log is not None:
+            whose = (msgspec.json.encode({"source": source}),) if source else ()
+            kept = self.log.append(FEEDBACK, time.time(), len(labels), body, *whose)
+            self.worker.metrics.labels.labels("accepted" if kept else "dropped").inc(len(labels))
+            if not kept:
+                raise Reject(503, "the record is full or its disk is; the labels were not kept, send them again", 30)
+        return 202, b'{"accepted":%d}' % len(labels)
+
+    def _labels(self, body: bytes) -> list[Label]:
+        """The labels in a body of `/feedback`, each of which may be recorded."""
+        most = self.max_records * 3 + 8
+        check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} labels hold no more; send fewer")
+        try:
+            labels = self._decode_feedback(body).labels
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so is bad UTF-8
+            raise Reject(400, f"{str(error)[:300]}; send {FEEDBACK_EXAMPLE}") from error
+        if not labels:
+            raise Reject(400, f"labels: empty; send at least one: {FEEDBACK_EXAMPLE}")
+        if len(labels) > self.max_records:
+            raise Reject(413, f"labels: {len(labels)} in one request; send at most {self.max_records}")
+        model = self.worker.model.current
+        check_labels(labels, model.schema if model else None, time.time())
+        return labels
+
+    @asynccontextmanager
+    async def whole_body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+        """The body of a request, which is in flight from the moment it is whole to the end of the block.
+
+        Raises `Reject` when it is too large, or there is no room for it; ConnectionResetError when the client left.
+        """
+        length = next((content_length(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        if length > self.max_bytes:
+            raise Reject(413, self._too_large(length))
+        held = 0
+        try:
+            parts, more = [], True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionResetError
+                part, more = message.get("body", b""), message.get("more_body", False)
+                if held + len(part) > self.max_bytes:
+                    raise Reject(413, self._too_large(held + len(part)))
+                self.hold(len(part), unfinished=more)
+                held += len(part)
+                parts.append(part)
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self.admit(1)
+            self.in_flight += 1
+            try:
+                yield body
+            finally:
+                self.in_flight -= 1
+        finally:
+            self.held -= held
+
+    def hold(self, more: int, *, unfinished: bool = True) -> None:
+        """Make room for `more` bytes of bodies. Raises `Reject` when there is none."""
+        if self.held + more > self.max_pending_bytes:
+            raise Reject(
+                503,
+                f"{self.held} bytes of requests wait on this worker ([serve] max_pending_bytes); try again",
+                1,
+                closes=unfinished,
+            )
+        self.held += more
+
+    def _too_large(self, size: int) -> str:
+        return f"the body has {size} bytes or more; send at most {self.max_bytes} ([serve] max_request_bytes)"
+
+    def refusal(self, path: str, error: Exception, request_id: bytes) -> tuple[int, Headers, bytes]:
+        """(status, headers, body) for a request that ended with this error; counted and, the client's fault, noted."""
+        status, message, reason, retry_after_s, closes = 500, "", "", None, False
+        if isinstance(error, Reject):
+            status, message, retry_after_s, closes = error.status, error.message, error.retry_after_s, error.closes
+        elif isinstance(error, InvalidRequest):
+            status, message, reason = error.status, error.message, error.reason
+        elif isinstance(error, Denied):
+            status, message, closes = error.status, error.message, True
+        elif isinstance(error, OverLimit):
+            status, message, retry_after_s = 429, str(error), error.retry_after_s
+        else:
+            request_id = request_id or new_ids(1)[0].encode()
+            logger.error("unexpected error on %s, request %s", path, request_id.decode(), exc_info=error)
+            message = f"an error of ours; the server's log has the details under request {request_id.decode()}"
+        body = msgspec.json.encode({"error": message})
+        headers = [JSON, (b"content-length", b"%d" % len(body))]
+        if retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % retry_after_s))
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if status == 405:
+            headers.append((b"allow", b"POST"))
+        if request_id:
+            headers.append((b"x-request-id", request_id))
+        if self.worker.stopping or closes or status == 413:
+            headers.append((b"connection", b"close"))
+        self.count(path, status)
+        if 400 <= status < 500:
+            self.note_rejection(path, status, reason or _without_values(message))
+        return status, headers, body
+
+    def count(self, route: str, status: int, requests: int = 1) -> None:
+        try:
+            self._requests[route, status].inc(requests)
+        except KeyError:
+            self._requests[route, status] = HotCounter(self.worker.metrics.requests.labels(route, str(status)))
+            self._requests[route, status].inc(requests)
+
+    def note_rejection(self, route: str, status: int, reason: str) -> None:
+        """Remember that a client is broken, without the values it sent; written once a second, as counts."""
+        self._rejections[route, status, reason] += 1
+        if not self._flush_due and self.log is not None:
+            self._flush_due = True
+            asyncio.get_running_loop().call_later(REJECTIONS_EVERY_S, self._flush_rejections)
+
+    def _flush_rejections(self) -> None:
+        self._flush_due = False
+        rejections, self._rejections = self._rejections, Counter()
+        if self.log is None:
+            return
+        for (route, status, reason), count in rejections.most_common(100):
+            line = {"route": route, "status": status, "count": count, "reason": reason}
+            self.log.append(REJECTION, time.time(), 1, msgspec.json.encode(line))
+
+
+_INDEX: Final = re.compile(r"\[\d+\]")
+_VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
+
+
+def _without_values(message: str) -> str:
+    return _INDEX.sub("[]", _VALUE.sub("", message))[:200]
+
+
+def unpredictable(model: ServedModel, error: ValueError) -> Reject:
+    """What a client is told whose well-formed records the model has no answer to."""
+    return Reject(422, f"version {model.version} cannot take these records: {error}")

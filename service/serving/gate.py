@@ -1,0 +1,73 @@
+"""Before `/manage`: who asks is known, and how much may come, before the first byte of a body is read."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import TYPE_CHECKING, Final
+
+from starlette.exceptions import HTTPException
+
+from service.serving.request import Reject, echoed
+
+if TYPE_CHECKING:
+    from service.serving.asgi import App, Message, Receive, Send
+    from service.serving.asgi import Scope as Asgi
+    from service.serving.worker import Worker
+    from service.settings import Scope
+
+logger = logging.getLogger("evergreen.gate")
+
+BODY_BYTES: Final = 2**20
+"""Of a request in JSON: 10,000 ids to erase are some 400 kB."""
+
+PUSH: Final = "/manage/models"
+
+
+async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send: Send) -> None:
+    """Let `app` answer a request of `/manage` whose token may ask for it; its name is then `request.state.who`.
+
+    Raises `Denied`, or `Reject` for a body that is too long by its own account. What `app` raises, once it has
+    answered it as a 500, stands in the log with the request's id.
+    """
+    given = {name: value for name, value in scope["headers"]}
+    path, method = scope["path"], scope["method"]
+    pushes = path == PUSH and method == "POST"
+    needed: Scope = "read" if method in ("GET", "HEAD") else "push" if pushes else "operate"
+    who = worker.keys.require(needed, given.get(b"authorization", b""))
+    most = worker.settings.security.max_push_bytes if pushes else BODY_BYTES
+    length = given.get(b"content-length", b"0")
+    if length.isdigit() and len(length) < 19 and int(length) > most:
+        raise Reject(413, _too_large(most))
+    request_id = echoed(given.get(b"x-request-id", b"")).decode() or str(uuid.uuid4())
+    scope.setdefault("state", {}).update(who=who, request_id=request_id)
+    received, started, gone = 0, False, False
+
+    async def bounded() -> Message:
+        nonlocal received, gone
+        message = await receive()
+        gone = gone or (message["type"] == "http.disconnect" and not started)
+        received += len(message.get("body", b""))
+        if received > most:
+            raise HTTPException(413, _too_large(most), {"connection": "close"})
+        return message
+
+    async def identified(message: Message) -> None:
+        nonlocal started
+        if gone:
+            return  # nobody is there; and what the framework says of that is no error of ours
+        if message["type"] == "http.response.start":
+            started = True
+            message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+        await send(message)
+
+    try:
+        await app(scope, bounded, identified)
+    except Exception:  # the application has answered it
+        if gone:
+            raise ConnectionResetError from None
+        logger.exception("unexpected error on %s %s, request %s", method, path[:200], request_id)
+
+
+def _too_large(most: int) -> str:
+    return f"the body has more than {most} bytes, which is the most for this request"

@@ -1,0 +1,134 @@
+"""Small predictions answered together: what one turn of the event loop brings becomes one run of the model.
+
+Nobody waits for company: a turn that brought one request answers one. But the busier a worker is, the more requests
+have arrived while it answered the ones before, and the less each of them costs: one run, one write to the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from monitoring.decode import Batch
+from service.serving.answer import INLINE_ROWS, Asked, unpredictable
+from service.serving.asgi import Headers
+from service.serving.request import FORWARDED, check_content_encoding, check_content_type, echoed
+from service.serving.sources import OverLimit
+
+if TYPE_CHECKING:
+    from service.serving.answer import Lane
+    from service.serving.predictor import ServedModel
+
+GROUP_ROWS: Final = 64
+"""More rows are not cheaper in one run, and the first of them would wait for the last."""
+
+PATH: Final = "/predict"
+
+
+class Connection(Protocol):
+    """Where an answer goes. Called once for each request that was taken, in the order they were."""
+
+    known: bool
+    """Whether its client needs no token."""
+
+    def answer(self, body: bytes, request_id: bytes) -> None: ...
+    def refuse(self, status: int, headers: Headers, body: bytes) -> None: ...
+
+
+class _Waiting(NamedTuple):
+    connection: Connection
+    request_id: bytes
+    asked: Asked
+
+
+class Group:
+    """The requests of one turn, answered by `flush` at its end at the latest."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._model: ServedModel | None = None  # that decoded the waiting ones
+        self._waiting: list[_Waiting] = []
+        self._rows = 0
+
+    def take(self, connection: Connection, headers: Headers, body: bytes) -> bool:
+        """Answer this request, now or at the end of the turn; False when it needs a thread, and nothing was done."""
+        started = time.perf_counter()
+        lane, request_id, authorization, known = self._lane, b"", b"", connection.known
+        model = lane.worker.model.current
+        if model is not None and model.engine != "onnx":
+            return False
+        try:
+            for name, value in headers:
+                if name == b"content-type":
+                    check_content_type(value)
+                elif name == b"x-request-id":
+                    request_id = echoed(value)
+                elif name == b"content-encoding":
+                    check_content_encoding(value)
+                elif name == b"authorization":
+                    authorization = value
+                elif name in FORWARDED:
+                    known = lane.worker.keys.open_to("")
+            source = "" if known and not authorization else lane.worker.keys.require("predict", authorization)
+            lane.admit(1)
+            model = model or lane.model
+            batch = model.decoder.decode(body)
+        except Exception as error:  # the same words as on the long way
+            connection.refuse(*lane.refusal(PATH, error, request_id))
+            return True
+        if batch.n > INLINE_ROWS:
+            return False
+        if source or lane.worker.sources.limited:
+            try:
+                lane.count_source("predictions", source, batch.n)
+            except OverLimit as error:
+                connection.refuse(*lane.refusal(PATH, error, request_id))
+                return True
+        if model is not self._model:
+            self.flush()
+            self._model = model
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._waiting.append(_Waiting(connection, request_id, Asked(batch, body, started, source)))
+        self._rows += batch.n
+        if self._rows >= GROUP_ROWS:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Answer all that wait."""
+        waiting, model = self._waiting, self._model
+        if not waiting or model is None:
+            return
+        self._waiting, self._rows = [], 0
+        if len(waiting) == 1 or not model.row_by_row:
+            for one in waiting:
+                self._answer(model, [one])
+        else:
+            self._answer(model, waiting)
+
+    def _answer(self, model: ServedModel, waiting: Sequence[_Waiting]) -> None:
+        asked = [one.asked for one in waiting]
+        try:
+            found = model.predict(asked[0].batch if len(asked) == 1 else Batch.joined([one.batch for one in asked]))
+        except Exception as error:
+            if len(waiting) > 1:  # one request's rows are not another's fault
+                for one in waiting:
+                    self._answer(model, [one])
+            else:
+                self._refuse(waiting, unpredictable(model, error) if isinstance(error, ValueError) else error)
+            return
+        try:
+            answers = self._lane.settle(model, asked, *found)
+            self._lane.count(PATH, 200, len(waiting))
+        except Exception as error:  # not tried again: the rows may be in the record already
+            self._refuse(waiting, error)
+            return
+        for one, answer in zip(waiting, answers, strict=True):
+            one.connection.answer(answer, one.request_id)
+
+    def _refuse(self, waiting: Sequence[_Waiting], error: Exception) -> None:
+        for one in waiting:
+            one.connection.refuse(*self._lane.refusal(PATH, error, one.request_id))

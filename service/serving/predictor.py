@@ -1,0 +1,272 @@
+"""The live model: load, verify, warm up, swap, predict.
+
+A swap is one assignment. Whoever answers a request takes `LiveModel.current` once and uses it for all rows, so a
+request is answered by one version and can say which. The new version is loaded, verified and warm before the old one
+goes, and a version that will not load leaves the old one serving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from monitoring.decode import RequestDecoder
+from monitoring.fits import CATEGORY_CHARS
+from monitoring.schema import FeatureSchema, InvalidRequest
+from service.handover import Live, LiveVersion
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from monitoring.decode import Batch, RequestDecoder
+
+logger = logging.getLogger("evergreen.predictor")
+
+Engine = Literal["onnx", "scikit-learn"]
+
+FIRST_BACKOFF_S: Final = 5.0
+LONGEST_BACKOFF_S: Final = 300.0
+
+
+class IncompatibleSchema(ValueError):
+    """Raised when a version expects other features than the one in service, so that clients' requests would break."""
+
+
+class PrivateFeature(ValueError):
+    """Raised when a version was trained on a column that `[privacy]` keeps out of the record."""
+
+    def __init__(self, version: int, columns: list[str]) -> None:
+        super().__init__(
+            f"version {version} was trained on {', '.join(columns)}, which [privacy] hashes or drops: take it out of "
+            "there, or put it into [data] ignore and train anew"
+        )
+
+
+class Unpredictable(ValueError):
+    """Raised when a model has no finite answer to a well-formed record, as linear models have to enormous numbers."""
+
+    def __init__(self, version: int, row: int) -> None:
+        super().__init__(f"records[{row}]: version {version} has no finite answer; are its numbers in a usual range?")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedModel:
+    """One version in memory, ready to answer.
+
+    `run` takes a batch of n rows and returns probabilities (n by classes), or n values for a regression.
+    """
+
+    name: str
+    version: int
+    schema: FeatureSchema
+    decoder: RequestDecoder
+    engine: Engine
+    run: Callable[[Batch], np.ndarray]
+    classes: tuple[Any, ...]
+    row_by_row: bool = False
+    """Whether a row's answer is the same to the last bit whatever other rows are predicted with it."""
+
+    def predict(self, batch: Batch) -> tuple[list[Any], list[list[float]] | None]:
+        """The predictions of a batch in JSON values, and the probabilities of a classifier.
+
+        Raises `Unpredictable` for records that the model has no finite answer to.
+        """
+        output = self.run(batch)
+        if len(output) == 1 and output.ndim == 2:
+            row = output[0].tolist()
+            if row[0] - row[0] != 0.0:  # NaN and infinity alone
+                raise Unpredictable(self.version, 0)
+            return [self.classes[row.index(max(row))]], [row]
+        self._check_finite(output)
+        if output.ndim == 1:
+            return output.tolist(), None
+        classes = self.classes
+        return [classes[i] for i in output.argmax(axis=1).tolist()], output.tolist()
+
+    def _check_finite(self, output: np.ndarray) -> None:
+        import numpy as np
+
+        finite = np.isfinite(output)
+        if not finite.all():
+            rows = finite if output.ndim == 1 else finite.all(axis=1)
+            raise Unpredictable(self.version, int(np.argmin(rows)))
+
+
+def load(
+    name: str,
+    wanted: LiveVersion,
+    max_records: int,
+    trusted: tuple[str, ...],
+    extra: tuple[str, ...] = (),
+    max_chars: int = CATEGORY_CHARS,
+) -> ServedModel:
+    """A version from its artefact folder, digests verified; its requests may have the columns `extra` too.
+
+    A category may have `max_chars` characters.
+
+    Raises `training.artefact.ArtefactError` when the folder is not what its manifest says, `PrivateFeature` when the
+    model was trained on a column that is not to be recorded as it is.
+    """
+    from training.artefact import verify
+
+    folder = Path(wanted.path)
+    manifest = verify(folder)
+    schema = FeatureSchema.from_json((folder / "schema.json").read_bytes())
+    if private := [column for column in extra if column in schema.names]:
+        raise PrivateFeature(wanted.version, private)
+    engine: Engine
+    run: Callable[[Batch], np.ndarray]
+    if manifest.get("twin"):
+        from training.twin import Twin
+
+        engine, run = "onnx", Twin(folder, manifest).predict
+    else:
+        engine, run = "scikit-learn", _scikit_learn(folder, schema, trusted)
+    return ServedModel(
+        name=name,
+        version=wanted.version,
+        schema=schema,
+        decoder=RequestDecoder(schema, max_records, extra, max_chars=max_chars),
+        engine=engine,
+        run=run,
+        classes=schema.classes,
+        row_by_row=bool((manifest.get("twin") or {}).get("row_by_row")),
+    )
+
+
+def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...]) -> Callable[[Batch], np.ndarray]:
+    """The slow road, for estimators whose ONNX twin was not proven equal."""
+    from threadpoolctl import threadpool_limits
+
+    from training.export import load_pipeline, predict
+
+    pipeline = load_pipeline(folder, trusted)
+    threadpool_limits(1)  # OpenMP threads of a 5 ms predict fight with the other workers for the same cores
+    return lambda batch: predict(pipeline, batch.frame(), schema)
+
+
+@dataclass(slots=True)
+class _Failure:
+    reason: str
+    times: int
+    retry_at: float
+
+
+@dataclass(slots=True)
+class LiveModel:
+    """The versions one worker holds, and the one it answers with.
+
+    Args:
+        max_records: rows in one request at most.
+        trusted: types beyond scikit-learn's own that a skops artefact may hold.
+        extra: columns that requests may have beside the features, for the record only.
+        max_chars: characters of one category at most.
+        on_swap: told ("swapped" | "failed", seconds it took to load) for the metrics.
+    """
+
+    max_records: int
+    trusted: tuple[str, ...] = ()
+    on_swap: Callable[[str, float], None] = lambda result, seconds: None
+    extra: tuple[str, ...] = ()
+    max_chars: int = CATEGORY_CHARS
+    current: ServedModel | None = None
+    recent_body: bytes = b""
+    _loaded: dict[int, ServedModel] = field(default_factory=dict)
+    _failures: dict[int, _Failure] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def ready(self) -> tuple[int, ...]:
+        """Versions that are loaded and warm."""
+        return tuple(sorted(self._loaded))
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Versions that would not load, with the reason."""
+        return {str(version): failure.reason for version, failure in self._failures.items()}
+
+    def get(self, version: int) -> ServedModel | None:
+        """A held version: the champion, a challenger, a canary."""
+        return self._loaded.get(version)
+
+    def follow(self, live: Live, now: float) -> bool:
+        """Load what `live` names, then serve its champion; True when something changed.
+
+        Never raises for a version that cannot be loaded: the old one stays, the failure is counted and retried later
+        and later (5 s doubling to 5 min).
+        """
+        with self._lock:
+            changed = False
+            for wanted in live.wanted():
+                if wanted.version not in self._loaded and self._may_try(wanted.version, now):
+                    changed |= self._load(live.model, wanted, now)
+            champion = live.champion and self._loaded.get(live.champion.version)
+            if champion and champion is not self.current:
+                self.current = champion
+                logger.info("serving %s:%d (%s)", champion.name, champion.version, champion.engine)
+                changed = True
+            keep = {v.version for v in live.wanted()} | ({self.current.version} if self.current else set())
+            self._loaded = {version: model for version, model in self._loaded.items() if version in keep}
+            self._failures = {version: failure for version, failure in self._failures.items() if version in keep}
+            return changed
+
+    def _may_try(self, version: int, now: float) -> bool:
+        failure = self._failures.get(version)
+        return failure is None or now >= failure.retry_at
+
+    def _load(self, name: str, wanted: LiveVersion, now: float) -> bool:
+        started = time.perf_counter()
+        try:
+            model = load(name, wanted, self.max_records, self.trusted, self.extra, self.max_chars)
+            self._check_compatible(model)
+            warm_up(model, self.recent_body)
+        except Exception as error:  # whatever is wrong with a version, the one in service goes on
+            times = self._failures[wanted.version].times + 1 if wanted.version in self._failures else 1
+            backoff = min(FIRST_BACKOFF_S * 2 ** (times - 1), LONGEST_BACKOFF_S)
+            reason = f"{type(error).__name__}: {error}"
+            self._failures[wanted.version] = _Failure(reason, times, now + backoff)
+            logger.error("%s:%d does not load (%s); next try in %.0f s", name, wanted.version, reason, backoff)
+            self.on_swap("failed", time.perf_counter() - started)
+            return True
+        self._failures.pop(wanted.version, None)
+        self._loaded[wanted.version] = model
+        self.on_swap("loaded", time.perf_counter() - started)
+        return True
+
+    def _check_compatible(self, model: ServedModel) -> None:
+        if self.current is None or self.current.schema.digest == model.schema.digest:
+            return
+        theirs, ours = set(model.schema.names), set(self.current.schema.names)
+        raise IncompatibleSchema(
+            f"version {model.version} has another schema than version {self.current.version} in service: "
+            f"missing {sorted(ours - theirs) or 'nothing'}, new {sorted(theirs - ours) or 'nothing'}, "
+            f"task {model.schema.task}, classes {list(model.schema.classes)}"
+        )
+
+
+def warm_up(model: ServedModel, recent_body: bytes) -> None:
+    """Predict a plain row, a batch, and what was asked last, so that no client pays for first times."""
+    middle: dict[str, Any] = {}
+    for feature in model.schema.features:
+        if feature.kind == "categorical":
+            fitting = (category for category in feature.categories if len(category) <= model.decoder.max_chars)
+            middle[feature.name] = next(fitting, None)
+        elif feature.kind == "boolean":
+            middle[feature.name] = False
+        elif feature.kind == "datetime":
+            middle[feature.name] = "2000-01-01T00:00:00Z"
+        else:
+            middle[feature.name] = feature.minimum
+    for records in ([middle], [middle] * 32):
+        model.predict(model.decoder.decode(json.dumps({"records": records}).encode()))
+    absent = dict.fromkeys(middle)
+    for body in (json.dumps({"records": [absent]}).encode(), recent_body):
+        with contextlib.suppress(ValueError, InvalidRequest):  # some models take no missing values: a 422, later
+            model.predict(model.decoder.decode(body))

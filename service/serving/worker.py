@@ -1,0 +1,185 @@
+"""One API worker's parts and its background thread: follow the live file and report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from monitoring.log import PredictionLog
+from monitoring.metrics import HotCounter, HotHistogram, Metrics
+from service.handover import Live, Stamp, WorkerReport, read_live, read_reports, stamp_of, write_report
+from service.keys import Keys
+from service.privacy import open_privacy
+from service.process import CLOSING, STOPPING
+from service.serving.door import close_door
+from service.serving.predictor import LiveModel
+from service.serving.readiness import WHY_STOPPING, FirstStart, why_no_model
+from service.serving.sources import Sources
+from service.settings import Settings
+
+logger = logging.getLogger("evergreen.worker")
+
+REPORT_EVERY_S: Final = 2.0
+MARKS_EVERY_S: Final = 0.1
+"""How soon a worker knows that its server stops, however seldom it looks for another version."""
+
+
+class Worker:
+    """Everything a worker answers with; made in the worker's own process, closed when it stops.
+
+    Args:
+        settings: of this deployment.
+        run_dir: folder of this server tree, shared by its processes and by no other server.
+        slot: this process in the tree, `api-1`.
+        record: False for a server that only checks a candidate (role `gate`): nothing it answers is recorded.
+    """
+
+    def __init__(self, settings: Settings, run_dir: Path, slot: str, *, record: bool = True) -> None:
+        self.settings = settings
+        self.run_dir = run_dir
+        self.slot = slot
+        self.metrics = Metrics(run_dir / "metrics", slot)
+        self.log = PredictionLog(settings.spool_dir, settings.log) if record else None
+        self.model = LiveModel(
+            settings.serve.max_records,
+            tuple(settings.security.trusted_types),
+            on_swap=self._count_swap,
+            extra=settings.privacy.names,
+            max_chars=settings.serve.max_category_chars,
+        )
+        self.privacy = open_privacy(settings)
+        self.keys = Keys(settings)
+        self.sources = Sources(self.metrics, settings.security)
+        self.live: Live | None = None
+        self.stopping = False
+        self._door_closed = False
+        self._start = FirstStart(run_dir, slot, settings.serve.workers)
+        self._live_stamp: Stamp | None = None
+        self._damage = ""  # of the live file as it is now
+        self._reported: WorkerReport | None = None
+        self._unreported = False
+        self._closed = threading.Event()
+        self.prediction_seconds = HotHistogram(self.metrics.prediction_seconds)
+        self.recorded = HotCounter(self.metrics.log_records.labels("appended"))
+        self.dropped = HotCounter(self.metrics.log_records.labels("dropped"))
+        self._thread = threading.Thread(target=self._run, name="evergreen-follow", daemon=True)
+
+    def start(self) -> None:
+        """Look once at the live file, so that a worker with a champion is ready at once; then keep looking."""
+        self._look(time.time())
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread and seal the record; every acknowledged row is in the spool already."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=2)
+        if self.log is not None:
+            self.log.close()
+        (self.run_dir / "workers" / f"{self.slot}.json").unlink(missing_ok=True)
+        self.metrics.close()
+
+    @property
+    def why_not_ready(self) -> str | None:
+        """Why predictions should not be sent here now, or None when they can be answered.
+
+        At a server's first start this is about all its workers: the next connection may be another's.
+        """
+        if self.stopping:
+            return WHY_STOPPING
+        if self.model.current is None:
+            path = self.settings.live_file
+            return why_no_model(self.run_dir, path, self.live, self._damage, self.model.failed, time.time())
+        return self._start.waits_for()
+
+    def _count_swap(self, result: str, seconds: float) -> None:
+        self.metrics.model_swaps.labels(result).inc()
+        self.metrics.model_swap_seconds.observe(seconds)
+
+    def _run(self) -> None:
+        interval = self.settings.serve.poll_interval_s
+        due = time.monotonic() + interval
+        while not self._closed.wait(min(interval, MARKS_EVERY_S)):
+            try:
+                self._look_for_the_end()
+                if time.monotonic() >= due:
+                    self._look(time.time())
+                    due = time.monotonic() + interval
+            except Exception:  # the thread that keeps the model fresh must outlive a bad moment of the disk
+                logger.exception("could not follow %s; the model in service stays", self.settings.live_file)
+
+    def _look_for_the_end(self) -> None:
+        if not self.stopping and (self.run_dir / STOPPING).exists():
+            self.stopping = True
+        if self.stopping and not self._door_closed and (self.run_dir / CLOSING).exists():
+            self._door_closed = True
+            close_door()
+
+    def _look(self, now: float) -> None:
+        self._look_for_the_end()
+        self.keys.look()
+        stamp = stamp_of(self.settings.live_file)
+        if stamp != self._live_stamp:
+            self._damage = ""
+            try:
+                self.live = read_live(self.settings.live_file) or self.live
+            except msgspec.DecodeError as error:
+                self._damage = str(error)
+                logger.error("%s is damaged (%s); the model in service stays", self.settings.live_file, error)
+            self._live_stamp = stamp
+        if self.live is not None:
+            before = self.model.current
+            self.model.follow(self.live, now)
+            if before is not None and self.model.current is not before:
+                self.metrics.model_swaps.labels("swapped").inc()
+        self._report(now)
+
+    def _report(self, now: float) -> None:
+        current = self.model.current
+        report = WorkerReport(
+            slot=self.slot,
+            pid=os.getpid(),
+            at=now,
+            serving=current.version if current else None,
+            engine=current.engine if current else "",
+            ready=self.model.ready,
+            failed=self.model.failed,
+            hour=self.sources.hour,
+            sent=dict(self.sources.sent),
+        )
+        last = self._reported
+        if last and now - last.at < REPORT_EVERY_S:
+            if msgspec.structs.replace(report, at=last.at, hour=last.hour, sent=last.sent) == last:
+                return
+        elif self.sources.limited:
+            self.sources.hear(read_reports(self.run_dir / "workers"), self.slot)
+        try:
+            write_report(self.run_dir / "workers", report)
+        except OSError as error:  # a full disk: others know a little less, the model is followed all the same
+            if not self._unreported:
+                logger.warning("cannot report to %s: %s", self.run_dir / "workers", error)
+            self._unreported = True
+            return
+        self._reported, self._unreported = report, False
+
+
+_worker: Worker | None = None
+
+
+def set_worker(worker: Worker) -> None:
+    """Name the worker of this process."""
+    global _worker
+    _worker = worker
+
+
+def worker() -> Worker:
+    """The worker of this process; it exists from the service's start on."""
+    if _worker is None:
+        raise RuntimeError("no worker in this process: requests came before the service had started")
+    return _worker
