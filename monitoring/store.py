@@ -59,9 +59,10 @@ labels = sa.Table(
 )
 # Where a window is joined label by label, the index alone answers. PostgreSQL joins tables by hash, and its index has
 # no room for a long label.
-sa.Index("ix_labels_id_label", labels.c.id, labels.c.observed_at, labels.c.received_at, labels.c.label).ddl_if(
-    dialect="sqlite"
-)
+sa.Index(
+    "ix_labels_id_label",
+    *(labels.c.id, labels.c.observed_at, labels.c.received_at, labels.c.label, labels.c.source),
+).ddl_if(dialect="sqlite")
 sa.Index("ix_labels_id", labels.c.id).ddl_if(dialect="postgresql")
 
 rejections = sa.Table(
