@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from monitoring import fits
-from monitoring.decode import Batch, InvalidRequest, RequestDecoder
 from monitoring.fits import CATEGORY_CHARS, FLOAT32_LIMIT, INSTANT_CHARS, days_since_epoch
 
 if TYPE_CHECKING:
@@ -31,12 +30,9 @@ __all__ = [
     "FORMAT",
     "MAX_CATEGORIES",
     "RESERVED_COLUMNS",
-    "Batch",
     "Feature",
     "FeatureSchema",
-    "InvalidRequest",
     "Kind",
-    "RequestDecoder",
     "SchemaError",
     "Task",
     "days_since_epoch",
@@ -308,15 +304,6 @@ class FeatureSchema(msgspec.Struct, frozen=True):
         if self.task == "regression" or value in self.classes:
             return None
         return f"{_show(value)} is no class of the model; its classes are {_some(self.classes, 10)}"
-
-    # -- requests ------------------------------------------------------------------------------------------------------
-
-    def decoder(self, max_records: int) -> RequestDecoder:
-        """The decoder of requests with at most `max_records` records; build it once for each model version.
-
-        It takes texts as long as any setting allows, as the rooms do.
-        """
-        return RequestDecoder(self, max_records)
 
     def example(self, max_chars: int = CATEGORY_CHARS) -> dict[str, Any]:
         """One record that the decoder accepts, with values typical of the training data."""

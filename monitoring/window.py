@@ -12,7 +12,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from monitoring import fits
-from monitoring.schema import FeatureSchema, InvalidRequest, SchemaError
+from monitoring.decode import InvalidRequest, RequestDecoder
+from monitoring.schema import FeatureSchema, SchemaError
 from monitoring.store import labels, predictions
 
 if TYPE_CHECKING:
@@ -514,7 +515,7 @@ def _decode_all(schema: FeatureSchema, texts: list[str]) -> pd.DataFrame | None:
     """The features of all the records, None when one of them is not what a request may hold."""
     import pandas as pd
 
-    decode = schema.decoder(_DECODED_AT_ONCE).decode
+    decode = RequestDecoder(schema, _DECODED_AT_ONCE).decode
     try:
         frames = [
             decode(('{"records":[' + ",".join(texts[start : start + _DECODED_AT_ONCE]) + "]}").encode()).frame()

@@ -300,6 +300,11 @@ class Settings(BaseModel):
         return self.var / "snapshots"
 
     @property
+    def pushes_dir(self) -> Path:
+        """Pushed files until their run is over; who writes one holds `flock` on it until its run is queued."""
+        return self.var / "pushes"
+
+    @property
     def live_file(self) -> Path:
         return self.var / "live.json"
 

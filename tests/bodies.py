@@ -38,11 +38,12 @@ from service.serving.worker import Worker
 from service.settings import load
 from training import cycle, job
 from training.artefact import SCHEMA
-from training.cycle import Loop, work_off
+from training.cycle import work_off
 from training.data import Prepared, prepare
 from training.gates import GatePolicy
 from training.job import TrainPolicy
 from training.lease import CONTROLLER, Lease
+from training.loop import Loop
 from training.policy import RetrainPolicy
 from training.registry import Registry
 from training.runs import Run, Runs

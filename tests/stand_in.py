@@ -15,7 +15,8 @@ from urllib.parse import parse_qs
 
 import uvicorn
 
-from monitoring.schema import FeatureSchema, InvalidRequest
+from monitoring.decode import InvalidRequest, RequestDecoder
+from monitoring.schema import FeatureSchema
 
 TOKEN = "a-token-of-the-tests"
 
@@ -25,7 +26,7 @@ class StandIn:
 
     def __init__(self, schema: FeatureSchema) -> None:
         self.schema = schema
-        self.decoder = schema.decoder(10_000)
+        self.decoder = RequestDecoder(schema, 10_000)
         self.records: list[dict[str, Any]] = []
         self.ids: list[str] = []
         self.labels: dict[str, Any] = {}

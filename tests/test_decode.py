@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from monitoring.decode import FLOAT32_LIMIT, Batch, days_since_epoch
-from monitoring.schema import Feature, FeatureSchema, InvalidRequest, RequestDecoder, SchemaError
+from monitoring.decode import FLOAT32_LIMIT, Batch, InvalidRequest, RequestDecoder, days_since_epoch
+from monitoring.schema import Feature, FeatureSchema, SchemaError
 
 
 def schema_of(*features: Feature) -> FeatureSchema:
@@ -28,7 +28,7 @@ SCHEMA = schema_of(
     Feature("when", "datetime"),
     Feature("height cm", "numeric"),
 )
-DECODER = SCHEMA.decoder(4)
+DECODER = RequestDecoder(SCHEMA, 4)
 GOOD: dict[str, Any] = {"age": 31, "city": "Bonn", "member": True, "when": "1970-01-02", "height cm": 170.5}
 
 
@@ -60,7 +60,7 @@ def test_a_batch_gives_the_values_in_schema_order() -> None:
 def test_the_numeric_matrix_can_be_written_to(rows: int) -> None:
     for schema in (SCHEMA, schema_of(Feature("height cm", "numeric"))):
         record = {name: GOOD[name] for name in schema.names}
-        matrix = schema.decoder(4).decode(body(*[record] * rows)).numeric()
+        matrix = RequestDecoder(schema, 4).decode(body(*[record] * rows)).numeric()
 
         assert matrix.flags.writeable
         assert matrix.shape == (rows, len(schema.numeric_names))
@@ -73,7 +73,7 @@ def test_ids_may_be_absent_or_null() -> None:
 
 @pytest.mark.parametrize(("sent", "taken"), [("1", 1.0), ("-0", 0.0), ("1e-400", 0.0), ("3.4028235e38", 3.4028235e38)])
 def test_whole_tiny_and_large_numbers_are_numbers(sent: str, taken: float) -> None:
-    decoder = schema_of(Feature("x", "numeric")).decoder(1)
+    decoder = RequestDecoder(schema_of(Feature("x", "numeric")), 1)
 
     assert decoder.decode(b'{"records":[{"x":%s}]}' % sent.encode()).numeric()[0, 0] == np.float32(taken)
 
@@ -89,7 +89,7 @@ def test_unseen_categories_and_the_empty_string_are_values() -> None:
 
 
 def test_of_a_repeated_key_the_last_one_wins() -> None:
-    decoder = schema_of(Feature("x", "numeric")).decoder(1)
+    decoder = RequestDecoder(schema_of(Feature("x", "numeric")), 1)
 
     assert decoder.decode(b'{"records":[{"x":1,"x":2}]}').numeric()[0, 0] == 2
     assert refused(b'{"records":[{"x":"a","x":2}]}', decoder).message == 'records[0].x: expected a number, got "a"'
@@ -123,7 +123,7 @@ def test_any_column_name_works_and_is_kept_apart() -> None:
     schema = FeatureSchema.from_json(schema_of(*features).to_json())
     record = {name: name if at % 2 else at for at, name in enumerate(NAMES)}
 
-    batch = schema.decoder(2).decode(body(record))
+    batch = RequestDecoder(schema, 2).decode(body(record))
 
     assert batch.numeric().tolist() == [[float(at) for at in range(0, len(NAMES), 2)]]
     assert batch.categorical() == [tuple(NAMES[1::2])]
@@ -135,7 +135,7 @@ def test_any_column_name_works_and_is_kept_apart() -> None:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_one_feature_alone_works(kind: Any, rows: int) -> None:
     value = {"numeric": 2.0, "categorical": "a", "boolean": True, "datetime": "1970-01-02"}[kind]
-    batch = schema_of(Feature("x", kind)).decoder(3).decode(body(*[{"x": value}] * rows))
+    batch = RequestDecoder(schema_of(Feature("x", kind)), 3).decode(body(*[{"x": value}] * rows))
 
     if kind == "categorical":
         assert batch.categorical() == [("a",)] * rows
@@ -154,7 +154,7 @@ def test_names_that_json_must_escape_are_refused_when_the_schema_is_made() -> No
 
 def test_a_decoder_needs_room_for_a_record() -> None:
     with pytest.raises(ValueError, match="max_records is 0"):
-        SCHEMA.decoder(0)
+        RequestDecoder(SCHEMA, 0)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_the_reason_for_the_log_holds_nothing_that_the_client_chose() -> None:
 
 
 def test_a_wide_schema_is_not_listed_in_full() -> None:
-    decoder = schema_of(*[Feature(f"x{at}", "numeric") for at in range(500)]).decoder(1)
+    decoder = RequestDecoder(schema_of(*[Feature(f"x{at}", "numeric") for at in range(500)]), 1)
 
     message = refused(body({"y": 1}), decoder).message
 

@@ -351,7 +351,7 @@ def test_an_error_of_ours_in_manage_is_json_with_the_request_in_the_log(
 
 
 def test_interrupted_pushes_leave_nothing_and_leftovers_are_swept(worker: Worker) -> None:
-    from service.control.pushes import pushes_folder, sweep
+    from service.control.pushes import sweep
 
     token = add(worker, "ci", "push")
 
@@ -372,7 +372,7 @@ def test_interrupted_pushes_leave_nothing_and_leftovers_are_swept(worker: Worker
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
         await Front(beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
 
-    folder = pushes_folder(worker.settings)
+    folder = worker.settings.pushes_dir
     asyncio.run(interrupted())
     assert ask(worker, "POST", "/manage/models", b"", token=token).status_code == 400
     assert list(folder.iterdir()) == []

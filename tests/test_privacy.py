@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.decode import RequestDecoder
+from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.drain import Drainer
 from monitoring.erase import Subject, find
 from monitoring.privacy import Privacy
-from monitoring.schema import InvalidRequest
 from monitoring.store import open_store
 from service.handover import Live, LiveVersion, write_live
 from service.privacy import open_privacy

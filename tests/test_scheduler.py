@@ -16,8 +16,8 @@ from monitoring.store import aliases, open_store
 from service.control.scheduler import Scheduler
 from service.settings import Settings, load
 from tests.server import wait_until
-from training.cycle import Loop
 from training.lease import CONTROLLER, LeaseLost
+from training.loop import Loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitoring.decode import RequestDecoder
 from monitoring.schema import MAX_CATEGORIES, RESERVED_COLUMNS, Feature, FeatureSchema, SchemaError
 
 
@@ -465,7 +466,7 @@ def test_any_valid_record_reads_the_same_through_the_decoder_and_through_the_log
         "regression",
     )
 
-    batch = schema.decoder(10).decode(json.dumps({"records": records}).encode())
+    batch = RequestDecoder(schema, 10).decode(json.dumps({"records": records}).encode())
 
     pd.testing.assert_frame_equal(batch.frame(), schema.frame(records))
     pd.testing.assert_frame_equal(schema.canonical(batch.frame()), batch.frame())
@@ -562,7 +563,7 @@ def test_the_json_schema_describes_one_record(schema: FeatureSchema) -> None:
 
 def test_every_example_is_accepted_by_the_decoder(schema: FeatureSchema) -> None:
     document = schema.json_schema()
-    decoder = schema.decoder(10)
+    decoder = RequestDecoder(schema, 10)
     for name, column in document["properties"].items():
         for example in column["examples"]:
             decoder.decode(json.dumps({"records": [schema.example() | {name: example}]}).encode())

@@ -1,4 +1,4 @@
-"""The direction `service → training → monitoring` and one importer for each big library."""
+"""The direction `service → training → monitoring`, no rings, and one importer for each big library."""
 
 from __future__ import annotations
 
@@ -52,6 +52,66 @@ def violations(package: str, path: str, source: str) -> list[str]:
         if top in IMPORTERS and path not in IMPORTERS[top]:
             wrong.append(f"{path} imports {name}: only {sorted(IMPORTERS[top])} may")
     return wrong
+
+
+def module_of(path: str) -> str:
+    """Dotted name of a file of ours."""
+    return path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def rings(sources: dict[str, str]) -> list[str]:
+    """Modules that import each other, directly or around a corner, as `a → b → a`; all imports count, late ones too."""
+    modules = {module_of(path) for path in sources}
+    graph = {module_of(path): {n for n in imports(source) if n in modules} for path, source in sources.items()}
+    found: list[str] = []
+    done: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> None:
+        if module in way:
+            found.append(" → ".join([*way[way.index(module) :], module]))
+        elif module not in done:
+            for other in sorted(graph[module] - {module}):
+                walk(other, [*way, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+    return found
+
+
+def ours() -> dict[str, str]:
+    return {
+        str(file.relative_to(ROOT)): file.read_text()
+        for package in PACKAGES
+        for file in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+def test_no_two_files_import_each_other_directly_or_in_a_ring() -> None:
+    assert rings(ours()) == []
+
+
+def test_a_ring_is_seen_and_named() -> None:
+    planted = {
+        "training/a.py": "def late():\n    from training.b import x",
+        "training/b.py": "if TYPE_CHECKING:\n    from training import c",
+        "training/c.py": "import training.a",
+    }
+
+    assert rings(planted) == ["training.a → training.b → training.c → training.a"]
+    assert any("monitoring.fits" in ring for ring in rings(ours() | {"monitoring/fits.py": "import monitoring.decode"}))
+
+
+def test_what_answers_and_what_acts_meet_in_files_only() -> None:
+    wrong = [
+        f"{path} imports {name}"
+        for path, source in ours().items()
+        for name in imports(source)
+        for one, other in (("serving", "control"), ("control", "serving"))
+        if path.startswith(f"service/{one}/") and f"{name}.".startswith(f"service.{other}.")
+    ]
+
+    assert wrong == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

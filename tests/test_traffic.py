@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from monitoring.decode import RequestDecoder
 from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.client import Client, ServiceError, Unreachable
@@ -298,7 +299,7 @@ def test_what_is_sent_means_what_training_read() -> None:
     columns = json_columns(frame, {feature.name: feature.kind for feature in schema.features})
     records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    batch = schema.decoder(10_000).decode(json.dumps({"records": records}).encode())
+    batch = RequestDecoder(schema, 10_000).decode(json.dumps({"records": records}).encode())
 
     pd.testing.assert_frame_equal(batch.frame(), schema.canonical(frame).reset_index(drop=True))
 

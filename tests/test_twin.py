@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from monitoring.decode import RequestDecoder
 from monitoring.schema import FeatureSchema, Task
 from tests.world import known, raw
 from training.artefact import ArtefactError
@@ -35,7 +36,7 @@ def test_a_twin_answers_requests_as_the_pipeline_does(tmp_path: Path, task: Task
     schema, features, labels = known(500, task=task)
     pipeline = build(schema, {"max_iter": 30}).fit(features, labels)
     manifest = export(pipeline, schema, tmp_path, check_frame=features, manifest={})
-    twin, decoder = Twin(tmp_path, manifest), schema.decoder(1000)
+    twin, decoder = Twin(tmp_path, manifest), RequestDecoder(schema, 1000)
     sent = records(200, schema)
     expected = predict(pipeline, schema.frame(sent), schema)
     scale = expected.std() if task == "regression" else 1.0
@@ -86,7 +87,7 @@ def test_threads_share_a_twin(tmp_path: Path) -> None:
     schema, features, labels = known(300)
     pipeline = build(schema, {"max_iter": 10}).fit(features, labels)
     twin = Twin(tmp_path, export(pipeline, schema, tmp_path, check_frame=features, manifest={}))
-    batches = [schema.decoder(10).decode(json.dumps({"records": [r]}).encode()) for r in records(50, schema)]
+    batches = [RequestDecoder(schema, 10).decode(json.dumps({"records": [r]}).encode()) for r in records(50, schema)]
     alone = [twin.predict(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(twin.predict, batches * 4))
@@ -117,10 +118,11 @@ def test_a_worker_loads_and_asks_a_twin_without_the_heavy_libraries(tmp_path: Pa
     program = (
         "import sys, pathlib; from training.artefact import verify; from training.twin import Twin\n"
         "folder = pathlib.Path(sys.argv[1]); twin = Twin(folder, verify(folder))\n"
+        "from monitoring.decode import RequestDecoder\n"
         "from monitoring.schema import FeatureSchema\n"
         "schema = FeatureSchema.from_json((folder / 'schema.json').read_bytes())\n"
         "import json; body = json.dumps({'records': [schema.example()]}).encode()\n"
-        "assert twin.predict(schema.decoder(1).decode(body)).shape == (1, 2)\n"
+        "assert twin.predict(RequestDecoder(schema, 1).decode(body)).shape == (1, 2)\n"
         "heavy = {'pandas', 'sklearn', 'skops', 'skl2onnx', 'optuna', 'scipy', 'evidently'}\n"
         "sys.exit(','.join(heavy & set(sys.modules)) or 0)\n"
     )

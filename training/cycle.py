@@ -8,13 +8,8 @@ database that is down come out of every step: acquire the lease again, then `tak
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,21 +20,22 @@ import sqlalchemy as sa
 
 from monitoring.drift import DriftPolicy, DriftReport, detect
 from monitoring.export import ExportsBusy
-from monitoring.quality import QualityPolicy, fell, measure
+from monitoring.quality import fell, measure
 from monitoring.retention import LogHeld, RetentionPolicy
 from monitoring.schema import FeatureSchema, SchemaError
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA, ArtefactError
-from training.data import AT, LABEL, ORIGIN, DataError, Prepared, assemble, read_snapshot, snapshot
+from training.data import AT, LABEL, ORIGIN, DataError, assemble, read_snapshot, snapshot
 from training.erasure import NotDrained, erase, forget_unfinished
-from training.gates import GatePolicy
-from training.job import JobResult, JobSpec, TrainPolicy, read_result
+from training.job import JobSpec
 from training.lease import LeaseLost
-from training.policy import Decision, History, QualityCheck, RetrainPolicy, decide
-from training.registry import NoChampion, NoPrevious, Registry, UnknownVersion
+from training.loop import Loop
+from training.policy import Decision, History, QualityCheck, decide
+from training.registry import NoChampion, NoPrevious, UnknownVersion
 from training.retention import retain
-from training.rollout import RolloutResult, WorkerState, promote, roll_back
-from training.runs import NO_ACTION, Run, Runs
+from training.rollout import RolloutResult, promote, roll_back
+from training.runs import NO_ACTION, Run
+from training.subprocess_job import JobCrashed, JobStopped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,45 +50,6 @@ MOVES: Final = ("promote", "rollback")
 
 Story = dict[str, Any]
 """The record of a run, filled as it goes, so that a crash keeps what was known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
-    """What the steps share. The holder of the lease makes one with its token (`dataclasses.replace` for the next)."""
-
-    engine: sa.Engine
-    registry: Registry
-    runs: Runs
-    token: int
-    who: str  # stands in the runs that the loop starts by itself
-    seed: int
-    # policies
-    drift: DriftPolicy
-    quality: QualityPolicy
-    retrain: RetrainPolicy
-    gates: GatePolicy
-    training: TrainPolicy
-    # places
-    snapshots_dir: Path
-    work_dir: Path  # each job gets a folder in it for its time
-    spool_dir: Path | None = None  # an erasure looks here too, and in the next two
-    reports_dir: Path | None = None
-    exports: str = ""  # folder or URL that `evergreen export` writes to
-    exports_lock: Path | None = None  # held by whoever writes there
-    # the world around
-    source: Callable[[], Prepared]  # the data that the first version is trained from
-    run_job: Callable[[JobSpec], JobResult]  # `subprocess_job` with a timeout, or `training.job.run`
-    live_workers: Callable[[], Sequence[WorkerState]]
-    on_event: Callable[[str, Mapping[str, Any]], None]
-    clock: Callable[[], float]  # seconds since 1970 UTC
-    sleep: Callable[[float], None]
-    # limits of a job, and of waiting for workers
-    threads: int = 1
-    memory_mb: int = 0  # 0: unbounded
-    nice: int = 10
-    rollout_timeout_s: float = 30.0
-    trusted: tuple[str, ...] = ()  # types a pushed model may hold beyond scikit-learn's own
-    git: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -600,82 +557,3 @@ def _tell(loop: Loop, event: str, **fields: Any) -> None:
         loop.on_event(event, fields)
     except Exception:  # side work never breaks main work
         logger.exception("the listener failed on the event %r", event)
-
-
-# -- a job in a process of its own ---------------------------------------------------------------------------------
-
-TAIL_CHARACTERS: Final = 4000
-
-
-class JobCrashed(RuntimeError):
-    """Raised when a job ended without a result: killed, out of time, or broken. `tail` is the end of its stderr."""
-
-    def __init__(self, reason: str, tail: str) -> None:
-        self.reason, self.tail = reason, tail
-        last = tail.strip().splitlines()[-1:] or ["it wrote nothing to stderr"]
-        super().__init__(f"the job {reason}; the champion stays. Its last words: {last[0][:300]}")
-
-
-class JobStopped(RuntimeError):
-    """Raised when a job was ended because this process stops."""
-
-    def __init__(self) -> None:
-        super().__init__("the training was ended because the server stops; it is decided again after the next start")
-
-
-def subprocess_job(spec: JobSpec, *, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> JobResult:
-    """The result of `python -m training.job` in a process group of its own, with the install root as directory.
-
-    The whole group is killed after `timeout_s` seconds (`JobCrashed`), when `stopped()` turns true (`JobStopped`), and
-    when this call is left in any other way. Raises `JobCrashed` also when the process leaves no result. The file of
-    the specification and the process's stderr are kept beside `spec.out`.
-    """
-    out = Path(spec.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    given, said = out.with_name("spec.json"), out.with_name("stderr.txt")
-    given.write_bytes(msgspec.json.encode(spec))
-    with said.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "training.job", str(given)],
-            cwd=Path(__file__).resolve().parents[1],
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
-            start_new_session=True,
-        )
-    try:
-        reason = _wait(process, time.monotonic() + timeout_s, timeout_s, stopped)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    result = None if reason else read_result(out)
-    if result is None:
-        raise JobCrashed(reason or _ended(process.returncode), _tail(said))
-    return result
-
-
-def _wait(process: subprocess.Popen[bytes], ends: float, timeout_s: float, stopped: Callable[[], bool]) -> str:
-    """Why the job must be killed; "" when it ended by itself."""
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.1)
-            return ""
-        if stopped():
-            raise JobStopped
-        if time.monotonic() >= ends:
-            return f"was killed: it took longer than {timeout_s:g} s"
-
-
-def _ended(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "was killed by SIGKILL, perhaps by the kernel for want of memory"
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code} and without a result"
-
-
-def _tail(path: Path) -> str:
-    with suppress(OSError):
-        return path.read_text(errors="replace")[-TAIL_CHARACTERS:]
-    return ""

@@ -38,7 +38,7 @@ from training.registry import UnknownVersion
 if TYPE_CHECKING:
     import pandas as pd
 
-    from training.cycle import Loop
+    from training.loop import Loop
     from training.registry import Version
     from training.runs import Run
 

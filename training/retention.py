@@ -28,7 +28,7 @@ from training.lease import LeaseLost
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
-    from training.cycle import Loop
+    from training.loop import Loop
 
 Story = dict[str, Any]
 

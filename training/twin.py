@@ -23,7 +23,7 @@ Row = Sequence[str | None]
 
 
 class Encoded(Protocol):
-    """What a twin reads of a decoded request (`monitoring.schema.Batch` is one)."""
+    """What a twin reads of a decoded request (`monitoring.decode.Batch` is one)."""
 
     @property
     def n(self) -> int: ...

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from service import sample
 from service.process import INSTALL_ROOT
 from service.settings import SAMPLE, Settings, row_at
-from training.cycle import Loop, subprocess_job
 from training.data import Prepared, load_source, prepare, time_order
+from training.loop import Loop
 from training.registry import Registry
 from training.rollout import live_workers
 from training.runs import Runs
+from training.subprocess_job import subprocess_job
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -1,4 +1,4 @@
-"""Pushed files between their arrival and their run: kept in `var/pushes`, gone whatever happens."""
+"""Pushed files that no run is about: what a worker left behind that was killed while one arrived."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -19,18 +18,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("evergreen.pushes")
 
 
-def pushes_folder(settings: Settings) -> Path:
-    """The folder, made when missing. Who writes a file there holds `flock` on it until its run is queued."""
-    folder = settings.var / "pushes"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def sweep(settings: Settings, engine: sa.Engine) -> int:
     """How many pushed files were deleted: those that nobody writes, and no queued or running run is about."""
     with contextlib.ExitStack() as stack:
         left = []
-        for path in pushes_folder(settings).iterdir():
+        for path in settings.pushes_dir.iterdir() if settings.pushes_dir.is_dir() else ():
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
             with contextlib.suppress(BlockingIOError):
@@ -44,5 +36,5 @@ def sweep(settings: Settings, engine: sa.Engine) -> int:
         for path in gone:
             path.unlink(missing_ok=True)
     if gone:
-        logger.warning("%d pushed files that no run is about were deleted from %s", len(gone), pushes_folder(settings))
+        logger.warning("%d pushed files that no run is about were deleted from %s", len(gone), settings.pushes_dir)
     return len(gone)

@@ -18,19 +18,10 @@ from monitoring.retention import DAY_S, forget_drained
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
 from service.settings import Settings
-from training.cycle import (
-    MOVES,
-    Loop,
-    bootstrap,
-    note_failure,
-    reason,
-    run_cycle,
-    run_retention,
-    take_over,
-    work_off,
-)
+from training.cycle import MOVES, bootstrap, note_failure, reason, run_cycle, run_retention, take_over, work_off
 from training.erasure import delete_reports
 from training.lease import Lease, LeaseLost
+from training.loop import Loop
 from training.registry import NoChampion
 from training.rollout import forget_workers
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from monitoring.decode import InvalidRequest
 from monitoring.fits import LONGEST_CATEGORY
 from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
-from monitoring.schema import InvalidRequest
 from service import process
 from service.keys import Denied
 from service.serving.asgi import Headers, Receive, Scope

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from monitoring.schema import InvalidRequest
+from monitoring.decode import InvalidRequest
 
 SMALL_BYTES: Final = 2**20
 """Bodies up to this size hold at most half a million values, whatever is in them."""

@@ -24,7 +24,6 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from monitoring.store import connect
 from monitoring.window import label_status
-from service.control.pushes import pushes_folder
 from service.handover import read_reports, read_status
 from training.registry import Registry, UnknownVersion
 from training.rollout import live_workers
@@ -152,7 +151,8 @@ def application(worker: Worker) -> FastAPI:
     @app.post("/manage/models", status_code=202, openapi_extra=MODEL_FILE)
     async def push(request: Request, why: Annotated[Text, Query(max_length=1000)] = "") -> Accepted:
         """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one."""
-        path = pushes_folder(settings) / f"{secrets.token_hex(8)}.skops"
+        settings.pushes_dir.mkdir(parents=True, exist_ok=True)
+        path = settings.pushes_dir / f"{secrets.token_hex(8)}.skops"
         try:
             with path.open("xb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from monitoring.decode import RequestDecoder
+from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.fits import CATEGORY_CHARS
-from monitoring.schema import FeatureSchema, InvalidRequest
+from monitoring.schema import FeatureSchema
 from service.handover import Live, LiveVersion
 
 if TYPE_CHECKING:

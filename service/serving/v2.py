@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
-from monitoring.schema import InvalidRequest
+from monitoring.decode import InvalidRequest
 from service.serving.answer import INLINE_BYTES, INLINE_ROWS, MOST_TEXT_BYTES, Asked
 from service.serving.asgi import Receive, Scope, Send
 from service.serving.large import check_values

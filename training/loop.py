@@ -1,0 +1,60 @@
+"""What the steps of the loop share: the values and places they need, no settings, no environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monitoring.drift import DriftPolicy
+from monitoring.quality import QualityPolicy
+from training.data import Prepared
+from training.gates import GatePolicy
+from training.job import JobResult, JobSpec, TrainPolicy
+from training.policy import RetrainPolicy
+from training.registry import Registry
+from training.rollout import WorkerState
+from training.runs import Runs
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """What the steps share. The holder of the lease makes one with its token (`dataclasses.replace` for the next)."""
+
+    engine: sa.Engine
+    registry: Registry
+    runs: Runs
+    token: int
+    who: str  # stands in the runs that the loop starts by itself
+    seed: int
+    # policies
+    drift: DriftPolicy
+    quality: QualityPolicy
+    retrain: RetrainPolicy
+    gates: GatePolicy
+    training: TrainPolicy
+    # places
+    snapshots_dir: Path
+    work_dir: Path  # each job gets a folder in it for its time
+    spool_dir: Path | None = None  # an erasure looks here too, and in the next two
+    reports_dir: Path | None = None
+    exports: str = ""  # folder or URL that `evergreen export` writes to
+    exports_lock: Path | None = None  # held by whoever writes there
+    # the world around
+    source: Callable[[], Prepared]  # the data that the first version is trained from
+    run_job: Callable[[JobSpec], JobResult]  # `subprocess_job` with a timeout, or `training.job.run`
+    live_workers: Callable[[], Sequence[WorkerState]]
+    on_event: Callable[[str, Mapping[str, Any]], None]
+    clock: Callable[[], float]  # seconds since 1970 UTC
+    sleep: Callable[[float], None]
+    # limits of a job, and of waiting for workers
+    threads: int = 1
+    memory_mb: int = 0  # 0: unbounded
+    nice: int = 10
+    rollout_timeout_s: float = 30.0
+    trusted: tuple[str, ...] = ()  # types a pushed model may hold beyond scikit-learn's own
+    git: str | None = None
