@@ -193,7 +193,7 @@ def markdown(result: dict[str, Any]) -> str:
 def append_cell(home: Path, seed: int, repeats: int) -> dict[str, Any]:
     """µs of an append, and of a whole request through the real lane in process."""
     from service.handover import Live, LiveVersion, write_live
-    from service.serving.answer import Lane
+    from service.serving.front import Front
     from service.serving.worker import Worker
     from service.settings import load
     from tests.artefacts import make_artefact
@@ -215,7 +215,7 @@ def append_cell(home: Path, seed: int, repeats: int) -> dict[str, Any]:
         elif message["status"] != 200:
             raise AssertionError(f"the lane answered {message['status']}")
 
-    async def ask(lane: Lane) -> float:
+    async def ask(lane: Front) -> float:
         began = time.perf_counter()
         for body in bodies:
 
@@ -226,7 +226,7 @@ def append_cell(home: Path, seed: int, repeats: int) -> dict[str, Any]:
             await lane({"type": "http", "method": "POST", "path": "/predict", "headers": headers}, receive, send)
         return time.perf_counter() - began
 
-    lane = Lane(worker, beyond)
+    lane = Front(beyond, lambda: worker)
     log = worker.log
     assert log is not None
     request_us, append_us, share = [], [], []

@@ -96,7 +96,13 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
         for number in range(200):  # series that were not counted before need room, too
             httpx.get(f"{server.url}/{'v2/models/' * (number % 2)}{number}")
         label = {"labels": [{"id": "x", "label": 1}]}
-        refused = httpx.post(f"{server.url}/feedback", json=label, timeout=20)
+
+
+        def labelled() -> httpx.Response | None:  # the drain may have made room for one
+            answer = httpx.post(f"{server.url}/feedback", json=label, timeout=20)
+            return answer if answer.status_code != 202 else None
+
+        refused = wait_until("a label without room", labelled, 20)
         wait_until("the alert", lambda: [one for one in sent if one["event"] == "record_dropped"], 20)
         filler.unlink()
         before = counted(server, "appended")

@@ -248,8 +248,11 @@ def test_two_replicas_may_make_the_partition_of_a_day_at_once(postgres_url: str)
 def test_a_step_is_shipped_with_the_program() -> None:
     import tomllib
 
+    from setuptools import find_packages
+
     root = Path(store.__file__).parent.parent
-    shipped = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    wanted = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    shipped = find_packages(str(root), include=wanted["include"])
     folders = {path.parent.relative_to(root) for path in (root / "monitoring").rglob("*.py")}
     assert {".".join(folder.parts) for folder in folders} <= set(shipped)
 
