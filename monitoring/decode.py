@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from monitoring.errors import EvergreenError
 from monitoring.fits import (
     FLOAT32_LIMIT,
     ID_CHARS,
@@ -49,7 +50,7 @@ _EXPECTED: Final = {
 }
 
 
-class InvalidRequest(Exception):
+class InvalidRequest(EvergreenError):
     """Raised when a request cannot be answered as sent; the client must change it.
 
     `status` is 400 (form), 413 (too many records) or 422 (well formed, but outside what a model can take).

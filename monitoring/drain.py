@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
+from monitoring.errors import EvergreenError
 from monitoring.insert import Reached, forget_segments, insert, is_poison, last_stored
 from monitoring.log import NEWBORN, OPEN, SEALED, segment_path
 from monitoring.record import (
@@ -48,7 +49,7 @@ _DAMAGED: Final = 0
 _logger = logging.getLogger(__name__)
 
 
-class SpoolBusy(RuntimeError):
+class SpoolBusy(EvergreenError, RuntimeError):
     """Raised when another process already drains this spool directory."""
 
     def __init__(self, directory: Path, holder: str) -> None:
@@ -58,7 +59,7 @@ class SpoolBusy(RuntimeError):
         )
 
 
-class DrainFailed(RuntimeError):
+class DrainFailed(EvergreenError, RuntimeError):
     """Raised when the database fails in the middle of a drain. Nothing is lost or doubled by it."""
 
     def __init__(self, error: Exception) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from monitoring.errors import CannotGoOn
 from monitoring.schema import FeatureSchema
 from monitoring.window import iter_window
 
@@ -141,7 +142,7 @@ def expire_exports(target: str, before: float) -> int:
     return gone
 
 
-class ExportsBusy(RuntimeError):
+class ExportsBusy(CannotGoOn, RuntimeError):
     """Raised when an export or an erasure on this host does not end."""
 
     def __init__(self, path: Path, waited_s: float) -> None:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring import store
+from monitoring.errors import CannotGoOn
 from monitoring.readers import readers
 from monitoring.record import Frame
 
@@ -168,7 +169,7 @@ def expire_files(folder: Path, pattern: str, before: float, keep: Collection[str
     return gone
 
 
-class LogHeld(RuntimeError):
+class LogHeld(CannotGoOn, RuntimeError):
     """Raised when what was deleted could not be cleared out of SQLite's log, because others went on reading it."""
 
     def __init__(self, who: str, waited_s: float) -> None:

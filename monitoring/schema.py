@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monitoring import fits
+from monitoring.errors import CannotGoOn
 from monitoring.fits import CATEGORY_CHARS, FLOAT32_LIMIT, INSTANT_CHARS, days_since_epoch
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ _NUMBERS: Final = (int, float, Decimal, np.integer, np.floating)
 _SHOWN_CHARS: Final = 40
 
 
-class SchemaError(ValueError):
+class SchemaError(CannotGoOn, ValueError):
     """Raised when a frame, its columns or a schema file cannot be what a model is trained on."""
 
 

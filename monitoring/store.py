@@ -14,6 +14,8 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from monitoring.errors import EvergreenError
+
 SCHEMA_VERSION: Final = 3
 """Format of the tables below. Bump it together with a new file in `monitoring/migrations/versions`, its number padded
 to four digits being the revision; the file also sets `evergreen_meta.schema_version`."""
@@ -172,7 +174,7 @@ workers = sa.Table(
 meta = sa.Table("evergreen_meta", metadata, sa.Column("schema_version", sa.Integer, nullable=False))
 
 
-class StoreTooNew(RuntimeError):
+class StoreTooNew(EvergreenError, RuntimeError):
     """Raised when the database was written by a newer Evergreen than this one."""
 
     def __init__(self, found: int) -> None:

@@ -21,6 +21,7 @@ from typing import Final, get_args
 
 import msgspec
 
+from monitoring.errors import EvergreenError
 from service.handover import Stamp, replace_file, stamp_of
 from service.settings import Scope, Settings, management_token
 
@@ -36,11 +37,11 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _MOST_SEEN: Final = 1000
 
 
-class TokenError(ValueError):
+class TokenError(EvergreenError, ValueError):
     """Raised when a token cannot be made, found or read as asked; the message says what to do."""
 
 
-class Denied(Exception):
+class Denied(EvergreenError):
     """Raised when a request may not do what it asks for; `status` is 401 without a good token, else 403."""
 
     def __init__(self, status: int, message: str) -> None:

@@ -32,6 +32,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from monitoring.drift import DriftPolicy
+from monitoring.errors import EvergreenError
 from monitoring.fits import CATEGORY_CHARS, LONGEST_CATEGORY
 from monitoring.log import LogPolicy
 from monitoring.quality import QualityPolicy
@@ -62,7 +63,7 @@ _KUBERNETES_LINK: Final = re.compile(
 )
 
 
-class SettingsError(ValueError):
+class SettingsError(EvergreenError, ValueError):
     """Raised when the configuration cannot be used; the message names file or variable, key, value and remedy."""
 
 

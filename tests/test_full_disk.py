@@ -97,7 +97,6 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
             httpx.get(f"{server.url}/{'v2/models/' * (number % 2)}{number}")
         label = {"labels": [{"id": "x", "label": 1}]}
 
-
         def labelled() -> httpx.Response | None:  # the drain may have made room for one
             answer = httpx.post(f"{server.url}/feedback", json=label, timeout=20)
             return answer if answer.status_code != 202 else None

@@ -141,3 +141,45 @@ def test_a_forbidden_import_is_seen(package: str, line: str) -> None:
 
 def test_nothing_but_the_packages_is_shipped() -> None:
     assert {p.name for p in ROOT.iterdir() if (p / "__init__.py").exists()} <= {*PACKAGES, "tests", "benchmarks"}
+
+
+def tree_of_errors() -> dict[str, str]:
+    """Name of each error class of ours -> its parent among them."""
+    bases = {
+        node.name: [ast.unparse(base) for base in node.bases]
+        for source in ours().values()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+    }
+    found = {"EvergreenError": ""}
+    while True:
+        more = {
+            name: base for name, parents in bases.items() for base in parents if base in found and name not in found
+        }
+        if not more:
+            return found
+        found |= more
+
+
+def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    text = (ROOT / "monitoring/errors.py").read_text()
+    for line in text[text.index("\nEvergreenError") :].partition("\n\n")[0].strip("\n").splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 4, line.split()[0]
+        above[depth:] = [name]
+        drawn[name] = above[depth - 1] if depth else ""
+
+    assert drawn == tree_of_errors()
+
+
+def test_every_error_of_ours_says_when_it_is_raised() -> None:
+    named = set(tree_of_errors())
+    silent = [
+        node.name
+        for source in ours().values()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef) and node.name in named and "Raised" not in (ast.get_docstring(node) or "")
+    ]
+
+    assert silent == []

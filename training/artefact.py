@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from monitoring.errors import CannotGoOn
+
 FORMAT: Final = 1
 """Format of the manifest. Bump it when a reader of the old one would go wrong; keep reading the old ones."""
 
@@ -22,7 +24,7 @@ SCHEMA: Final = "schema.json"
 REFERENCE: Final = "reference.parquet"
 
 
-class ArtefactError(RuntimeError):
+class ArtefactError(CannotGoOn, RuntimeError):
     """Raised when an artefact folder is missing a file, was changed, or was written by a newer Evergreen."""
 
 

@@ -19,19 +19,19 @@ import msgspec
 import sqlalchemy as sa
 
 from monitoring.drift import DriftPolicy, DriftReport, detect
-from monitoring.export import ExportsBusy
+from monitoring.errors import CannotGoOn
 from monitoring.quality import fell, measure
-from monitoring.retention import LogHeld, RetentionPolicy
-from monitoring.schema import FeatureSchema, SchemaError
+from monitoring.retention import RetentionPolicy
+from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
-from training.artefact import REFERENCE, SCHEMA, ArtefactError
+from training.artefact import REFERENCE, SCHEMA
 from training.data import AT, LABEL, ORIGIN, DataError, assemble, read_snapshot, snapshot
-from training.erasure import NotDrained, erase, forget_unfinished
+from training.erasure import erase, forget_unfinished
 from training.job import JobSpec
 from training.lease import LeaseLost
 from training.loop import Loop
 from training.policy import Decision, History, QualityCheck, decide
-from training.registry import NoChampion, NoPrevious, UnknownVersion
+from training.registry import NoChampion
 from training.retention import retain
 from training.rollout import RolloutResult, promote, roll_back
 from training.runs import NO_ACTION, Run
@@ -490,16 +490,7 @@ def _carry_out(loop: Loop, run: Run, story: Story, work: Callable[[], Ending]) -
         story["error"], ending = str(error), Ending("failed", "stopped")
     except JobCrashed as error:
         story["error"], story["stderr"], ending = str(error), error.tail, Ending("failed", "crashed")
-    except (
-        UnknownVersion,
-        NoPrevious,
-        DataError,
-        SchemaError,
-        ArtefactError,
-        NotDrained,
-        ExportsBusy,
-        LogHeld,
-    ) as error:
+    except CannotGoOn as error:
         story["error"], ending = str(error), Ending("failed", "refused")
     except Exception as error:  # of a library, or a fault of ours: the row must say it, the log has the trace
         logger.exception("run %d (%s) failed", run.id, run.kind)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from monitoring.errors import CannotGoOn
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -26,7 +28,7 @@ SNAPSHOT_COLUMNS: Final = (AT, LABEL, ORIGIN)
 Origin = Literal["source", "record"]
 
 
-class DataError(ValueError):
+class DataError(CannotGoOn, ValueError):
     """Raised when data cannot be read, or holds nothing to train on."""
 
 

@@ -27,6 +27,7 @@ from monitoring.erase import (
     frame_test,
     undrained,
 )
+from monitoring.errors import CannotGoOn
 from monitoring.export import locked
 from monitoring.fits import feature_number
 from monitoring.retention import compact
@@ -52,7 +53,7 @@ LONG_S: Final = 3.0
 """SQLite lets nobody write while it is rewritten, not even the lease: after so long its renewal is waited for."""
 
 
-class NotDrained(RuntimeError):
+class NotDrained(CannotGoOn, RuntimeError):
     """Raised when rows recorded before an erasure was asked for do not reach the store."""
 
     def __init__(self, waiting: int) -> None:

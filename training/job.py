@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from monitoring.errors import EvergreenError
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import Feature, FeatureSchema, SchemaError
 from training.artefact import SCHEMA, ArtefactError, plain, read_manifest, verify, write_atomically
@@ -42,7 +43,7 @@ RESULT: Final = "result.json"
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-class JobError(RuntimeError):
+class JobError(EvergreenError, RuntimeError):
     """Raised when a training or a judgement cannot be done; the message says what it lacked."""
 
 

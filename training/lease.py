@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import sqlalchemy as sa
 
+from monitoring.errors import EvergreenError
 from monitoring.store import db_now, leases
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ CONTROLLER: Final = "controller"
 LeaseState = Literal["free", "held", "unsure", "lost"]
 
 
-class LeaseLost(RuntimeError):
+class LeaseLost(EvergreenError, RuntimeError):
     """Raised when a fenced write was refused because its token no longer holds the unexpired lease."""
 
     def __init__(self, name: str, token: int, found: tuple[str, int, float] | None) -> None:

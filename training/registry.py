@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import sqlalchemy as sa
 
+from monitoring.errors import CannotGoOn, EvergreenError
 from monitoring.store import aliases, db_now, versions
 from training.artefact import MANIFEST, REFERENCE, ArtefactError, file_digest, read_manifest, verify, write_atomically
 from training.lease import CONTROLLER, LeaseLost, fence, upsert, write_fenced
@@ -47,7 +48,7 @@ _LIVE: Final = {"champion", "previous", "announced", "challenger", "canary"}
 _NAME: Final = re.compile(r"[a-z0-9]([-._a-z0-9]*[a-z0-9])?")
 
 
-class NoChampion(LookupError):
+class NoChampion(EvergreenError, LookupError):
     """Raised when no version of the model is in service yet."""
 
     def __init__(self, name: str) -> None:
@@ -55,7 +56,7 @@ class NoChampion(LookupError):
         super().__init__(f"the model {name!r} has no champion yet: run `evergreen train`, or push a model")
 
 
-class NoPrevious(LookupError):
+class NoPrevious(CannotGoOn, LookupError):
     """Raised when there is no former champion to roll back to."""
 
     def __init__(self, name: str, champion: int | None) -> None:
@@ -66,7 +67,7 @@ class NoPrevious(LookupError):
         )
 
 
-class UnknownVersion(LookupError):
+class UnknownVersion(CannotGoOn, LookupError):
     """Raised when the model has no such version, or its artefact is not on this host."""
 
     def __init__(self, name: str, version: int, known: Sequence[int] | None = None, where: Path | None = None) -> None:
@@ -82,7 +83,7 @@ class UnknownVersion(LookupError):
         super().__init__(what)
 
 
-class NotAnnounced(RuntimeError):
+class NotAnnounced(EvergreenError, RuntimeError):
     """Raised when a version is flipped to champion that is not the announced one."""
 
     def __init__(self, name: str, version: int, announced: int | None) -> None:

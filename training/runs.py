@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 import sqlalchemy as sa
 
+from monitoring.errors import EvergreenError
 from monitoring.store import checks, runs
 from training.lease import CONTROLLER, fence, write_fenced
 
@@ -24,7 +25,7 @@ NO_ACTION: Final = "no_action"
 """Outcome of a check that decided against training."""
 
 
-class UnknownRun(LookupError):
+class UnknownRun(EvergreenError, LookupError):
     """Raised when no run has this id, or when it is not in the state that the step needs."""
 
     def __init__(self, run_id: int, state: str | None = None) -> None:

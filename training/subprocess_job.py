@@ -14,12 +14,13 @@ from typing import Final
 
 import msgspec
 
+from monitoring.errors import EvergreenError
 from training.job import JobResult, JobSpec, read_result
 
 TAIL_CHARACTERS: Final = 4000
 
 
-class JobCrashed(RuntimeError):
+class JobCrashed(EvergreenError, RuntimeError):
     """Raised when a job ended without a result: killed, out of time, or broken. `tail` is the end of its stderr."""
 
     def __init__(self, reason: str, tail: str) -> None:
@@ -28,7 +29,7 @@ class JobCrashed(RuntimeError):
         super().__init__(f"the job {reason}; the champion stays. Its last words: {last[0][:300]}")
 
 
-class JobStopped(RuntimeError):
+class JobStopped(EvergreenError, RuntimeError):
     """Raised when a job was ended because this process stops."""
 
     def __init__(self) -> None:

@@ -28,9 +28,6 @@ FAILED: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 
-OURS: Final = ("service.", "training.", "monitoring.")
-"""Exceptions of these packages speak for themselves; any other is named with its type."""
-
 CHANGE_WAIT_S: Final = 120.0
 """How long `rollback` and `promote` wait: loading and warming up a version takes seconds."""
 
@@ -105,11 +102,13 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, None]]
 
 
 def _report(error: Exception) -> NoReturn:
+    """One line on stderr, and the exit code: ours speak for themselves, any other is named with its type."""
+    from monitoring.errors import EvergreenError
     from service.settings import SettingsError
 
     if isinstance(error, SettingsError):
         _fail(str(error), USAGE)
-    if type(error).__module__.startswith(OURS):
+    if isinstance(error, EvergreenError):
         _fail(str(error), FAILED)
     words = " ".join(str(error).split()) or "no words"
     _fail(f"{type(error).__name__}: {words} (`evergreen --debug …` shows where)", FAILED)

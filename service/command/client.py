@@ -16,11 +16,13 @@ from typing import Any, Final, Self
 import httpx
 import msgspec
 
+from monitoring.errors import EvergreenError
+
 FINISHED: Final = ("done", "failed")
 """States in which a run moves no more."""
 
 
-class ServiceError(Exception):
+class ServiceError(EvergreenError):
     """Raised when the service answered with an error; the message is the service's own."""
 
     def __init__(self, status: int, message: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from monitoring.errors import EvergreenError
 from service import sample
 from service.command.client import Client, ServiceError, Unreachable
 from service.command.traffic import Answered, TrafficSummary, replay_traffic
@@ -118,7 +119,7 @@ def run(*, keep: bool = False, seed: int = 0, console: Console | None = None) ->
             console.print(f"the server's log: {home / 'server.log'}")
 
 
-class DemoFailed(RuntimeError):
+class DemoFailed(EvergreenError, RuntimeError):
     """Raised when the service does not start; the message says where its log is."""
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+from monitoring.errors import EvergreenError
 from monitoring.store import open_store
 from service.control.deployment import assemble
 from service.handover import Live, LiveVersion, write_live
@@ -15,7 +16,7 @@ from training.lease import Lease
 from training.registry import Registry
 
 
-class TrainRefused(RuntimeError):
+class TrainRefused(EvergreenError, RuntimeError):
     """Raised when a first training is not the thing to do now; the message says what is."""
 
 

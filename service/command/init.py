@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from monitoring.errors import EvergreenError
 from service.settings import FILE_NAME, SECTIONS, nearest, table
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
 """Keys that the written file shows, by section; the README has all of them."""
 
 
-class InitError(ValueError):
+class InitError(EvergreenError, ValueError):
     """Raised when no settings can be written for the data; the message names file or column and the remedy."""
 
 

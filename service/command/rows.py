@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from monitoring.errors import EvergreenError
 from monitoring.schema import Task
 from service.settings import SAMPLE, nearest, row_at
 
@@ -21,7 +22,7 @@ SAMPLE_ROWS: Final = 10_000
 """How long the sample goes on when no end is given."""
 
 
-class RowsError(ValueError):
+class RowsError(EvergreenError, ValueError):
     """Raised when rows cannot be read or sent as asked; the message says which file, column or row, and what to do."""
 
 

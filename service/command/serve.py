@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
+from monitoring.errors import EvergreenError
 from service.process import CLOSING, INSTALL_ROOT, STOPPING, SUPERVISOR, numeric_address
 from service.settings import (
     ROLE_VARIABLE,
@@ -40,7 +41,7 @@ QUIET_S: Final = 0.5
 """Then how long nobody new gets in before the listener is closed: who waits in its queue is served."""
 
 
-class ServeError(RuntimeError):
+class ServeError(EvergreenError, RuntimeError):
     """Raised when the server cannot be started as asked; the message says what to change."""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from monitoring.decode import InvalidRequest, RequestDecoder
+from monitoring.errors import EvergreenError
 from monitoring.fits import CATEGORY_CHARS
 from monitoring.schema import FeatureSchema
 from service.handover import Live, LiveVersion
@@ -35,11 +36,11 @@ FIRST_BACKOFF_S: Final = 5.0
 LONGEST_BACKOFF_S: Final = 300.0
 
 
-class IncompatibleSchema(ValueError):
+class IncompatibleSchema(EvergreenError, ValueError):
     """Raised when a version expects other features than the one in service, so that clients' requests would break."""
 
 
-class PrivateFeature(ValueError):
+class PrivateFeature(EvergreenError, ValueError):
     """Raised when a version was trained on a column that `[privacy]` keeps out of the record."""
 
     def __init__(self, version: int, columns: list[str]) -> None:
@@ -49,7 +50,7 @@ class PrivateFeature(ValueError):
         )
 
 
-class Unpredictable(ValueError):
+class Unpredictable(EvergreenError, ValueError):
     """Raised when a model has no finite answer to a well-formed record, as linear models have to enormous numbers."""
 
     def __init__(self, version: int, row: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from monitoring.errors import EvergreenError
+
 LENGTH_DIGITS: Final = 18
 """Of a content length; Python itself refuses to read very long numbers."""
 
@@ -14,7 +16,7 @@ FORWARDED: Final = (b"x-forwarded-for", b"forwarded")
 _ID: Final = re.compile(rb"[!-~]{1,200}")
 
 
-class Reject(Exception):
+class Reject(EvergreenError):
     """Raised inside a handler: the request ends with this status and these words."""
 
     def __init__(self, status: int, message: str, retry_after_s: int | None = None, *, closes: bool = False) -> None:

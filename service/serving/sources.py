@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Literal
 
+from monitoring.errors import EvergreenError
 from monitoring.metrics import HotCounter
 from service.keys import OPEN
 
@@ -20,7 +21,7 @@ Kind = Literal["predictions", "labels"]
 HOUR_S: Final = 3600
 
 
-class OverLimit(Exception):
+class OverLimit(EvergreenError):
     """Raised when a source has sent what it may in this hour; `retry_after_s` until the next one begins."""
 
     def __init__(self, source: str, kind: Kind, limit: int, retry_after_s: int) -> None:

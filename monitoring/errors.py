@@ -1,0 +1,55 @@
+"""Every error of ours is an `EvergreenError`: its message says what happened, with which value, and what to do.
+
+Where each of them is raised, and when, stands beside the code that raises it:
+
+EvergreenError
+    CannotGoOn
+        ExportsBusy           monitoring/export.py
+        LogHeld               monitoring/retention.py
+        SchemaError           monitoring/schema.py
+        ArtefactError         training/artefact.py
+            UntrustedModel    training/export.py
+        DataError             training/data.py
+        NotDrained            training/erasure.py
+        NoPrevious            training/registry.py
+        UnknownVersion        training/registry.py
+    InvalidRequest            monitoring/decode.py
+    SpoolBusy                 monitoring/drain.py
+    DrainFailed               monitoring/drain.py
+    StoreTooNew               monitoring/store.py
+    JobError                  training/job.py
+    LeaseLost                 training/lease.py
+    NoChampion                training/registry.py
+    NotAnnounced              training/registry.py
+    UnknownRun                training/runs.py
+    JobCrashed                training/subprocess_job.py
+    JobStopped                training/subprocess_job.py
+    ServiceError              service/command/client.py
+        Unreachable           service/command/client.py
+        NotFinished           service/command/client.py
+    DemoFailed                service/command/demo.py
+    TrainRefused              service/command/first_version.py
+    InitError                 service/command/init.py
+    RowsError                 service/command/rows.py
+    ServeError                service/command/serve.py
+    TokenError                service/keys.py
+    Denied                    service/keys.py
+    IncompatibleSchema        service/serving/predictor.py
+    PrivateFeature            service/serving/predictor.py
+    Unpredictable             service/serving/predictor.py
+    Reject                    service/serving/request.py
+    OverLimit                 service/serving/sources.py
+    SettingsError             service/settings.py
+
+A test holds this tree equal to the code.
+"""
+
+from __future__ import annotations
+
+
+class EvergreenError(Exception):
+    """Raised for what a person or a program can do something about; the message says what."""
+
+
+class CannotGoOn(EvergreenError):
+    """Raised when a step of the loop cannot be done as asked: its run ends as refused, and the champion stays."""
