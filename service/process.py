@@ -24,6 +24,9 @@ from training.priority import be_prompt
 INSTALL_ROOT: Final = Path(__file__).resolve().parent.parent
 """The folder that holds our three packages."""
 
+DISTRIBUTION: Final = "evergreen-serving"
+"""Its name among packages; the command is `evergreen`."""
+
 PR_SET_PDEATHSIG: Final = 1
 ORPHAN_GRACE_S: Final = 2.0
 SWITCH_INTERVAL_S: Final = 0.0005

@@ -124,7 +124,9 @@ def _print_version(asked: bool) -> None:
     if asked:
         import importlib.metadata
 
-        typer.echo(f"evergreen {importlib.metadata.version('evergreen')}")
+        from service.process import DISTRIBUTION
+
+        typer.echo(f"evergreen {importlib.metadata.version(DISTRIBUTION)}")
         raise typer.Exit(OK)
 
 

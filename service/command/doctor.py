@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from service.process import INSTALL_ROOT
+from service.process import DISTRIBUTION, INSTALL_ROOT
 from service.settings import SAMPLE, Settings, SettingsError, load
 
 OLDEST_PYTHON: Final = (3, 11)
@@ -66,7 +66,7 @@ def _packages() -> Iterator[Finding]:
             yield Finding("packages", False, f"{here} may hide evergreen's own `{name}`: start in another directory")
     missing = [name for name in ("bentoml", "scikit-learn", "evidently", "onnxruntime") if not _version(name)]
     yield Finding(
-        "packages", not missing, f"missing: {', '.join(missing)}" if missing else f"evergreen {_version('evergreen')}"
+        "packages", not missing, f"missing: {', '.join(missing)}" if missing else f"evergreen {_version(DISTRIBUTION)}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Final
 
 from service.serving.answer import JSON, Lane
 from service.serving.asgi import App, Message, Receive, Scope, Send
@@ -12,6 +12,10 @@ from service.serving.request import Reject, check_content_encoding, check_conten
 from service.serving.routes import answer, template
 from service.serving.wire import LaneProtocol
 from service.serving.worker import Worker
+from service.settings import TRACED_VARIABLE
+
+HANDED_ON: Final = "evergreen.handed_on"
+"""In the scope of a request that is BentoML's to answer: it meets the front a second time, inside."""
 
 
 class Front:
@@ -25,13 +29,16 @@ class Front:
     def __init__(self, app: App, worker: Callable[[], Worker]) -> None:
         self.app = app
         self._worker = worker
+        self.stack: App | None = None
+        """The whole of BentoML's application, when requests come here before it. Its tracing and timeout layers cost some
+        60 µs a request and are of no use to what never waits; with tracing on they stay outside, and this inside."""
         self._lane: Lane | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and HANDED_ON not in scope:
             await self._answer(self.lane, scope, receive, send)
             return
-        if scope["type"] == "lifespan" and _become_outermost(scope.get("app"), self):
+        if scope["type"] == "lifespan" and not os.environ.get(TRACED_VARIABLE):
             LaneProtocol.front = self
         await self.app(scope, receive, send)
 
@@ -93,7 +100,7 @@ class Front:
 
                 await answer_v2(lane, scope, receive, counting_send)
             elif not await answer(lane.worker, scope, receive, counting_send):
-                await self.app(scope, receive, counting_send)
+                await (self.stack or self.app)({**scope, HANDED_ON: True}, receive, counting_send)
         except ConnectionResetError:
             return  # the client left before its request was whole; nothing was done
         except Exception as error:
@@ -107,25 +114,3 @@ class Front:
         else:
             if status:  # none: the client left, and nothing was answered
                 lane.count(template(path), status)
-
-
-def _become_outermost(application: Any, lane: Front) -> bool:
-    """Stand before BentoML's tracing and timeout layers; whether the lane does now.
-
-    They cost some 60 µs a request and are of no use to the lane: it never waits, and tracing is off unless an exporter
-    is configured (then the lane stays inside and is traced).
-    """
-    stack = getattr(application, "middleware_stack", None)
-    if stack is None or os.environ.get("EVERGREEN_TRACED"):
-        return False
-    inner, lane.app = lane.app, stack
-    # The stack below must not meet the lane a second time.
-    hop = stack
-    while getattr(hop, "app", None) is not None and hop.app is not lane:
-        hop = hop.app
-    if getattr(hop, "app", None) is lane:
-        hop.app = inner
-        application.middleware_stack = lane
-        return True
-    lane.app = inner
-    return False

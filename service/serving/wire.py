@@ -24,7 +24,7 @@ from service.serving.routes import template
 
 if TYPE_CHECKING:
     from service.serving.answer import Lane
-    from service.serving.asgi import Headers
+    from service.serving.asgi import App, Headers, Receive, Scope, Send
 
 logger = logging.getLogger("evergreen.wire")
 
@@ -42,8 +42,11 @@ def install() -> None:
 class Answering(Protocol):
     """What knows the lane of this process."""
 
+    stack: App | None
+
     @property
     def lane(self) -> Lane: ...
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 class LaneProtocol(GuardedProtocol):
@@ -68,6 +71,7 @@ class LaneProtocol(GuardedProtocol):
         if self.front is not None:
             lane = self.front.lane
             self.read_timeout_s, self.max_connections = lane.read_timeout_s, lane.max_connections
+            self.front.stack, self.app = self.app, self.front
         super().connection_made(transport)
         if self.front is not None:
             self.known = self.front.lane.worker.keys.open_to(self.client[0] if self.client else None)
