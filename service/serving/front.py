@@ -30,8 +30,8 @@ class Front:
         self.app = app
         self._worker = worker
         self.stack: App | None = None
-        """The whole of BentoML's application, when requests come here before it. Its tracing and timeout layers cost some
-        60 µs a request and are of no use to what never waits; with tracing on they stay outside, and this inside."""
+        """The whole of BentoML's application, when requests come here before it: its tracing and timeout layers cost
+        some 60 µs a request and are of no use to what never waits. With tracing on they stay outside."""
         self._lane: Lane | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
