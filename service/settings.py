@@ -152,9 +152,10 @@ class ServeSettings(Section):
         10.0, gt=0, description="seconds; from a request's first byte to its last (408), and to the first of all"
     )
     max_pending_bytes: int = Field(
-        32 * 2**20,
+        24 * 2**20,
         ge=2**16,
-        description="bytes a worker; bodies that are not whole yet, or wait for their turn: above it 503",
+        description="bytes a worker; bodies not whole yet, or waiting for their turn: above it 503; room for one of "
+        "max_request_bytes and many small ones",
     )
     max_connections: int = Field(
         4096, ge=16, description="connections a worker; above it those that have rested longest are closed"

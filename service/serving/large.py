@@ -12,6 +12,8 @@ import numpy as np
 
 from monitoring.decode import InvalidRequest
 
+Buffer = bytes | bytearray | memoryview
+
 SMALL_BYTES: Final = 2**20
 """Bodies up to this size hold at most half a million values, whatever is in them."""
 
@@ -19,21 +21,21 @@ _CHUNK_BYTES: Final = 2**20
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 
 
-def check_values(body: bytes | memoryview, most: int, most_text: int, what: str) -> None:
+def check_values(body: Buffer, most: int, most_text: int, what: str) -> None:
     """Raise `InvalidRequest` when a large JSON body holds more than `most` values, or a text of over `most_text` bytes.
 
     The first is a 413 that ends in `what`, the second a 400. Smaller bodies are not looked at.
     """
     if len(body) <= SMALL_BYTES:
         return
-    values, longest = measure(bytes(body))
+    values, longest = measure(body)
     if values > most:
         raise InvalidRequest(413, f"the body holds {values} values; {what}", "too many values")
     if longest > most_text:
         raise InvalidRequest(400, f"the body holds a text of {longest} bytes; send shorter ones", "a text too long")
 
 
-def measure(body: bytes) -> tuple[int, int]:
+def measure(body: Buffer) -> tuple[int, int]:
     """How many values a JSON text has, names not counted, and how many bytes its longest string has.
 
     Values are one more than the commas outside strings.
