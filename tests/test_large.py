@@ -50,7 +50,7 @@ def values_in(value: Any) -> int:
 def test_values_and_texts_are_measured_whatever_stands_in_them(value: Any, chunk: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large, "_CHUNK_BYTES", chunk)
-        found = large.measure(json.dumps(value).encode())
+        *_, found = large.measured(json.dumps(value).encode())
     assert found == (values_in(value), max(map(len, texts_in(value)), default=0))
 
 

@@ -50,6 +50,10 @@ INLINE_ROWS: Final = 256
 INLINE_BYTES: Final = 128 * 1024
 """Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
 
+LARGE_BYTES: Final = 2**20
+TURN_S: Final = 2.0
+"""Bodies over a megabyte take turns, each this long at most: several at once would delay all small ones."""
+
 MOST_TEXT_BYTES: Final = 12 * LONGEST_CATEGORY
 """Of one string in a large body: each character may be written as two escapes of six."""
 
@@ -102,6 +106,7 @@ class Lane:
         self.max_connections = process.bounded_connections(serve.max_connections)
         self.held = 0
         """Bytes of bodies that are not whole, or wait for their turn."""
+        self._turn = asyncio.Lock()  # of the one body over a megabyte that is read and answered at a time
         self.max_records = serve.max_records
         self.in_flight = 0
         self.log = worker.log
@@ -214,7 +219,8 @@ class Lane:
             self.worker.recorded.inc(kept)
             if kept < start:
                 self.worker.dropped.inc(start - kept)
-        self.worker.model.recent_body = records[-1][1][1]
+        if len(records[-1][1][1]) <= INLINE_BYTES:  # it is kept, to warm up the next version with
+            self.worker.model.recent_body = records[-1][1][1]
         try:
             self._predictions[model.version].inc(start)
         except KeyError:
@@ -262,7 +268,7 @@ class Lane:
         length = next((content_length(value) for name, value in scope["headers"] if name == b"content-length"), 0)
         if length > self.max_bytes:
             raise Reject(413, self._too_large(length))
-        held = 0
+        held, turn = 0, False
         try:
             parts, more = [], True
             while more:
@@ -275,6 +281,9 @@ class Lane:
                 self.hold(len(part), unfinished=more)
                 held += len(part)
                 parts.append(part)
+                if held > LARGE_BYTES and not turn:
+                    await self._take_turn(unfinished=more)
+                    turn = True
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
             self.admit(1)
@@ -285,6 +294,15 @@ class Lane:
                 self.in_flight -= 1
         finally:
             self.held -= held
+            if turn:
+                self._turn.release()
+
+    async def _take_turn(self, *, unfinished: bool) -> None:
+        """Wait for the large body before this one; meanwhile the client is not read from. Raises `Reject`."""
+        try:
+            await asyncio.wait_for(self._turn.acquire(), TURN_S)
+        except TimeoutError:
+            raise Reject(503, "requests over a megabyte take turns; try again", 1, closes=unfinished) from None
 
     def hold(self, more: int, *, unfinished: bool = True) -> None:
         """Make room for `more` bytes of bodies. Raises `Reject` when there is none."""

@@ -6,13 +6,12 @@ only when it has decoded it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 
 from monitoring.decode import InvalidRequest
-
-Buffer = bytes | bytearray | memoryview
 
 SMALL_BYTES: Final = 2**20
 """Bodies up to this size hold at most half a million values, whatever is in them."""
@@ -21,27 +20,29 @@ _CHUNK_BYTES: Final = 2**20
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 
 
-def check_values(body: Buffer, most: int, most_text: int, what: str) -> None:
+def check_values(body: bytes | bytearray, most: int, most_text: int, what: str) -> None:
     """Raise `InvalidRequest` when a large JSON body holds more than `most` values, or a text of over `most_text` bytes.
 
-    The first is a 413 that ends in `what`, the second a 400. Smaller bodies are not looked at.
+    The first is a 413 that ends in `what`, the second a 400. Smaller bodies are not looked at; nor is a text in ASCII,
+    which takes no more room than its bytes.
     """
-    if len(body) <= SMALL_BYTES:
+    if len(body) <= SMALL_BYTES or (body.isascii() and body.count(b",") < most):
         return
-    values, longest = measure(body)
-    if values > most:
-        raise InvalidRequest(413, f"the body holds {values} values; {what}", "too many values")
-    if longest > most_text:
-        raise InvalidRequest(400, f"the body holds a text of {longest} bytes; send shorter ones", "a text too long")
+    for values, longest in measured(body):
+        if values > most:
+            raise InvalidRequest(413, f"the body holds more than {most} values; {what}", "too many values")
+        if longest > most_text:
+            message = f"the body holds a text of more than {most_text} bytes; send shorter ones"
+            raise InvalidRequest(400, message, "a text too long")
 
 
-def measure(body: Buffer) -> tuple[int, int]:
-    """How many values a JSON text has, names not counted, and how many bytes its longest string has.
+def measured(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """How many values a JSON text has, names not counted, and the bytes of its longest string, megabyte by megabyte.
 
-    Values are one more than the commas outside strings.
+    Values are one more than the commas outside strings. The last pair is that of the whole text.
 
-    >>> measure(b'{"a": [1, "x, y"], "b": 2}')
-    (3, 4)
+    >>> list(measured(b'{"a": [1, "x, y"], "b": 2}'))
+    [(3, 4)]
     """
     commas, longest, inside, escaped, last = 0, 0, 0, False, -1
     for start in range(0, len(body), _CHUNK_BYTES):
@@ -56,7 +57,7 @@ def measure(body: Buffer) -> tuple[int, int]:
             longest = max(longest, int(ends.max(initial=1)) - 1)
             last = int(places[-1])
         inside = int(within[-1])
-    return commas + 1, max(longest, len(body) - 1 - last) if inside else longest
+        yield commas + 1, max(longest, start + len(chunk) - 1 - last) if inside else longest
 
 
 def _drop_escaped(chunk: np.ndarray, quotes: np.ndarray, escaped: bool) -> bool:

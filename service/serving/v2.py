@@ -198,7 +198,7 @@ def _read(body: bytes, header: bytes | None, most: int, what: str) -> tuple[Infe
                 400, f"Inference-Header-Content-Length: {header[:40]!r} is not a length in this body", "v2"
             )
         length = int(header)
-    head, binary = memoryview(body)[:length], memoryview(body)[length:]
+    head, binary = body[:length], memoryview(body)[length:]
     check_values(head, most, MOST_TEXT_BYTES, what)
     try:
         return _decode(head), binary
