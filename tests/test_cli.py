@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.cli import app
+from service.process import DISTRIBUTION
 from service.settings import Settings, management_token
 from tests.stand_in import TOKEN, StandIn, serving
 
@@ -71,7 +72,7 @@ print("heavy:", *(set(sys.modules) & {heavy!r}))
 
 
 def test_version_is_the_installed_one() -> None:
-    assert evergreen("--version").stdout.strip() == f"evergreen {importlib.metadata.version('evergreen')}"
+    assert evergreen("--version").stdout.strip() == f"evergreen {importlib.metadata.version(DISTRIBUTION)}"
 
 
 @pytest.mark.parametrize(
