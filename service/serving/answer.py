@@ -145,13 +145,13 @@ class Lane:
             most = self._most_values(model)
             check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
             batch = model.decoder.decode(body)
-            self.count_source("predictions", source, batch.n)
             return batch, model.predict(batch)
 
         try:
             batch, found = await self.in_thread(work)
         except ValueError as error:
             raise unpredictable(model, error) from error
+        self.count_source("predictions", source, batch.n)  # here: counters are written by the event loop alone
         return 200, self.settle(model, (Asked(batch, body, started, source),), *found)[0]
 
     def _most_values(self, model: ServedModel) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 
-from service.serving.request import Reject, echoed
+from service.serving.request import Reject, content_length, echoed
 
 if TYPE_CHECKING:
     from service.serving.asgi import App, Message, Receive, Send
@@ -36,8 +36,7 @@ async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send:
     needed: Scope = "read" if method in ("GET", "HEAD") else "push" if pushes else "operate"
     who = worker.keys.require(needed, given.get(b"authorization", b""))
     most = worker.settings.security.max_push_bytes if pushes else BODY_BYTES
-    length = given.get(b"content-length", b"0")
-    if length.isdigit() and len(length) < 19 and int(length) > most:
+    if content_length(given.get(b"content-length", b"0")) > most:
         raise Reject(413, _too_large(most))
     request_id = echoed(given.get(b"x-request-id", b"")).decode() or str(uuid.uuid4())
     scope.setdefault("state", {}).update(who=who, request_id=request_id)

@@ -15,7 +15,6 @@ from monitoring.decode import Batch
 from service.serving.answer import INLINE_ROWS, Asked, unpredictable
 from service.serving.asgi import Headers
 from service.serving.request import FORWARDED, check_content_encoding, check_content_type, echoed
-from service.serving.sources import OverLimit
 
 if TYPE_CHECKING:
     from service.serving.answer import Lane
@@ -75,17 +74,13 @@ class Group:
             lane.admit(1)
             model = model or lane.model
             batch = model.decoder.decode(body)
+            if batch.n > INLINE_ROWS:
+                return False
+            if source or lane.worker.sources.limited:
+                lane.count_source("predictions", source, batch.n)
         except Exception as error:  # the same words as on the long way
             connection.refuse(*lane.refusal(PATH, error, request_id))
             return True
-        if batch.n > INLINE_ROWS:
-            return False
-        if source or lane.worker.sources.limited:
-            try:
-                lane.count_source("predictions", source, batch.n)
-            except OverLimit as error:
-                connection.refuse(*lane.refusal(PATH, error, request_id))
-                return True
         if model is not self._model:
             self.flush()
             self._model = model
