@@ -71,7 +71,10 @@ class Metrics:
         self.log_records = counter("log_records", "Rows given to the prediction log", "outcome")
         self.labels = counter("labels", "Labels by what became of them", "outcome")
         self.source_rows = counter(
-            "source_rows", "Rows and labels by the token they came with (`open`: none)", "source", "kind"
+            "source_rows",
+            "Labels, and rows of named sources, by token (`open`: none; its rows only when limited)",
+            "source",
+            "kind",
         )
         self.model_swaps = counter("model_swaps", "Changes of the model a worker answers with", "result")
         self.model_swap_seconds = Histogram(
