@@ -1,9 +1,9 @@
 """What the door accepts, every room takes: `python -m benchmarks.fits [--bodies 24000 --seed 1]`.
 
-The property test of `tests/test_fits.py` with many more bodies: a third of each task, half on SQLite, half on
+The property test of `tests/service/test_fits.py` with many more bodies: a third of each task, half on SQLite, half on
 PostgreSQL.
 Prints what became of them. An exception behind the door, a 5xx, a lost or unfit row ends it with a trace.
-It does not show what happens to rows that older releases accepted; `tests/test_fits.py` has some of those.
+It does not show what happens to rows that older releases accepted; `tests/service/test_fits.py` has some of those.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from service import sample
 from service.command.client import ServiceError, Unreachable
 from service.command.traffic import replay_traffic
 from service.settings import known_token
-from tests.server import Server, wait_until
+from tests.real_server import Server, wait_until
 
 SEED: Final = 1
 RATE: Final = 200.0

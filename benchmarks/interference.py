@@ -30,7 +30,7 @@ from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.rows import json_columns
 from service.handover import read_live
-from tests.server import Server, wait_until
+from tests.real_server import Server, wait_until
 from training.export import load_pipeline
 
 SEED: Final = 1

@@ -29,7 +29,7 @@ from benchmarks.processes import Family
 from benchmarks.serving import question
 from monitoring.schema import FeatureSchema
 from service.handover import read_live
-from tests.server import Server, wait_until
+from tests.real_server import Server, wait_until
 from training.export import load_pipeline
 
 SEED: Final = 1

@@ -34,7 +34,7 @@ from benchmarks.report import Spread
 from monitoring.schema import FeatureSchema
 from service import sample
 from service.handover import read_live
-from tests.server import Server, free_port
+from tests.real_server import Server, free_port
 from training.export import load_pipeline
 
 SEED: Final = 1

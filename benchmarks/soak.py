@@ -31,7 +31,7 @@ import sqlalchemy as sa
 from benchmarks.load import Generator, Target, closed_loop
 from service import sample
 from service.command.rows import json_columns
-from tests.server import Server, wait_until
+from tests.real_server import Server, wait_until
 
 BATCH = 20
 CLIENTS = 4

@@ -34,7 +34,7 @@ from benchmarks.serving import TOLERANCE, question
 from monitoring.schema import FeatureSchema
 from monitoring.store import aliases, connect
 from service import sample
-from tests.server import Server
+from tests.real_server import Server
 from training.export import export, load_pipeline
 from training.pipeline import build
 from training.registry import Registry

@@ -24,7 +24,7 @@ from benchmarks.report import Spread
 from benchmarks.serving import ROWS, drained, question
 from monitoring.schema import FeatureSchema
 from service.handover import read_live
-from tests.server import Server
+from tests.real_server import Server
 from training.export import load_pipeline
 
 SEED: Final = 1

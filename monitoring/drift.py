@@ -67,8 +67,8 @@ class DriftPolicy(BaseModel):
         5.0,
         ge=0,
         description="standard deviations over the mean distance of random splits that a score must also exceed; "
-        "with 5, 11 of 18,920 unmoved columns were false alarms (tests/test_drift.py has them; windows of 200 to "
-        "20,000 rows), and none of their 1,720 checks",
+        "with 5, 11 of 18,920 unmoved columns were false alarms (windows of 200 to 20,000 rows), and "
+        "none of their 1,720 checks",
     )
     permutations: int = Field(
         500,

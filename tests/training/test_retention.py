@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from monitoring.log import PredictionLog
 from monitoring.retention import DAY_S, RetentionPolicy, compact, expire
 from monitoring.store import labels, open_store, predictions, rejections
-from tests.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
-from tests.test_erasure import NOW, POLICY, append, append_label, drain, files_with, record
+from tests.training.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
+from tests.training.test_erasure import NOW, POLICY, append, append_label, drain, files_with, record
 from training.artefact import REFERENCE, verify
 from training.cycle import run_retention
 

@@ -20,7 +20,7 @@ from service import sample
 from service.command.traffic import replay_traffic
 from service.handover import read_live
 from tests.artefacts import example_record
-from tests.server import Server, wait_until
+from tests.real_server import Server, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from monitoring.metrics import HotCounter, HotHistogram, Metrics, exposition, total
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 KILLED = """
 import os, signal, sys

@@ -371,7 +371,7 @@ def test_every_section_and_key_that_a_message_names_exists() -> None:
     """`[section] key` in a text of the code is one of the settings, or the section's name and a word of prose."""
     texts = set()
     for package in ("service", "training", "monitoring"):
-        for file in (Path(__file__).parent.parent / package).rglob("*.py"):
+        for file in (Path(__file__).parents[2] / package).rglob("*.py"):
             nodes = ast.walk(ast.parse(file.read_text()))
             texts |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     named = {found for text in texts for found in re.findall(r"(?<!\w)\[([a-z]{3,})\] ([a-z_]+)", text)}

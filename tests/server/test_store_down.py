@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from service import sample
 from service.command.traffic import replay_traffic
 from tests.artefacts import example_record
-from tests.server import Server, wait_until
+from tests.real_server import Server, wait_until
 
 
 def start_postgres(folder: Path) -> Any:

@@ -22,7 +22,7 @@ from monitoring.store import connect, dead_letters, labels, open_store, predicti
 from monitoring.window import read_window
 from service.serving.management import Erasure
 from tests.processes import python
-from tests.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
+from tests.training.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
 from training.artefact import REFERENCE, SCHEMA, file_digest, verify
 from training.cycle import take_over
 from training.data import assemble, snapshot

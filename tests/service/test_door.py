@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, free_port
+from tests.real_server import ROOT, free_port
 
 CLOSER = """
 import socket, sys

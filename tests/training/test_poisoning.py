@@ -21,7 +21,7 @@ from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
 from service.settings import load
-from tests.test_cycle import Place, first, world
+from tests.training.test_cycle import Place, first, world
 from training.cycle import run_cycle
 from training.gates import GatePolicy
 from training.runs import Run
@@ -125,5 +125,5 @@ def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_readme_say
 
     assert (runs[-1].kind, runs[-1].outcome) == ("retrain", "promoted"), json.dumps(runs[-1].record)[:2000]
     assert attacked.place.registry.live().champion == 2
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert "anyone who can reach it can teach the model" in " ".join(readme.split())

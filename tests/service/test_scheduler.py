@@ -15,7 +15,7 @@ from monitoring.metrics import Metrics
 from monitoring.store import aliases, open_store
 from service.control.scheduler import Scheduler
 from service.settings import Settings, load
-from tests.server import wait_until
+from tests.real_server import wait_until
 from training.lease import CONTROLLER, LeaseLost
 from training.loop import Loop
 

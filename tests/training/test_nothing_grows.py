@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from monitoring import store
 from monitoring.retention import DAY_S, RetentionPolicy, expire_unmatched, forget_drained
-from tests.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
+from tests.training.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
 from training.cycle import run_cycle, run_retention
 from training.data import snapshot
 from training.registry import DEPTH, UnknownVersion

@@ -22,7 +22,7 @@ import pytest
 from service import sample
 from service.command.traffic import TrafficSummary, replay_traffic
 from tests.artefacts import example_record, sample_schema
-from tests.server import ROOT, Server, wait_until
+from tests.real_server import ROOT, Server, wait_until
 
 QUICK = {
     "SERVE__WORKERS": "2",

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from monitoring.store import predictions
 from tests.artefacts import example_record
-from tests.server import Server, wait_until
+from tests.real_server import Server, wait_until
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from monitoring.retention import expire
 from monitoring.window import label_status
 from tests.processes import python
 
-FIRST_RELEASE = Path(__file__).parent / "data"
+FIRST_RELEASE = Path(__file__).parents[1] / "data"
 DAYS = (20_000, 20_001, 20_400)
 
 

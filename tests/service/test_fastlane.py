@@ -27,7 +27,7 @@ from service.serving.worker import Worker
 from service.settings import Settings, load
 from tests.artefacts import example_record, make_artefact, sample_schema
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from service.serving.answer import Lane
 from service.serving.connection import HEAD_BYTES
 from service.serving.front import Front
 from service.serving.worker import Worker
-from tests.server import wait_until
+from tests.real_server import wait_until
 from tests.wired import Answer, Served, artefact, read_answer, records, request, serving, talk, working
 
 __all__ = ["artefact"]  # a fixture
