@@ -1,0 +1,164 @@
+"""How much is known about a quality: held, lost, or not known yet. NumPy and the standard library alone.
+
+A fall of quality is judged by confidence sequences: intervals that hold at all times at once, so that one may look at
+every check, as often as one likes, and all false alarms together stay below `alpha`. Sources: Waudby-Smith, Arbour,
+Sinha, Kennedy & Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences", Annals of Statistics
+2024 (the one-sided boundary, equation 10); Podkopaev & Ramdas, "Tracking the risk of a deployed model", ICLR 2022 (the
+use: the risk on the stream against the risk on the holdout).
+
+A metric enters as its value and the influence of each row on it (Hampel 1974): the mean of the influences is 0, their
+spread is what chance does. Neighbouring rows may resemble each other, so the spread is also taken from blocks of
+consecutive rows, and the larger of both counts (Carlstein 1986).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+State = Literal["held", "lost", "not known yet"]
+
+ALPHA: Final = 0.05
+"""All false alarms of one champion together."""
+BLOCKS: Final = 20
+"""Blocks of consecutive rows that show how far neighbours resemble each other."""
+SHORTEST: Final = 100
+"""Rows of the shortest window that is looked at."""
+
+
+class Influences(NamedTuple):
+    """A metric of some rows in time order, larger is better: its value, and how each row moves it (mean 0)."""
+
+    value: float
+    rows: Array
+
+
+class Fall(msgspec.Struct, frozen=True):
+    """What is known about a metric's fall below the champion's own level, in the metric's unit (positive: worse)."""
+
+    state: State
+    rows: int
+    """Matured rows that the interval rests on."""
+    value: float | None = None
+    """The metric on them."""
+    fall: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """The fall lies between them, at all looks at once."""
+    more_rows: int | None = None
+    """About how many more rows it takes to tell; None when it is told, or cannot be said."""
+
+
+def spread(influences: Array) -> float:
+    """Standard deviation of one row's influence as it counts for a mean: the larger of rows' own and blocks'."""
+    n = len(influences)
+    own = float(influences.std())
+    size = n // BLOCKS
+    if size < 2:
+        return own
+    means = influences[n - size * BLOCKS :].reshape(BLOCKS, size).mean(axis=1)
+    return max(own, float(means.std(ddof=1)) * math.sqrt(size))
+
+
+def boundary(rows: int, alpha: float, tuned_to: int) -> float:
+    """Standard errors that a one-sided confidence sequence is wide at `rows`, tightest near `tuned_to` rows.
+
+    Times the standard error of a mean it is the half-width that no look at any time exceeds with probability `alpha`.
+    """
+    tuning = _tuning(alpha) / tuned_to
+    grown = rows * tuning + 1
+    return math.sqrt(2 * grown / (rows * tuning) * math.log1p(math.sqrt(grown) / (2 * alpha)))
+
+
+def _tuning(alpha: float) -> float:
+    """rho squared times the rows at which the boundary is tightest (equation 14 there, for 2 alpha two-sided)."""
+    logs = -2 * math.log(2 * alpha)
+    return logs + math.log(max(logs, 1e-9) + 1) if logs > 0 else 1.0
+
+
+def judge(
+    measure: Callable[[int], Influences | None],
+    rows: int,
+    before: int,
+    level: float,
+    level_error: float,
+    allowed: float,
+    *,
+    alpha: float = ALPHA,
+    shortest: int = SHORTEST,
+) -> Fall:
+    """Whether the metric of the newest rows fell by more than `allowed` below `level`.
+
+    `measure(n)` is the metric of the newest n matured rows, None when they do not define it. `rows` can be read,
+    `before` more came earlier from the same champion. `level` is the champion's own, on rows it did not learn from,
+    with standard error `level_error`.
+
+    Windows double in length from `shortest`. One that began at the i-th place of its length has a share of `alpha`
+    of its own, and all shares together are `alpha`.
+    - `lost`: a window by itself, at all its looks, excludes a fall within `allowed`, and all windows together exclude
+      that there was none. So a stream whose quality did not fall is ever called lost with probability `alpha`.
+    - `held`: all windows together exclude a fall of `allowed`, and in no window does the fall lie more than a
+      standard error above it.
+    """
+    total = before + rows
+    widest: Fall | None = None
+    found: list[Fall] = []
+    doubtful = False
+    for length, window, share in _windows(rows, before, alpha, shortest):
+        seen = measure(window)
+        if seen is None:
+            continue
+        error = math.hypot(spread(seen.rows) / math.sqrt(window), level_error)
+        beyond, alone = boundary(window, share, length), boundary(window, alpha, length)
+        half = beyond * error
+        fall = level - seen.value
+        more = None
+        if fall != allowed and error:
+            needed = alone if fall > allowed else beyond
+            more = max(0, math.ceil(window * ((needed * error / (fall - allowed)) ** 2 - 1)))
+        state: State = (
+            "lost"
+            if fall - alone * error > allowed and fall > half
+            else "held"
+            if fall + half < allowed
+            else "not known yet"
+        )
+        one = Fall(
+            state, window, seen.value, fall, fall - half, fall + half, more if state == "not known yet" else None
+        )
+        found.append(one)
+        doubtful |= fall - error > allowed
+        widest = one
+    if widest is None:
+        return Fall("not known yet", total if total < shortest else rows)
+    lost = [one for one in found if one.state == "lost"]
+    if lost:
+        return lost[0]
+    held = [one for one in found if one.state == "held"]
+    if held and not doubtful:
+        return held[0]
+    return msgspec.structs.replace(widest, state="not known yet")
+
+
+def _windows(rows: int, before: int, alpha: float, shortest: int) -> Iterator[tuple[int, int, float]]:
+    """(length it is tuned to, rows now, alpha of its own) of each window that is looked at now, shortest first."""
+    total = before + rows
+    lengths = max(1, int(math.log2(max(total, shortest) / shortest)) + 1)
+    for power in range(lengths):
+        length = shortest << power
+        # Windows of this length begin at multiples of it and are looked at until they are twice as long and more.
+        place = (total - length) // length
+        begins = place * length
+        if begins < before:  # its first rows are not read any more
+            continue
+        weight = 6 / (math.pi * (power + 1)) ** 2  # sums to 1 over all lengths there will ever be
+        yield length, total - begins, alpha * weight / ((place + 1) * (place + 2))
