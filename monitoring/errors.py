@@ -17,11 +17,13 @@ EvergreenError
     SpoolBusy                 monitoring/drain.py
     DrainFailed               monitoring/drain.py
     StoreTooNew               monitoring/store.py
+    AdaptationError           training/adaptation.py
     JobError                  training/job.py
     LeaseLost                 training/lease.py
     NoChampion                training/registry.py
     NotAnnounced              training/registry.py
     UnknownRun                training/runs.py
+    UnloadableGraph           training/session.py
     JobCrashed                training/subprocess_job.py
     JobStopped                training/subprocess_job.py
     ServiceError              service/command/client.py

@@ -26,7 +26,7 @@ IMPORTERS = {
     "fastapi": {"service/serving/management.py"},
     "typer": {"service/command/cli.py"},
     "prometheus_client": {"monitoring/metrics.py"},
-    "onnxruntime": {"training/twin.py"},
+    "onnxruntime": {"training/session.py"},
 }
 
 

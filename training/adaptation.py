@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from monitoring.errors import EvergreenError
+from training.session import UnloadableGraph, open_session
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -170,17 +171,12 @@ class Adapter:
 
 
 def _session(adaptation: Adaptation) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(adaptation.graph, options, providers=["CPUExecutionProvider"])
-        (given,) = session.get_inputs()
-        fits = given.name == "input" and given.shape[1] == adaptation.width + adaptation.columns
-    except Exception as error:  # onnxruntime's errors share no class of their own
-        raise AdaptationError(f"onnxruntime cannot load adaptation {adaptation.number}: {error}") from error
+        session = open_session(adaptation.graph, f"adaptation {adaptation.number} of version {adaptation.version}")
+    except UnloadableGraph as error:
+        raise AdaptationError(str(error)) from error
+    given = session.get_inputs()
+    fits = len(given) == 1 and given[0].name == "input" and given[0].shape[1] == adaptation.width + adaptation.columns
     if not fits:
         raise AdaptationError(f"adaptation {adaptation.number} reads other columns than its model: make it anew")
     return session

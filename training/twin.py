@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from training.artefact import SCHEMA, TWIN, ArtefactError
+from training.session import UnloadableGraph, open_session
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -71,16 +72,10 @@ class Twin:
         return twin
 
     def _open(self, model: bytes, plan: Mapping[str, Any], schema: FeatureSchema, what: str) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # several workers share the processors; a pool in each only adds switches
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no class of their own
-            raise ArtefactError(f"onnxruntime {onnxruntime.__version__} cannot load {what}: {error}") from error
+            self._session = open_session(model, what)
+        except UnloadableGraph as error:
+            raise ArtefactError(str(error)) from error
         self._outputs = [str(plan["output"])]
         self._single_column = schema.task == "regression"
         self._numeric_names = tuple(schema.numeric_names)
