@@ -27,12 +27,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from monitoring.schema import MAX_CATEGORIES
+from monitoring.feature import MAX_CATEGORIES, PREDICTED, SCORE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from monitoring.schema import Feature, FeatureSchema
+    from monitoring.feature import Feature
+    from monitoring.schema import FeatureSchema
 
 PREDICTION: Final = "prediction"
 """Name under which the model's own output is reported."""
@@ -249,12 +250,12 @@ def _prediction_drift(
     reference: pd.DataFrame, current: pd.DataFrame, schema: FeatureSchema, policy: DriftPolicy, rng: np.random.Generator
 ) -> FeatureDrift | None:
     """Compare scores when both sides have them, else predictions; None when neither can be compared."""
-    for column in ("_score", "_prediction"):
+    for column in (SCORE, PREDICTED):
         if column not in reference.columns or column not in current.columns:
             continue
         if not (reference[column].notna().any() and current[column].notna().any()):
             continue
-        if column == "_score" or schema.task == "regression":
+        if column == SCORE or schema.task == "regression":
             return _numeric_drift(PREDICTION, _numbers(reference[column]), _numbers(current[column]), policy, rng)
         return _categorical_drift(PREDICTION, _keys(reference[column]), _keys(current[column]), policy, rng)
     return None

@@ -17,10 +17,11 @@ import sqlalchemy as sa
 
 from monitoring import fits
 from monitoring.export import UNFINISHED, whole_file
+from monitoring.feature import AT, ID, SchemaError
 from monitoring.insert import last_stored
 from monitoring.log import OPEN, SEALED
 from monitoring.record import Frame, Rows, blank, decode_frame, iter_records
-from monitoring.schema import FeatureSchema, SchemaError
+from monitoring.schema import FeatureSchema
 from monitoring.store import dead_letters, labels, predictions
 
 if TYPE_CHECKING:
@@ -257,8 +258,8 @@ def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: flo
     for path in sorted(filesystem.glob(f"{root.rstrip('/')}/day=*/*.parquet")):
         with filesystem.open(path, "rb") as file:
             table = pq.ParquetFile(file).read()
-        at = table["_at"].to_pylist()
-        gone = [id_ in ids for id_ in table["_id"].to_pylist()]
+        at = table[AT].to_pylist()
+        gone = [id_ in ids for id_ in table[ID].to_pylist()]
         if subject.feature in table.column_names:
             column = table[subject.feature]
             single = column.type == pa.float32()

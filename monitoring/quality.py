@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-Task = Literal["binary", "multiclass", "regression"]
+from monitoring.feature import Task
+
 Metric = Literal["auc", "accuracy", "f1", "f1_macro", "log_loss", "brier", "r2", "mae", "rmse"]
 Classes = Sequence[str | int | bool]
 Array = npt.NDArray[np.float64]

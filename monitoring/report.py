@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from monitoring.drift import PREDICTION, DriftPolicy, DriftReport
+from monitoring.feature import PREDICTED, SCORE
 
 SHOWN_CHARS: Final = 60
 """Of one category: the page repeats it in every figure."""
@@ -53,13 +54,13 @@ def write_html(
         if old.notna().any() and new.notna().any():
             shown[feature.name] = (old, new)
             (numeric if feature.kind in ("numeric", "datetime") else categorical).append(feature.name)
-    for column in ("_score", "_prediction"):
+    for column in (SCORE, PREDICTED):
         if PREDICTION in shown or column not in reference.columns or column not in current.columns:
             continue
         old, new = reference[column], current[column]
         if old.notna().any() and new.notna().any():
             shown[PREDICTION] = (old, new)
-            (numeric if column == "_score" or schema.task == "regression" else categorical).append(PREDICTION)
+            (numeric if column == SCORE or schema.task == "regression" else categorical).append(PREDICTION)
     if not shown:
         raise ValueError("no column has values in both the reference and the window: there is nothing to draw")
     frames = []

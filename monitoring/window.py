@@ -13,7 +13,19 @@ import sqlalchemy as sa
 
 from monitoring import fits
 from monitoring.decode import InvalidRequest, RequestDecoder
-from monitoring.schema import FeatureSchema, SchemaError
+from monitoring.feature import (
+    AT,
+    ID,
+    LABEL,
+    OBSERVED_AT,
+    PREDICTED,
+    PROBABILITIES,
+    SCORE,
+    SOURCE,
+    VERSION,
+    SchemaError,
+)
+from monitoring.schema import FeatureSchema
 from monitoring.store import labels, predictions
 
 if TYPE_CHECKING:
@@ -391,21 +403,21 @@ def _frame(
         return values if len(keep) == len(values) else [values[row] for row in keep]
 
     extra: dict[str, Any] = {
-        "_id": np.array(pick(ids), dtype=object),
-        "_at": np.array(pick(at), dtype=np.float64),
-        "_version": np.array(pick(versions), dtype=np.int64),
-        "_prediction": _column(schema, pick(given)),
-        "_score": np.full(len(keep), np.nan),
-        "_label": _column(schema, pick(raw_labels)),
-        "_observed_at": observed[keep],
-        "_source": np.array([name if ok else "" for name, ok in zip(pick(senders), known[keep], strict=True)], object),
+        ID: np.array(pick(ids), dtype=object),
+        AT: np.array(pick(at), dtype=np.float64),
+        VERSION: np.array(pick(versions), dtype=np.int64),
+        PREDICTED: _column(schema, pick(given)),
+        SCORE: np.full(len(keep), np.nan),
+        LABEL: _column(schema, pick(raw_labels)),
+        OBSERVED_AT: observed[keep],
+        SOURCE: np.array([name if ok else "" for name, ok in zip(pick(senders), known[keep], strict=True)], object),
     }
     if schema.task == "binary":
-        extra["_score"] = probabilities[keep, 1]
+        extra[SCORE] = probabilities[keep, 1]
     if schema.task == "multiclass":
         column = np.empty(len(keep), dtype=object)
         column[:] = list(probabilities[keep])
-        extra["_probabilities"] = column
+        extra[PROBABILITIES] = column
     frame = pd.concat([features, pd.DataFrame(extra, index=features.index)], axis=1)
     frame.attrs = {
         "skipped": len(ids) - len(keep) - (unfit if labelled else 0),

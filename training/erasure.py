@@ -29,11 +29,12 @@ from monitoring.erase import (
 )
 from monitoring.errors import CannotGoOn
 from monitoring.export import locked
+from monitoring.feature import AT
 from monitoring.fits import feature_number
 from monitoring.retention import compact
 from monitoring.schema import FeatureSchema
 from training.artefact import REFERENCE, SCHEMA
-from training.data import AT, UNFINISHED, snapshot
+from training.data import UNFINISHED, snapshot
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
