@@ -23,7 +23,6 @@ import msgspec
 
 from monitoring.errors import EvergreenError
 from monitoring.insert import Reached, forget_segments, insert, is_poison, last_stored
-from monitoring.log import NEWBORN, OPEN, SEALED, segment_path
 from monitoring.record import (
     HEADER_BYTES,
     Damage,
@@ -34,9 +33,9 @@ from monitoring.record import (
     decode_frame,
     iter_records,
     needed_bytes,
-    segment_day,
     time_of,
 )
+from monitoring.spool import SEALED, clear_newborns, open_segment, owner_is_gone, segment_day, segments
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -199,21 +198,22 @@ class Drainer:
             if gc.isenabled():  # nothing here is cyclic, and it would walk the rows of a batch over and over
                 gc.disable()
                 stack.callback(gc.enable)
-            segments = _segments(self._directory)
-            for forgotten in self._progress.keys() - segments.keys():
+            clear_newborns(self._directory)
+            present = segments(self._directory)
+            for forgotten in self._progress.keys() - present.keys():
                 del self._progress[forgotten]
-            for segment in segments:
+            for segment in present:
                 self._known(segment)
             self._tell()
             finished: list[tuple[Path, int]] = []  # whose locks we hold until they are deleted
             stack.callback(_close_all, finished)
-            for segment, names in segments.items():
-                opened = _open_segment(names)
+            for segment, listed in present.items():
+                opened = open_segment(listed)
                 if opened is None:
                     continue  # sealed under our eyes; the next drain finds it under its new name
                 fd, path = opened
                 # In this order: once the owner is known to be gone, everything it wrote is there to be read.
-                final = path.suffix == SEALED or _owner_is_gone(fd)
+                final = path.suffix == SEALED or owner_is_gone(fd)
                 if final:
                     finished.append((path, fd))
                 try:
@@ -370,8 +370,8 @@ class Drainer:
 def backlog(directory: Path, known: Mapping[int, _Progress] = MappingProxyType({})) -> Backlog:
     """What waits in a spool; of segments that are not `known`, all that is in them."""
     total, left, oldest = 0, 0, None
-    for segment, names in _segments(directory).items():
-        opened = _open_segment(names)
+    for segment, path in segments(directory).items():
+        opened = open_segment(path)
         if opened is None:
             continue
         fd, _ = opened
@@ -389,53 +389,6 @@ def backlog(directory: Path, known: Mapping[int, _Progress] = MappingProxyType({
     return Backlog(total, left, oldest)
 
 
-def _segments(directory: Path) -> dict[int, list[Path]]:
-    """The segments in the directory, oldest first, with the names they may be found under."""
-    found: dict[int, list[Path]] = {}
-    for path in directory.iterdir():
-        if path.suffix in (OPEN, SEALED):
-            with contextlib.suppress(ValueError):
-                segment = int(path.stem, 16)
-                # Its worker may seal it between the listing and the opening.
-                found[segment] = [
-                    path,
-                    segment_path(directory, segment, SEALED),
-                ]
-        elif path.suffix == NEWBORN:
-            _clear_newborn(path)
-    return dict(sorted(found.items()))
-
-
-def _close_all(segments: Iterable[tuple[Path, int]]) -> None:
-    for _, fd in segments:
+def _close_all(opened: Iterable[tuple[Path, int]]) -> None:
+    for _, fd in opened:
         os.close(fd)
-
-
-def _open_segment(names: Iterable[Path]) -> tuple[int, Path] | None:
-    for path in names:
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
-    return None
-
-
-def _owner_is_gone(fd: int) -> bool:
-    """Whether nobody holds the segment's lock; from now on we do, until `fd` is closed."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _clear_newborn(path: Path) -> None:
-    """Remove a segment whose worker died before it was named, unless it is being born this instant.
-
-    Should its worker lock it just after us, its rename fails, and it begins another one.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if _owner_is_gone(fd):
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(fd)

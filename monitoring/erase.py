@@ -19,9 +19,9 @@ from monitoring import fits
 from monitoring.export import UNFINISHED, whole_file
 from monitoring.feature import AT, ID, SchemaError
 from monitoring.insert import last_stored
-from monitoring.log import OPEN, SEALED
 from monitoring.record import Frame, Rows, blank, decode_frame, iter_records
 from monitoring.schema import FeatureSchema
+from monitoring.spool import open_segment, segments
 from monitoring.store import dead_letters, labels, predictions
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: f
 def undrained(directory: Path, engine: sa.Engine, until: float) -> int:
     """How many records of the spool written up to `until` are not in the store yet."""
     waiting = 0
-    for path in _segments(directory):
-        last = last_stored(engine, int(path.stem, 16))
+    for segment, path in segments(directory).items():
+        last = last_stored(engine, segment)
         waiting += sum(f.offset > last and f.rows > 0 and f.at <= until for f in _frames(path))
     return waiting
 
@@ -144,19 +144,15 @@ def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, i
     only ever append. A record that is not in the store yet is left alone.
     """
     blanked = 0
-    for path in _segments(directory):
-        segment = int(path.stem, 16)
+    for segment, path in segments(directory).items():
         last = last_stored(engine, segment)
         meant = [f for f in _frames(path) if f.offset <= last and f.rows and is_meant(f, segment)]
         if not meant:
             continue
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # sealed or drained away this instant
-            sealed = path.with_suffix(SEALED)
-            if not sealed.exists():
-                continue
-            fd = os.open(sealed, os.O_WRONLY | os.O_CLOEXEC)
+        opened = open_segment(path, os.O_WRONLY)
+        if opened is None:  # drained away this instant
+            continue
+        fd, _ = opened
         try:
             for frame in meant:
                 os.pwrite(fd, blank(frame), frame.offset)
@@ -185,18 +181,12 @@ def frame_test(subject: Subject, ids: frozenset[str], until: float) -> Callable[
     return is_meant
 
 
-def _segments(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.suffix in (OPEN, SEALED)) if directory.is_dir() else []
-
-
 def _frames(path: Path) -> Iterator[Frame]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        try:
-            data = path.with_suffix(SEALED).read_bytes()
-        except FileNotFoundError:
-            return
+    opened = open_segment(path)
+    if opened is None:
+        return
+    with os.fdopen(opened[0], "rb") as file:
+        data = file.read()
     for found in iter_records(data, 0):
         if isinstance(found, Frame):
             yield found

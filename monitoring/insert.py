@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from monitoring.record import Rows, segment_day
+from monitoring.record import Rows
+from monitoring.spool import segment_day
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -7,10 +7,8 @@ keeps it, a killed one releases it at once. `drain.py` carries the segments into
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-import random
 import threading
 import time
 from collections import deque
@@ -21,13 +19,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring.record import encode_header
-
-OPEN: Final = ".seg"
-"""Locked by the worker that appends to it."""
-SEALED: Final = ".sealed"
-"""Nothing will be appended to it any more."""
-NEWBORN: Final = ".new"
-"""Not locked yet; becomes `.seg` once it is."""
+from monitoring.spool import OPEN, SEALED, begin_segment, segment_path, spool_bytes
 
 Record = tuple[int, tuple[bytes, ...]]
 """Rows, and the one or two JSON parts that hold them."""
@@ -57,22 +49,6 @@ class LogPolicy(BaseModel):
         ge=1,
         description="bytes in the directory; above it answers go out, rows are dropped and counted",
     )
-
-
-def segment_path(directory: Path, segment: int, suffix: str) -> Path:
-    """Where the segment lies while it has this suffix."""
-    return directory / f"{segment:016x}{suffix}"
-
-
-def spool_bytes(directory: Path) -> int:
-    """Bytes of all segments in the directory, drained or not."""
-    total = 0
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.endswith((OPEN, SEALED)):
-                with contextlib.suppress(FileNotFoundError):  # deleted by the drain meanwhile
-                    total += entry.stat().st_size
-    return total
 
 
 class PredictionLog:
@@ -216,33 +192,10 @@ class PredictionLog:
                 self._open(at)
 
     def _open(self, at: float) -> None:
-        """Own a fresh segment.
-
-        It gets its name `.seg` only once it is locked: the drain, which takes an unlocked `.seg` for a dead worker's,
-        never sees it in between. If the drain clears the newborn away as litter, the rename fails and we start again.
-        """
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for attempt in range(3):
-            segment = int(self._clock() * 1000) << 20 | random.SystemRandom().getrandbits(20)
-            newborn = segment_path(self._directory, segment, NEWBORN)
-            fd = os.open(
-                newborn,
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
-                0o600,
-            )
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.rename(newborn, segment_path(self._directory, segment, OPEN))
-            except OSError:
-                os.close(fd)
-                with contextlib.suppress(OSError):
-                    newborn.unlink()
-                if attempt == 2:
-                    raise
-                continue
-            self._fd, self._segment, self._end = fd, segment, 0
-            self._seal_at = at + self._policy.segment_seconds
-            return
+        """Own a fresh segment."""
+        self._fd, self._segment = begin_segment(self._directory, self._clock())
+        self._end = 0
+        self._seal_at = at + self._policy.segment_seconds
 
     def _seal(self) -> None:
         """Give the segment up. Should the rename fail, closing it unlocks it, which tells the drain the same."""

@@ -19,6 +19,7 @@ from zlib import crc32
 import msgspec
 
 from monitoring.fits import ID_CHARS, LABEL_JSON, moment
+from monitoring.spool import segment_day
 
 PREDICTION: Final = 1
 """Parts: the answer as sent, the request body as received."""
@@ -284,11 +285,6 @@ _asked = msgspec.json.Decoder(_Asked)
 _feedback = msgspec.json.Decoder(_Feedback)
 _sent = msgspec.json.Decoder(_Sent)
 _refused = msgspec.json.Decoder(_Refused)
-
-
-def segment_day(segment: int) -> int:
-    """Days since 1970-01-01 UTC of the segment's birth, from its number."""
-    return (segment >> 20) // 86_400_000
 
 
 def decode_frame(frame: Frame, segment: int, into: Rows) -> None:

@@ -14,6 +14,7 @@ from monitoring import store
 from monitoring.errors import CannotGoOn
 from monitoring.readers import readers
 from monitoring.record import Frame
+from monitoring.spool import number_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,7 +145,7 @@ def expire_unmatched(engine: sa.Engine, before: float) -> int:
 def forget_drained(engine: sa.Engine, before: float, keep: Collection[int]) -> int:
     """Delete what is known of segments born before `before` that are not in `keep` (still in the spool); how many."""
     table = store.drained
-    old = sa.select(table.c.segment).where(table.c.segment < int(before * 1000) << 20)
+    old = sa.select(table.c.segment).where(table.c.segment < number_at(before))
     with engine.connect() as connection:
         gone = [segment for segment in connection.scalars(old) if segment not in keep]
     for start in range(0, len(gone), _LABELS_AT_ONCE):

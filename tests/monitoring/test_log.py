@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.log import LogPolicy, PredictionLog, spool_bytes
+from monitoring.log import LogPolicy, PredictionLog
 from monitoring.record import FEEDBACK, HEADER_BYTES, Damage, Frame, iter_records
+from monitoring.spool import spool_bytes
 from tests.processes import python
 
 NEVER = LogPolicy(fsync="never")
