@@ -53,6 +53,31 @@ def frame_of_records(features: Sequence[Feature], records: Sequence[Mapping[str,
     return pd.DataFrame(columns, index=pd.RangeIndex(len(records)), columns=list(columns))
 
 
+def is_whole(features: Sequence[Feature], record: Any) -> bool:
+    """Whether a JSON value is a record that has every feature with a value that fits it, or null."""
+    return isinstance(record, dict) and all(
+        feature.name in record and fits.feature_value(feature.kind, record[feature.name]) for feature in features
+    )
+
+
+def frame_of_readable(features: Sequence[Feature], records: Sequence[Any]) -> tuple[pd.DataFrame, list[int]]:
+    """The canonical frame of the records that can be read, and their places; the others are left out.
+
+    Nearly always all can be read at once. Otherwise they are halved until the bad ones stand alone.
+    """
+    import pandas as pd
+
+    try:
+        return frame_of_records(features, records), list(range(len(records)))
+    except SchemaError:
+        if len(records) == 1:
+            return frame_of_records(features, []), []
+    half = len(records) // 2
+    left, good_left = frame_of_readable(features, records[:half])
+    right, good_right = frame_of_readable(features, records[half:])
+    return pd.concat([left, right], ignore_index=True), good_left + [half + place for place in good_right]
+
+
 def canonical_labels(
     target: str, task: Task, classes: Sequence[str | int | bool], series: pd.Series[Any] | Sequence[Any]
 ) -> npt.NDArray[Any]:

@@ -24,6 +24,7 @@ import msgspec
 from monitoring.errors import EvergreenError
 from monitoring.insert import Reached, forget_segments, insert, is_poison, last_stored
 from monitoring.record import (
+    DAMAGED,
     HEADER_BYTES,
     Damage,
     DeadLetter,
@@ -33,9 +34,10 @@ from monitoring.record import (
     decode_frame,
     iter_records,
     needed_bytes,
+    row_key,
     time_of,
 )
-from monitoring.spool import SEALED, clear_newborns, open_segment, owner_is_gone, segment_day, segments
+from monitoring.spool import SEALED, clear_newborns, open_segment, owner_is_gone, segments
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 4 * 2**20
 _OPEN_SEGMENTS: Final = 64
 TELL_EVERY_S: Final = 1.0
-_DAMAGED: Final = 0
-"""Kind of a dead letter that was no record at all."""
 _logger = logging.getLogger(__name__)
 
 
@@ -293,8 +293,8 @@ class Drainer:
             length = found.end - found.offset
             _logger.error("%d damaged bytes at byte %d of segment %016x", length, found.offset, segment)
             reason = f"{length} bytes are no record; the first {len(found.data)} are kept"
-            key = (segment_day(segment), segment, found.offset << 16)
-            batch.rows.dead.append(DeadLetter(*key, now, _DAMAGED, reason, found.data))
+            key = row_key(segment, found.offset)
+            batch.rows.dead.append(DeadLetter(*key, now, DAMAGED, reason, found.data))
 
     def _commit(self, batch: _Batch) -> None:
         """Store the batch and remember how far it reached."""
@@ -327,7 +327,7 @@ class Drainer:
 
         In the order in which they lie in the spool: what is stored of a segment is all that came before.
         """
-        damage = [letter for letter in batch.rows.dead if letter.kind == _DAMAGED]
+        damage = [letter for letter in batch.rows.dead if letter.kind == DAMAGED]
         ones: list[tuple[int, int, Frame | DeadLetter]] = [(s, f.offset, f) for f, s in batch.frames]
         ones += [(letter.segment, letter.position >> 16, letter) for letter in damage]
         for segment, offset, one in sorted(ones, key=lambda found: found[:2]):

@@ -16,13 +16,14 @@ import msgspec
 import sqlalchemy as sa
 
 from monitoring import fits
+from monitoring.canonical import frame_of_readable, is_whole
 from monitoring.export import UNFINISHED, whole_file
 from monitoring.feature import AT, ID, SchemaError
 from monitoring.insert import last_stored
 from monitoring.record import Frame, Rows, blank, decode_frame, iter_records
 from monitoring.schema import FeatureSchema
 from monitoring.spool import open_segment, segments
-from monitoring.store import dead_letters, labels, predictions
+from monitoring.store import dead_letters, key_columns, labels, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,7 @@ def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: f
     erased = {"predictions": 0, "labels": 0, "dead_letters": 0}
     ids = [id_ for id_ in ids if fits.id_text(id_)]
     is_meant = _letter_test(subject, {*ids, *subject.ids})
-    key = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
+    key = key_columns(dead_letters)
     every = sa.select(*key, dead_letters.c.payload, dead_letters.c.reason)
     with engine.connect().execution_options(yield_per=_LETTERS_AT_ONCE) as connection:
         found = connection.execute(every)
@@ -211,26 +212,9 @@ def canonical_values(subject: Subject, schema: FeatureSchema) -> frozenset[Any]:
 
 def canonical_rows(rows: Sequence[Row], schema: FeatureSchema) -> tuple[list[float], pd.DataFrame]:
     """(times, canonical features) of the rows that this schema can read."""
-    import pandas as pd
-
-    whole = [
-        row
-        for row in rows
-        if all(f.name in row.features and fits.feature_value(f.kind, row.features[f.name]) for f in schema.features)
-    ]
-    times: list[float] = []
-    frames: list[pd.DataFrame] = []
-    pending = [whole] if whole else []
-    while pending:  # nearly always all of them at once; halved around the ones that do not fit
-        some = pending.pop()
-        try:
-            frames.append(schema.frame([{name: row.features[name] for name in schema.names} for row in some]))
-        except SchemaError:
-            if len(some) > 1:
-                pending += [some[len(some) // 2 :], some[: len(some) // 2]]
-            continue
-        times += [row.at for row in some]
-    return times, pd.concat(frames, ignore_index=True) if frames else schema.frame([])
+    whole = [row for row in rows if is_whole(schema.features, row.features)]
+    frame, places = frame_of_readable(schema.features, [row.features for row in whole])
+    return [whole[place].at for place in places], frame
 
 
 def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: float) -> dict[str, int]:

@@ -30,6 +30,7 @@ from monitoring.feature import (
     SOURCE,
     VERSION,
 )
+from monitoring.retention import DAY_S
 from monitoring.schema import FeatureSchema
 from monitoring.window import iter_window
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import sqlalchemy as sa
 
-DAY_S: Final = 86_400.0
 FILE_NAME: Final = "part-0.parquet"
 UNFINISHED: Final = ".writing"
 _LOCK_POLL_S: Final = 0.25

@@ -21,6 +21,8 @@ import msgspec
 from monitoring.fits import ID_CHARS, LABEL_JSON, moment
 from monitoring.spool import segment_day
 
+DAMAGED: Final = 0
+"""Of a dead letter only: bytes that were no record at all."""
 PREDICTION: Final = 1
 """Parts: the answer as sent, the request body as received."""
 FEEDBACK: Final = 2
@@ -28,6 +30,8 @@ FEEDBACK: Final = 2
 `{"source"}`."""
 REJECTION: Final = 3
 """One part: `{"route", "status", "count", "reason"}`."""
+TABLES: Final = {PREDICTION: "predictions", FEEDBACK: "labels", REJECTION: "rejections"}
+"""Kind -> the table that its rows are stored in."""
 
 MAGIC: Final = b"\xc1EG1"
 """Ends in the format's number. A reader of format 2 must still know this one: spools outlive an upgrade."""
@@ -287,6 +291,11 @@ _sent = msgspec.json.Decoder(_Sent)
 _refused = msgspec.json.Decoder(_Refused)
 
 
+def row_key(segment: int, offset: int) -> tuple[int, int, int]:
+    """The key of the first row of the record at byte `offset` of its segment; the position of others is row more."""
+    return segment_day(segment), segment, offset << 16
+
+
 def decode_frame(frame: Frame, segment: int, into: Rows) -> None:
     """Add the record's rows to `into`; what cannot be understood becomes a dead letter there, with the reason."""
     try:
@@ -296,7 +305,7 @@ def decode_frame(frame: Frame, segment: int, into: Rows) -> None:
             _decode_feedback(frame, segment, into)
         elif frame.kind == REJECTION:
             refused = _refused.decode(frame.parts[0])
-            key = (segment_day(segment), segment, frame.offset << 16)
+            key = row_key(segment, frame.offset)
             into.rejections.append(
                 Rejection(*key, frame.at, refused.route, refused.status, refused.count, refused.reason)
             )
@@ -311,7 +320,7 @@ def dead_letter(frame: Frame, segment: int, reason: str) -> DeadLetter:
     payload = b"\n".join(part.tobytes() for part in frame.parts)
     if len(payload) > MAX_DEAD_BYTES:
         reason = f"{reason} (the first {MAX_DEAD_BYTES} of {len(payload)} bytes are kept)"
-    key = (segment_day(segment), segment, frame.offset << 16)
+    key = row_key(segment, frame.offset)
     return DeadLetter(
         *key,
         frame.at,
@@ -326,7 +335,7 @@ def _decode_prediction(frame: Frame, segment: int, into: Rows) -> None:
     asked = _asked.decode(frame.parts[1])
     records, predictions, probabilities = asked.records, answer.predictions, answer.probabilities
     rows = len(records)
-    first = frame.offset << 16
+    day, _, first = row_key(segment, frame.offset)
     ids = answer.ids if answer.ids is not None else asked.ids
     if ids is None:
         ids = [f"{segment:016x}-{first | row:x}" for row in range(rows)]
@@ -337,7 +346,7 @@ def _decode_prediction(frame: Frame, segment: int, into: Rows) -> None:
             f"{frame.rows} rows announced, {rows} records, {len(predictions)} predictions, {len(ids)} ids, "
             f"{'no' if probabilities is None else len(probabilities)} probabilities"
         )
-    day, at, version = segment_day(segment), frame.at, answer.version
+    at, version = frame.at, answer.version
     if rows == 1:  # most requests: without the loop it takes two thirds of the time
         chance = None if probabilities is None else str(probabilities[0], "utf-8")
         texts = (str(records[0], "utf-8"), str(predictions[0], "utf-8"), chance)
@@ -363,7 +372,7 @@ def _decode_prediction(frame: Frame, segment: int, into: Rows) -> None:
 
 
 def _decode_feedback(frame: Frame, segment: int, into: Rows) -> None:
-    day, first = segment_day(segment), frame.offset << 16
+    day, _, first = row_key(segment, frame.offset)
     given = _feedback.decode(frame.parts[0]).labels
     source = _sent.decode(frame.parts[1]).source if len(frame.parts) == 2 else ""
     if len(given) != frame.rows:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from monitoring import store
 from monitoring.errors import CannotGoOn
 from monitoring.readers import readers
-from monitoring.record import Frame
+from monitoring.record import TABLES, Frame
 from monitoring.spool import number_at
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def expire(engine: sa.Engine, cutoffs: Mapping[str, float]) -> dict[str, int]:
     deleted = {}
     for name, before in cutoffs.items():
         table, at = _TABLES[name]
-        key = [table.c.day, table.c.segment, table.c.position]
+        key = store.key_columns(table)
         old = sa.select(*key).where(at < before).limit(_ROWS_AT_ONCE)
         delete = sa.delete(table).where(sa.tuple_(*key).in_(old))
         deleted[name] = store.drop_days(engine, before) if table is store.predictions else 0
@@ -124,9 +124,9 @@ def expire_unmatched(engine: sa.Engine, before: float) -> int:
     Every old label is looked at, a few at a time: about a minute for ten million.
     """
     table, deleted = store.labels, 0
-    key = sa.tuple_(table.c.day, table.c.segment, table.c.position)
-    old = sa.select(table.c.day, table.c.segment, table.c.position, table.c.id)
-    old = old.where(table.c.received_at < before).order_by(table.c.day, table.c.segment, table.c.position)
+    key = sa.tuple_(*store.key_columns(table))
+    old = sa.select(*store.key_columns(table), table.c.id)
+    old = old.where(table.c.received_at < before).order_by(*store.key_columns(table))
     last: tuple[int, ...] = (-1, -1, -1)
     while True:
         with engine.connect() as connection:
@@ -156,7 +156,7 @@ def forget_drained(engine: sa.Engine, before: float, keep: Collection[int]) -> i
 
 def is_expired(frame: Frame, cutoffs: Mapping[str, float]) -> bool:
     """Whether everything a spool record became is older than its table's cutoff."""
-    table = {1: "predictions", 2: "labels", 3: "rejections"}.get(frame.kind, "dead_letters")
+    table = TABLES.get(frame.kind, "dead_letters")
     return table in cutoffs and frame.at < cutoffs[table]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from monitoring import fits
+from monitoring.canonical import frame_of_readable, is_whole
 from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.feature import (
     AT,
@@ -23,15 +24,14 @@ from monitoring.feature import (
     SCORE,
     SOURCE,
     VERSION,
-    SchemaError,
 )
 from monitoring.schema import FeatureSchema
-from monitoring.store import labels, predictions
+from monitoring.store import key_columns, labels, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_KEY: Final = (predictions.c.day, predictions.c.segment, predictions.c.position)
+_KEY: Final = key_columns(predictions)
 _DECODED_AT_ONCE: Final = 4096
 """Records; so many stay in the processor's cache between being decoded and being read."""
 
@@ -191,13 +191,7 @@ def counts(
 
 # --- queries -------------------------------------------------------------------------------------------------------
 
-_LABEL_ORDER: Final = (
-    labels.c.observed_at,
-    labels.c.received_at,
-    labels.c.day,
-    labels.c.segment,
-    labels.c.position,
-)
+_LABEL_ORDER: Final = (labels.c.observed_at, labels.c.received_at, *key_columns(labels))
 
 
 @contextmanager
@@ -251,8 +245,7 @@ def _superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     return sa.exists(
         sa.select(sa.literal(1)).where(
             newer.c.id == rows.c.id,
-            sa.tuple_(newer.c.at, newer.c.day, newer.c.segment, newer.c.position)
-            > sa.tuple_(rows.c.at, rows.c.day, rows.c.segment, rows.c.position),
+            sa.tuple_(newer.c.at, *key_columns(newer)) > sa.tuple_(rows.c.at, *key_columns(rows)),
         )
     )
 
@@ -308,7 +301,7 @@ def _read(
     elif not labelled and any(text is not None for text in label_texts):
         narrow = window.with_only_columns(predictions.c.id, predictions.c.at, *_KEY).subquery()
         if connection.execute(_twice(narrow)).first() is not None:
-            older = sa.select(narrow.c.day, narrow.c.segment, narrow.c.position)
+            older = sa.select(*key_columns(narrow))
             keys = {
                 tuple(row) for row in connection.execute(older.where(_has_label(narrow, sources), _superseded(narrow)))
             }
@@ -513,8 +506,8 @@ def _features(
         frame = _decode_all(schema, [texts[row] for row in of_version.tolist()])
         if frame is None:
             records = _decoded([texts[row] for row in of_version.tolist()])
-            readable = [place for place, record in enumerate(records) if _is_of(schema, record)]
-            frame, good = _frame_of_good(schema, [records[place] for place in readable])
+            readable = [place for place, record in enumerate(records) if is_whole(schema.features, record)]
+            frame, good = frame_of_readable(schema.features, [records[place] for place in readable])
             of_version = of_version[[readable[place] for place in good]]
         kept[of_version] = True
         order += of_version.tolist()
@@ -536,25 +529,3 @@ def _decode_all(schema: FeatureSchema, texts: list[str]) -> pd.DataFrame | None:
     except InvalidRequest:
         return None
     return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
-
-
-def _is_of(schema: FeatureSchema, record: Any) -> bool:
-    """Whether the record has every feature with a value that fits it, or null."""
-    return isinstance(record, dict) and all(
-        feature.name in record and fits.feature_value(feature.kind, record[feature.name]) for feature in schema.features
-    )
-
-
-def _frame_of_good(schema: FeatureSchema, records: list[Any]) -> tuple[pd.DataFrame, list[int]]:
-    """The records the schema can read and which those are; halves the others until the bad ones stand alone."""
-    import pandas as pd
-
-    try:
-        return schema.frame(records), list(range(len(records)))
-    except SchemaError:
-        if len(records) == 1:
-            return schema.frame([]), []
-    middle = len(records) // 2
-    left, good_left = _frame_of_good(schema, records[:middle])
-    right, good_right = _frame_of_good(schema, records[middle:])
-    return pd.concat([left, right], ignore_index=True), good_left + [middle + place for place in good_right]
