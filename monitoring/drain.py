@@ -28,11 +28,11 @@ from monitoring.record import (
     HEADER_BYTES,
     Damage,
     DeadLetter,
-    Frame,
-    Rows,
+    Entry,
+    TableRows,
     dead_letter,
-    decode_frame,
-    iter_records,
+    decode_entry,
+    iter_entries,
     needed_bytes,
     row_key,
     time_of,
@@ -100,7 +100,7 @@ class DrainResult(msgspec.Struct, frozen=True):
     deleted_segments: int = 0
     bytes_left: int = 0
     oldest_at: float | None = None
-    """When the oldest record still waiting was written; None when none waits."""
+    """When the oldest entry still waiting was written; None when none waits."""
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -119,12 +119,12 @@ class _Progress:
 
     def __init__(self, resume: int) -> None:
         self.offset = 0
-        self.resume = resume  # records that begin up to here were committed by an earlier drainer
+        self.resume = resume  # entries that begin up to here were committed by an earlier drainer
         self.suspect = -1  # where an open segment looked damaged last time
         self._stored = -1
 
     def stored(self, fd: int) -> int:
-        """Where the records end that an earlier drainer committed."""
+        """Where the entries end that an earlier drainer committed."""
         if self._stored < 0:
             resume = self.resume
             self._stored = 0 if resume < 0 else resume + needed_bytes(os.pread(fd, HEADER_BYTES, resume), 0)
@@ -132,11 +132,11 @@ class _Progress:
 
 
 class _Batch:
-    """Records on their way into one transaction."""
+    """Entries on their way into one transaction."""
 
     def __init__(self) -> None:
-        self.rows = Rows()
-        self.frames: list[tuple[Frame, int]] = []  # with their segments
+        self.rows = TableRows()
+        self.entries: list[tuple[Entry, int]] = []  # with their segments
         self.torn = 0
         self.ends: dict[int, int] = {}
         self.reached: Reached = {}
@@ -217,8 +217,8 @@ class Drainer:
                 if final:
                     finished.append((path, fd))
                 try:
-                    for frame_or_damage in self._unread(segment, fd, final):
-                        self._take(batch, segment, frame_or_damage, now)
+                    for found in self._unread(segment, fd, final):
+                        self._take(batch, segment, found, now)
                         if len(batch.rows) >= self._batch_rows:
                             self._commit(batch)
                             batch = _Batch()
@@ -255,8 +255,8 @@ class Drainer:
             self._on_progress(self.backlog())
             self._told_at = now
 
-    def _unread(self, segment: int, fd: int, final: bool) -> Iterator[Frame | Damage]:
-        """Records behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
+    def _unread(self, segment: int, fd: int, final: bool) -> Iterator[Entry | Damage]:
+        """Entries behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
         progress = self._known(segment)
         size = os.fstat(fd).st_size
         offset, length = progress.offset, _CHUNK_BYTES
@@ -266,7 +266,7 @@ class Drainer:
                 return
             whole = offset + len(data) >= size
             began = offset
-            for found in iter_records(data, offset, at_end=final and whole):
+            for found in iter_entries(data, offset, at_end=final and whole):
                 if isinstance(found, Damage) and not final and progress.suspect != found.offset:
                     # Perhaps the worker has just cut a short write off and written over it: look again next time.
                     progress.suspect = found.offset
@@ -276,17 +276,17 @@ class Drainer:
             if whole:
                 return
             length = _CHUNK_BYTES
-            if offset == began:  # one record is longer than the chunk
+            if offset == began:  # one entry is longer than the chunk
                 length = max(2 * len(data), needed_bytes(data, 0))
 
-    def _take(self, batch: _Batch, segment: int, found: Frame | Damage, now: float) -> None:
+    def _take(self, batch: _Batch, segment: int, found: Entry | Damage, now: float) -> None:
         batch.ends[segment] = found.end
         if found.offset <= self._progress[segment].resume:
             return
         batch.reached[segment] = found.offset
-        if isinstance(found, Frame):
-            batch.frames.append((found, segment))
-            decode_frame(found, segment, batch.rows)
+        if isinstance(found, Entry):
+            batch.entries.append((found, segment))
+            decode_entry(found, segment, batch.rows)
         elif found.torn:
             batch.torn += 1
         else:
@@ -308,7 +308,7 @@ class Drainer:
             self._progress[segment].offset = end
         self._tell()
 
-    def _store(self, rows: Rows, reached: Reached) -> bool:
+    def _store(self, rows: TableRows, reached: Reached) -> bool:
         """Whether the rows are stored; False when the database refuses one of them for what it is."""
         if not len(rows):
             return True
@@ -323,21 +323,21 @@ class Drainer:
         return True
 
     def _store_one_by_one(self, batch: _Batch) -> None:
-        """Each record in a transaction of its own; the ones the database refuses become dead letters.
+        """Each entry in a transaction of its own; the ones the database refuses become dead letters.
 
         In the order in which they lie in the spool: what is stored of a segment is all that came before.
         """
         damage = [letter for letter in batch.rows.dead if letter.kind == DAMAGED]
-        ones: list[tuple[int, int, Frame | DeadLetter]] = [(s, f.offset, f) for f, s in batch.frames]
+        ones: list[tuple[int, int, Entry | DeadLetter]] = [(s, e.offset, e) for e, s in batch.entries]
         ones += [(letter.segment, letter.position >> 16, letter) for letter in damage]
         for segment, offset, one in sorted(ones, key=lambda found: found[:2]):
-            rows, reached = Rows(), {segment: offset}
+            rows, reached = TableRows(), {segment: offset}
             if isinstance(one, DeadLetter):
                 rows.dead.append(one)
             else:
-                decode_frame(one, segment, rows)
-            if not self._store(rows, reached) and isinstance(one, Frame):
-                refused = Rows()
+                decode_entry(one, segment, rows)
+            if not self._store(rows, reached) and isinstance(one, Entry):
+                refused = TableRows()
                 refused.dead.append(dead_letter(one, segment, f"the database refuses it: {self._refusal}"))
                 self._store(refused, reached)
 

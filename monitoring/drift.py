@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from monitoring.feature import Feature
     from monitoring.schema import FeatureSchema
 
-PREDICTION: Final = "prediction"
+OUTPUT: Final = "prediction"
 """Name under which the model's own output is reported."""
 
 Array = npt.NDArray[np.float64]
@@ -252,8 +252,8 @@ def _prediction_drift(
     if column is None:
         return None
     if column == SCORE or schema.task == "regression":
-        return _numeric_drift(PREDICTION, _numbers(reference[column]), _numbers(current[column]), policy, rng)
-    return _categorical_drift(PREDICTION, _keys(reference[column]), _keys(current[column]), policy, rng)
+        return _numeric_drift(OUTPUT, _numbers(reference[column]), _numbers(current[column]), policy, rng)
+    return _categorical_drift(OUTPUT, _keys(reference[column]), _keys(current[column]), policy, rng)
 
 
 def output_column(reference: pd.DataFrame, current: pd.DataFrame) -> str | None:

@@ -20,7 +20,7 @@ from monitoring.canonical import frame_of_readable, is_whole
 from monitoring.export import UNFINISHED, whole_file
 from monitoring.feature import AT, ID, SchemaError
 from monitoring.insert import last_stored
-from monitoring.record import Frame, Rows, blank, decode_frame, iter_records
+from monitoring.record import Entry, TableRows, blank, decode_entry, iter_entries
 from monitoring.schema import FeatureSchema
 from monitoring.spool import open_segment, segments
 from monitoring.store import dead_letters, key_columns, labels, predictions
@@ -130,24 +130,24 @@ def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: f
 
 
 def undrained(directory: Path, engine: sa.Engine, until: float) -> int:
-    """How many records of the spool written up to `until` are not in the store yet."""
+    """How many entries of the spool written up to `until` are not in the store yet."""
     waiting = 0
     for segment, path in segments(directory).items():
         last = last_stored(engine, segment)
-        waiting += sum(f.offset > last and f.rows > 0 and f.at <= until for f in _frames(path))
+        waiting += sum(e.offset > last and e.rows > 0 and e.at <= until for e in _entries(path))
     return waiting
 
 
-def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, int], bool]) -> int:
-    """Overwrite the stored records that are meant (asked with the segment's number) with empty ones; how many.
+def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Entry, int], bool]) -> int:
+    """Overwrite the stored entries that are meant (asked with the segment's number) with empty ones; how many.
 
     Done in place, so that also the open segment of a worker that has had no request since is clean at once: workers
-    only ever append. A record that is not in the store yet is left alone.
+    only ever append. An entry that is not in the store yet is left alone.
     """
     blanked = 0
     for segment, path in segments(directory).items():
         last = last_stored(engine, segment)
-        meant = [f for f in _frames(path) if f.offset <= last and f.rows and is_meant(f, segment)]
+        meant = [e for e in _entries(path) if e.offset <= last and e.rows and is_meant(e, segment)]
         if not meant:
             continue
         opened = open_segment(path, os.O_WRONLY)
@@ -155,8 +155,8 @@ def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, i
             continue
         fd, _ = opened
         try:
-            for frame in meant:
-                os.pwrite(fd, blank(frame), frame.offset)
+            for entry in meant:
+                os.pwrite(fd, blank(entry), entry.offset)
             os.fdatasync(fd)
         finally:
             os.close(fd)
@@ -164,15 +164,15 @@ def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, i
     return blanked
 
 
-def frame_test(subject: Subject, ids: frozenset[str], until: float) -> Callable[[Frame, int], bool]:
-    """Whether a spool record written up to `until` holds a row that is meant; for `blank_spool`."""
+def entry_test(subject: Subject, ids: frozenset[str], until: float) -> Callable[[Entry, int], bool]:
+    """Whether an entry of the spool written up to `until` holds a row that is meant; for `blank_spool`."""
     has_value, mentions = _record_test(subject), _letter_test(subject, ids)
 
-    def is_meant(frame: Frame, segment: int) -> bool:
-        if frame.at > until:
+    def is_meant(entry: Entry, segment: int) -> bool:
+        if entry.at > until:
             return False
-        rows = Rows()
-        decode_frame(frame, segment, rows)
+        rows = TableRows()
+        decode_entry(entry, segment, rows)
         return (
             any(row.id in ids or has_value(row.features) for row in rows.predictions)
             or any(row.id in ids for row in rows.labels)
@@ -182,14 +182,14 @@ def frame_test(subject: Subject, ids: frozenset[str], until: float) -> Callable[
     return is_meant
 
 
-def _frames(path: Path) -> Iterator[Frame]:
+def _entries(path: Path) -> Iterator[Entry]:
     opened = open_segment(path)
     if opened is None:
         return
     with os.fdopen(opened[0], "rb") as file:
         data = file.read()
-    for found in iter_records(data, 0):
-        if isinstance(found, Frame):
+    for found in iter_entries(data, 0):
+        if isinstance(found, Entry):
             yield found
 
 

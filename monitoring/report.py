@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
-from monitoring.drift import PREDICTION, DriftPolicy, DriftReport, output_column, sampled
+from monitoring.drift import OUTPUT, DriftPolicy, DriftReport, output_column, sampled
 from monitoring.feature import SCORE
 
 SHOWN_CHARS: Final = 60
@@ -53,9 +53,9 @@ def write_html(
             shown[feature.name] = (old, new)
             (numeric if feature.kind in ("numeric", "datetime") else categorical).append(feature.name)
     column = output_column(reference, current)
-    if column is not None and PREDICTION not in shown:
-        shown[PREDICTION] = (reference[column], current[column])
-        (numeric if column == SCORE or schema.task == "regression" else categorical).append(PREDICTION)
+    if column is not None and OUTPUT not in shown:
+        shown[OUTPUT] = (reference[column], current[column])
+        (numeric if column == SCORE or schema.task == "regression" else categorical).append(OUTPUT)
     if not shown:
         raise ValueError("no column has values in both the reference and the window: there is nothing to draw")
     frames = []

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from monitoring import store
 from monitoring.errors import CannotGoOn
 from monitoring.readers import readers
-from monitoring.record import TABLES, Frame
+from monitoring.record import TABLES, Entry
 from monitoring.spool import number_at
 
 if TYPE_CHECKING:
@@ -154,10 +154,10 @@ def forget_drained(engine: sa.Engine, before: float, keep: Collection[int]) -> i
     return len(gone)
 
 
-def is_expired(frame: Frame, cutoffs: Mapping[str, float]) -> bool:
-    """Whether everything a spool record became is older than its table's cutoff."""
-    table = TABLES.get(frame.kind, "dead_letters")
-    return table in cutoffs and frame.at < cutoffs[table]
+def is_expired(entry: Entry, cutoffs: Mapping[str, float]) -> bool:
+    """Whether everything an entry of the spool became is older than its table's cutoff."""
+    table = TABLES.get(entry.kind, "dead_letters")
+    return table in cutoffs and entry.at < cutoffs[table]
 
 
 def expire_files(folder: Path, pattern: str, before: float, keep: Collection[str] = ()) -> int:

@@ -41,8 +41,8 @@ def segments(directory: Path) -> dict[int, Path]:
     """The segments in the directory, open and sealed, oldest first; none when there is no such directory."""
     found: dict[int, Path] = {}
     with contextlib.suppress(FileNotFoundError):
-        for entry in _entries(directory):
-            path = Path(entry.path)
+        for file in _files(directory):
+            path = Path(file.path)
             with contextlib.suppress(ValueError):  # a file of somebody else
                 found[int(path.stem, 16)] = path
     return dict(sorted(found.items()))
@@ -51,9 +51,9 @@ def segments(directory: Path) -> dict[int, Path]:
 def spool_bytes(directory: Path) -> int:
     """Bytes of all segments in the directory, drained or not. Raises `OSError` when there is no such directory."""
     total = 0
-    for entry in _entries(directory):
+    for file in _files(directory):
         with contextlib.suppress(FileNotFoundError):  # deleted by the drain meanwhile
-            total += entry.stat().st_size
+            total += file.stat().st_size
     return total
 
 
@@ -117,8 +117,8 @@ def owner_is_gone(fd: int) -> bool:
     return True
 
 
-def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.endswith((OPEN, SEALED)):
-                yield entry
+def _files(directory: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(directory) as files:
+        for file in files:
+            if file.name.endswith((OPEN, SEALED)):
+                yield file

@@ -35,7 +35,7 @@ def _row_key() -> list[sa.Column[int]]:
     return [
         sa.Column("day", sa.Integer, primary_key=True),  # days since 1970-01-01 UTC, of the segment's birth
         sa.Column("segment", sa.BigInteger, primary_key=True),  # milliseconds since 1970 << 20 | 20 random bits
-        sa.Column("position", sa.BigInteger, primary_key=True),  # byte offset of the record << 16 | row in the record
+        sa.Column("position", sa.BigInteger, primary_key=True),  # byte offset of the entry << 16 | row in the entry
     ]
 
 
@@ -100,7 +100,7 @@ drained = sa.Table(
     metadata,
     # How far each segment of the spool is stored, written together with its rows: they may be deleted before it is.
     sa.Column("segment", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("reached", sa.BigInteger, nullable=False),  # byte offset of the last record in the store
+    sa.Column("reached", sa.BigInteger, nullable=False),  # byte offset of the last entry in the store
     sqlite_with_rowid=False,
 )
 

@@ -16,7 +16,7 @@ from monitoring import store
 from monitoring.drain import Backlog, Drainer, DrainFailed, SpoolBusy
 from monitoring.insert import _by_day
 from monitoring.log import LogPolicy, PredictionLog
-from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION, Rows
+from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION, TableRows
 from monitoring.spool import spool_bytes
 from service.serving.ids import new_ids
 from tests.processes import python
@@ -546,7 +546,7 @@ def test_killed_while_storing_one_by_one_the_rows_before_a_damage_are_not_taken_
     class Killed(BaseException):
         pass
 
-    def dying(self: Drainer, rows: Rows, reached: dict[int, int]) -> bool:
+    def dying(self: Drainer, rows: TableRows, reached: dict[int, int]) -> bool:
         ids = [row.id for row in rows.predictions]
         if len(ids) > 1:
             return False  # as a database that refuses one of them
