@@ -1,11 +1,11 @@
-"""Reading the record: recorded predictions as typed frames with their labels joined; retention and erasure of rows."""
+"""Reading the record: recorded predictions as frames with the labels that join them, and what is known of one id."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 _KEY: Final = key_columns(predictions)
 _DECODED_AT_ONCE: Final = 4096
 """Records; so many stay in the processor's cache between being decoded and being read."""
-
-
-class RowKey(NamedTuple):
-    """The growing key of a stored row. It grows within a worker's segment, and with the birth of segments."""
-
-    day: int
-    segment: int
-    position: int
 
 
 class StoredLabel(msgspec.Struct, frozen=True):
@@ -75,13 +67,6 @@ class LabelStatus(msgspec.Struct, frozen=True):
         return "waiting" if self.predictions else "unknown"
 
 
-class Counts(NamedTuple):
-    """Rows in the record."""
-
-    predictions: int
-    labelled: int
-
-
 def read_window(
     engine: sa.Engine,
     schema: FeatureSchema,
@@ -90,7 +75,6 @@ def read_window(
     since: float | None = None,
     until: float | None = None,
     version: int | None = None,
-    after_key: RowKey | tuple[int, int, int] | None = None,
     labelled: bool = False,
     sources: Collection[str] = (),
 ) -> pd.DataFrame:
@@ -107,11 +91,10 @@ def read_window(
 
     Rows that this schema cannot read (another version's, or what `monitoring.fits` has no room for) are left out:
     `.attrs["skipped"]` counts them, `.attrs["unfit_labels"]` the labels that the target does not take, held as absent.
-    `.attrs["last_key"]` is the greatest row key read, for `after_key`.
     """
-    conditions = _conditions(since, until, version, after_key)
+    conditions = _conditions(since, until, version)
     # With none of these, a newer prediction of the same id is always in the window, too.
-    whole = until is None and version is None and after_key is None
+    whole = until is None and version is None
     with _snapshot(engine) as connection, _collector_paused():
         return _read(connection, schema, conditions, rows, labelled, sources, newest=True, whole=whole)[0]
 
@@ -124,22 +107,19 @@ def iter_window(
     since: float | None = None,
     until: float | None = None,
     version: int | None = None,
-    after_key: RowKey | tuple[int, int, int] | None = None,
-    labelled: bool = False,
-    sources: Collection[str] = (),
 ) -> Iterator[pd.DataFrame]:
     """The same rows as `read_window`, oldest first, at most `chunk_rows` at a time: memory stays bounded.
 
     A chunk may be empty: all its rows were skipped. Each is a snapshot of its own, so rows recorded meanwhile may
     be among the last ones.
     """
-    conditions = _conditions(since, until, version, after_key)
+    conditions = _conditions(since, until, version)
     behind: list[sa.ColumnElement[bool]] = []
     order = (predictions.c.at, *_KEY)
     while True:
         with _snapshot(engine) as connection, _collector_paused():
             frame, last = _read(
-                connection, schema, conditions + behind, chunk_rows, labelled, sources, newest=False, whole=False
+                connection, schema, conditions + behind, chunk_rows, False, (), newest=False, whole=False
             )
         if last is None:
             return
@@ -171,22 +151,6 @@ def label_status(engine: sa.Engine, id: str) -> LabelStatus:
         None if prediction is None else msgspec.json.decode(prediction),
         tuple(StoredLabel(msgspec.json.decode(label), *rest) for label, *rest in given),
     )
-
-
-def counts(
-    engine: sa.Engine,
-    since: float | None = None,
-    version: int | None = None,
-    after_key: RowKey | tuple[int, int, int] | None = None,
-) -> Counts:
-    """How many predictions there are, and how many of them a label joins."""
-    conditions = _conditions(since, None, version, after_key)
-    with _snapshot(engine) as connection:
-        every = connection.scalar(sa.select(sa.func.count()).select_from(predictions).where(*conditions))
-        with_label = connection.scalar(
-            sa.select(sa.func.count()).select_from(predictions).where(*conditions, _has_label(), ~_superseded())
-        )
-    return Counts(every or 0, with_label or 0)
 
 
 # --- queries -------------------------------------------------------------------------------------------------------
@@ -225,7 +189,6 @@ def _conditions(
     since: float | None,
     until: float | None,
     version: int | None,
-    after_key: tuple[int, int, int] | None,
 ) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = []
     if since is not None:
@@ -234,8 +197,6 @@ def _conditions(
         conditions.append(predictions.c.at < until)
     if version is not None:
         conditions.append(predictions.c.version == version)
-    if after_key is not None:
-        conditions.append(sa.tuple_(*_KEY) > sa.tuple_(*_literals(after_key)))
     return conditions
 
 
@@ -370,10 +331,8 @@ def _frame(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    days, segments, positions, ids, at, versions, texts, answers, chances, observed_at, *_, label_texts, senders = (
-        columns
-    )
-    last_key = RowKey(*max(zip(days, segments, positions, strict=True))) if ids else None
+    *_, ids, at, versions, texts, answers, chances = columns[: len(predictions.columns)]
+    observed_at, *_, label_texts, senders = columns[len(predictions.columns) :]
     given = _targets(schema, answers)
     fitting = np.array([value is not None for value in given], dtype=bool)
     probabilities, readable = _matrix(chances, len(schema.classes))
@@ -415,7 +374,6 @@ def _frame(
     frame.attrs = {
         "skipped": len(ids) - len(keep) - (unfit if labelled else 0),
         "unfit_labels": unfit,
-        "last_key": last_key,
     }
     return frame
 
