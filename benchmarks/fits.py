@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.soak import Postgres
-from monitoring.schema import Task
+from monitoring.feature import Task
 from tests.bodies import through
 
 TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")

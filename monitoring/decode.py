@@ -33,7 +33,8 @@ from monitoring.fits import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from monitoring.schema import Feature, FeatureSchema
+    from monitoring.feature import Feature
+    from monitoring.schema import FeatureSchema
 
 LOOK_BYTES: Final = 4 * 2**20
 """Above it, what is wrong is said in the strict decoder's words: a second reading takes seconds and much memory."""

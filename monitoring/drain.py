@@ -23,20 +23,21 @@ import msgspec
 
 from monitoring.errors import EvergreenError
 from monitoring.insert import Reached, forget_segments, insert, is_poison, last_stored
-from monitoring.log import NEWBORN, OPEN, SEALED, segment_path
 from monitoring.record import (
+    DAMAGED,
     HEADER_BYTES,
     Damage,
     DeadLetter,
-    Frame,
-    Rows,
+    Entry,
+    TableRows,
     dead_letter,
-    decode_frame,
-    iter_records,
+    decode_entry,
+    iter_entries,
     needed_bytes,
-    segment_day,
+    row_key,
     time_of,
 )
+from monitoring.spool import SEALED, clear_newborns, open_segment, owner_is_gone, segments
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 4 * 2**20
 _OPEN_SEGMENTS: Final = 64
 TELL_EVERY_S: Final = 1.0
-_DAMAGED: Final = 0
-"""Kind of a dead letter that was no record at all."""
 _logger = logging.getLogger(__name__)
 
 
@@ -101,7 +100,7 @@ class DrainResult(msgspec.Struct, frozen=True):
     deleted_segments: int = 0
     bytes_left: int = 0
     oldest_at: float | None = None
-    """When the oldest record still waiting was written; None when none waits."""
+    """When the oldest entry still waiting was written; None when none waits."""
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -120,12 +119,12 @@ class _Progress:
 
     def __init__(self, resume: int) -> None:
         self.offset = 0
-        self.resume = resume  # records that begin up to here were committed by an earlier drainer
+        self.resume = resume  # entries that begin up to here were committed by an earlier drainer
         self.suspect = -1  # where an open segment looked damaged last time
         self._stored = -1
 
     def stored(self, fd: int) -> int:
-        """Where the records end that an earlier drainer committed."""
+        """Where the entries end that an earlier drainer committed."""
         if self._stored < 0:
             resume = self.resume
             self._stored = 0 if resume < 0 else resume + needed_bytes(os.pread(fd, HEADER_BYTES, resume), 0)
@@ -133,11 +132,11 @@ class _Progress:
 
 
 class _Batch:
-    """Records on their way into one transaction."""
+    """Entries on their way into one transaction."""
 
     def __init__(self) -> None:
-        self.rows = Rows()
-        self.frames: list[tuple[Frame, int]] = []  # with their segments
+        self.rows = TableRows()
+        self.entries: list[tuple[Entry, int]] = []  # with their segments
         self.torn = 0
         self.ends: dict[int, int] = {}
         self.reached: Reached = {}
@@ -199,26 +198,27 @@ class Drainer:
             if gc.isenabled():  # nothing here is cyclic, and it would walk the rows of a batch over and over
                 gc.disable()
                 stack.callback(gc.enable)
-            segments = _segments(self._directory)
-            for forgotten in self._progress.keys() - segments.keys():
+            clear_newborns(self._directory)
+            present = segments(self._directory)
+            for forgotten in self._progress.keys() - present.keys():
                 del self._progress[forgotten]
-            for segment in segments:
+            for segment in present:
                 self._known(segment)
             self._tell()
             finished: list[tuple[Path, int]] = []  # whose locks we hold until they are deleted
             stack.callback(_close_all, finished)
-            for segment, names in segments.items():
-                opened = _open_segment(names)
+            for segment, listed in present.items():
+                opened = open_segment(listed)
                 if opened is None:
                     continue  # sealed under our eyes; the next drain finds it under its new name
                 fd, path = opened
                 # In this order: once the owner is known to be gone, everything it wrote is there to be read.
-                final = path.suffix == SEALED or _owner_is_gone(fd)
+                final = path.suffix == SEALED or owner_is_gone(fd)
                 if final:
                     finished.append((path, fd))
                 try:
-                    for frame_or_damage in self._unread(segment, fd, final):
-                        self._take(batch, segment, frame_or_damage, now)
+                    for found in self._unread(segment, fd, final):
+                        self._take(batch, segment, found, now)
                         if len(batch.rows) >= self._batch_rows:
                             self._commit(batch)
                             batch = _Batch()
@@ -255,8 +255,8 @@ class Drainer:
             self._on_progress(self.backlog())
             self._told_at = now
 
-    def _unread(self, segment: int, fd: int, final: bool) -> Iterator[Frame | Damage]:
-        """Records behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
+    def _unread(self, segment: int, fd: int, final: bool) -> Iterator[Entry | Damage]:
+        """Entries behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
         progress = self._known(segment)
         size = os.fstat(fd).st_size
         offset, length = progress.offset, _CHUNK_BYTES
@@ -266,7 +266,7 @@ class Drainer:
                 return
             whole = offset + len(data) >= size
             began = offset
-            for found in iter_records(data, offset, at_end=final and whole):
+            for found in iter_entries(data, offset, at_end=final and whole):
                 if isinstance(found, Damage) and not final and progress.suspect != found.offset:
                     # Perhaps the worker has just cut a short write off and written over it: look again next time.
                     progress.suspect = found.offset
@@ -276,25 +276,25 @@ class Drainer:
             if whole:
                 return
             length = _CHUNK_BYTES
-            if offset == began:  # one record is longer than the chunk
+            if offset == began:  # one entry is longer than the chunk
                 length = max(2 * len(data), needed_bytes(data, 0))
 
-    def _take(self, batch: _Batch, segment: int, found: Frame | Damage, now: float) -> None:
+    def _take(self, batch: _Batch, segment: int, found: Entry | Damage, now: float) -> None:
         batch.ends[segment] = found.end
         if found.offset <= self._progress[segment].resume:
             return
         batch.reached[segment] = found.offset
-        if isinstance(found, Frame):
-            batch.frames.append((found, segment))
-            decode_frame(found, segment, batch.rows)
+        if isinstance(found, Entry):
+            batch.entries.append((found, segment))
+            decode_entry(found, segment, batch.rows)
         elif found.torn:
             batch.torn += 1
         else:
             length = found.end - found.offset
             _logger.error("%d damaged bytes at byte %d of segment %016x", length, found.offset, segment)
             reason = f"{length} bytes are no record; the first {len(found.data)} are kept"
-            key = (segment_day(segment), segment, found.offset << 16)
-            batch.rows.dead.append(DeadLetter(*key, now, _DAMAGED, reason, found.data))
+            key = row_key(segment, found.offset)
+            batch.rows.dead.append(DeadLetter(*key, now, DAMAGED, reason, found.data))
 
     def _commit(self, batch: _Batch) -> None:
         """Store the batch and remember how far it reached."""
@@ -308,7 +308,7 @@ class Drainer:
             self._progress[segment].offset = end
         self._tell()
 
-    def _store(self, rows: Rows, reached: Reached) -> bool:
+    def _store(self, rows: TableRows, reached: Reached) -> bool:
         """Whether the rows are stored; False when the database refuses one of them for what it is."""
         if not len(rows):
             return True
@@ -323,21 +323,21 @@ class Drainer:
         return True
 
     def _store_one_by_one(self, batch: _Batch) -> None:
-        """Each record in a transaction of its own; the ones the database refuses become dead letters.
+        """Each entry in a transaction of its own; the ones the database refuses become dead letters.
 
         In the order in which they lie in the spool: what is stored of a segment is all that came before.
         """
-        damage = [letter for letter in batch.rows.dead if letter.kind == _DAMAGED]
-        ones: list[tuple[int, int, Frame | DeadLetter]] = [(s, f.offset, f) for f, s in batch.frames]
+        damage = [letter for letter in batch.rows.dead if letter.kind == DAMAGED]
+        ones: list[tuple[int, int, Entry | DeadLetter]] = [(s, e.offset, e) for e, s in batch.entries]
         ones += [(letter.segment, letter.position >> 16, letter) for letter in damage]
         for segment, offset, one in sorted(ones, key=lambda found: found[:2]):
-            rows, reached = Rows(), {segment: offset}
+            rows, reached = TableRows(), {segment: offset}
             if isinstance(one, DeadLetter):
                 rows.dead.append(one)
             else:
-                decode_frame(one, segment, rows)
-            if not self._store(rows, reached) and isinstance(one, Frame):
-                refused = Rows()
+                decode_entry(one, segment, rows)
+            if not self._store(rows, reached) and isinstance(one, Entry):
+                refused = TableRows()
                 refused.dead.append(dead_letter(one, segment, f"the database refuses it: {self._refusal}"))
                 self._store(refused, reached)
 
@@ -370,8 +370,8 @@ class Drainer:
 def backlog(directory: Path, known: Mapping[int, _Progress] = MappingProxyType({})) -> Backlog:
     """What waits in a spool; of segments that are not `known`, all that is in them."""
     total, left, oldest = 0, 0, None
-    for segment, names in _segments(directory).items():
-        opened = _open_segment(names)
+    for segment, path in segments(directory).items():
+        opened = open_segment(path)
         if opened is None:
             continue
         fd, _ = opened
@@ -389,53 +389,6 @@ def backlog(directory: Path, known: Mapping[int, _Progress] = MappingProxyType({
     return Backlog(total, left, oldest)
 
 
-def _segments(directory: Path) -> dict[int, list[Path]]:
-    """The segments in the directory, oldest first, with the names they may be found under."""
-    found: dict[int, list[Path]] = {}
-    for path in directory.iterdir():
-        if path.suffix in (OPEN, SEALED):
-            with contextlib.suppress(ValueError):
-                segment = int(path.stem, 16)
-                # Its worker may seal it between the listing and the opening.
-                found[segment] = [
-                    path,
-                    segment_path(directory, segment, SEALED),
-                ]
-        elif path.suffix == NEWBORN:
-            _clear_newborn(path)
-    return dict(sorted(found.items()))
-
-
-def _close_all(segments: Iterable[tuple[Path, int]]) -> None:
-    for _, fd in segments:
+def _close_all(opened: Iterable[tuple[Path, int]]) -> None:
+    for _, fd in opened:
         os.close(fd)
-
-
-def _open_segment(names: Iterable[Path]) -> tuple[int, Path] | None:
-    for path in names:
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
-    return None
-
-
-def _owner_is_gone(fd: int) -> bool:
-    """Whether nobody holds the segment's lock; from now on we do, until `fd` is closed."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _clear_newborn(path: Path) -> None:
-    """Remove a segment whose worker died before it was named, unless it is being born this instant.
-
-    Should its worker lock it just after us, its rename fails, and it begins another one.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if _owner_is_gone(fd):
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(fd)

@@ -27,14 +27,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from monitoring.schema import MAX_CATEGORIES
+from monitoring.feature import MAX_CATEGORIES, PREDICTED, SCORE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from monitoring.schema import Feature, FeatureSchema
+    from monitoring.feature import Feature
+    from monitoring.schema import FeatureSchema
 
-PREDICTION: Final = "prediction"
+OUTPUT: Final = "prediction"
 """Name under which the model's own output is reported."""
 
 Array = npt.NDArray[np.float64]
@@ -186,9 +187,7 @@ def detect(
         if count < policy.min_rows:
             skipped = f"the {side} has {count} rows; drift needs at least {policy.min_rows}"
             return DriftReport((), None, 0.0, False, (), *rows, skipped=skipped)
-    if len(reference) > policy.reference_rows:
-        chosen = np.random.default_rng(seed).choice(len(reference), policy.reference_rows, replace=False)
-        reference = reference.iloc[np.sort(chosen)]
+    reference = sampled(reference, policy.reference_rows, seed)
 
     features = []
     for index, feature in enumerate(schema.features):
@@ -249,15 +248,29 @@ def _prediction_drift(
     reference: pd.DataFrame, current: pd.DataFrame, schema: FeatureSchema, policy: DriftPolicy, rng: np.random.Generator
 ) -> FeatureDrift | None:
     """Compare scores when both sides have them, else predictions; None when neither can be compared."""
-    for column in ("_score", "_prediction"):
-        if column not in reference.columns or column not in current.columns:
-            continue
-        if not (reference[column].notna().any() and current[column].notna().any()):
-            continue
-        if column == "_score" or schema.task == "regression":
-            return _numeric_drift(PREDICTION, _numbers(reference[column]), _numbers(current[column]), policy, rng)
-        return _categorical_drift(PREDICTION, _keys(reference[column]), _keys(current[column]), policy, rng)
+    column = output_column(reference, current)
+    if column is None:
+        return None
+    if column == SCORE or schema.task == "regression":
+        return _numeric_drift(OUTPUT, _numbers(reference[column]), _numbers(current[column]), policy, rng)
+    return _categorical_drift(OUTPUT, _keys(reference[column]), _keys(current[column]), policy, rng)
+
+
+def output_column(reference: pd.DataFrame, current: pd.DataFrame) -> str | None:
+    """The column of the model's output that both have values in: its score rather than its answer; None for neither."""
+    for column in (SCORE, PREDICTED):
+        both = column in reference.columns and column in current.columns
+        if both and reference[column].notna().any() and current[column].notna().any():
+            return column
     return None
+
+
+def sampled(frame: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """At most so many rows of the frame, drawn with the seed, in their order."""
+    if len(frame) <= most:
+        return frame
+    chosen = np.random.default_rng(seed).choice(len(frame), most, replace=False)
+    return frame.iloc[np.sort(chosen)]
 
 
 def _numeric_drift(

@@ -16,12 +16,14 @@ import msgspec
 import sqlalchemy as sa
 
 from monitoring import fits
+from monitoring.canonical import frame_of_readable, is_whole
 from monitoring.export import UNFINISHED, whole_file
+from monitoring.feature import AT, ID, SchemaError
 from monitoring.insert import last_stored
-from monitoring.log import OPEN, SEALED
-from monitoring.record import Frame, Rows, blank, decode_frame, iter_records
-from monitoring.schema import FeatureSchema, SchemaError
-from monitoring.store import dead_letters, labels, predictions
+from monitoring.record import Entry, TableRows, blank, decode_entry, iter_entries
+from monitoring.schema import FeatureSchema
+from monitoring.spool import open_segment, segments
+from monitoring.store import dead_letters, key_columns, labels, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +109,7 @@ def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: f
     erased = {"predictions": 0, "labels": 0, "dead_letters": 0}
     ids = [id_ for id_ in ids if fits.id_text(id_)]
     is_meant = _letter_test(subject, {*ids, *subject.ids})
-    key = (dead_letters.c.day, dead_letters.c.segment, dead_letters.c.position)
+    key = key_columns(dead_letters)
     every = sa.select(*key, dead_letters.c.payload, dead_letters.c.reason)
     with engine.connect().execution_options(yield_per=_LETTERS_AT_ONCE) as connection:
         found = connection.execute(every)
@@ -128,37 +130,33 @@ def erase_rows(engine: sa.Engine, subject: Subject, ids: Iterable[str], until: f
 
 
 def undrained(directory: Path, engine: sa.Engine, until: float) -> int:
-    """How many records of the spool written up to `until` are not in the store yet."""
+    """How many entries of the spool written up to `until` are not in the store yet."""
     waiting = 0
-    for path in _segments(directory):
-        last = last_stored(engine, int(path.stem, 16))
-        waiting += sum(f.offset > last and f.rows > 0 and f.at <= until for f in _frames(path))
+    for segment, path in segments(directory).items():
+        last = last_stored(engine, segment)
+        waiting += sum(e.offset > last and e.rows > 0 and e.at <= until for e in _entries(path))
     return waiting
 
 
-def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, int], bool]) -> int:
-    """Overwrite the stored records that are meant (asked with the segment's number) with empty ones; how many.
+def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Entry, int], bool]) -> int:
+    """Overwrite the stored entries that are meant (asked with the segment's number) with empty ones; how many.
 
     Done in place, so that also the open segment of a worker that has had no request since is clean at once: workers
-    only ever append. A record that is not in the store yet is left alone.
+    only ever append. An entry that is not in the store yet is left alone.
     """
     blanked = 0
-    for path in _segments(directory):
-        segment = int(path.stem, 16)
+    for segment, path in segments(directory).items():
         last = last_stored(engine, segment)
-        meant = [f for f in _frames(path) if f.offset <= last and f.rows and is_meant(f, segment)]
+        meant = [e for e in _entries(path) if e.offset <= last and e.rows and is_meant(e, segment)]
         if not meant:
             continue
+        opened = open_segment(path, os.O_WRONLY)
+        if opened is None:  # drained away this instant
+            continue
+        fd, _ = opened
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # sealed or drained away this instant
-            sealed = path.with_suffix(SEALED)
-            if not sealed.exists():
-                continue
-            fd = os.open(sealed, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            for frame in meant:
-                os.pwrite(fd, blank(frame), frame.offset)
+            for entry in meant:
+                os.pwrite(fd, blank(entry), entry.offset)
             os.fdatasync(fd)
         finally:
             os.close(fd)
@@ -166,15 +164,15 @@ def blank_spool(directory: Path, engine: sa.Engine, is_meant: Callable[[Frame, i
     return blanked
 
 
-def frame_test(subject: Subject, ids: frozenset[str], until: float) -> Callable[[Frame, int], bool]:
-    """Whether a spool record written up to `until` holds a row that is meant; for `blank_spool`."""
+def entry_test(subject: Subject, ids: frozenset[str], until: float) -> Callable[[Entry, int], bool]:
+    """Whether an entry of the spool written up to `until` holds a row that is meant; for `blank_spool`."""
     has_value, mentions = _record_test(subject), _letter_test(subject, ids)
 
-    def is_meant(frame: Frame, segment: int) -> bool:
-        if frame.at > until:
+    def is_meant(entry: Entry, segment: int) -> bool:
+        if entry.at > until:
             return False
-        rows = Rows()
-        decode_frame(frame, segment, rows)
+        rows = TableRows()
+        decode_entry(entry, segment, rows)
         return (
             any(row.id in ids or has_value(row.features) for row in rows.predictions)
             or any(row.id in ids for row in rows.labels)
@@ -184,20 +182,14 @@ def frame_test(subject: Subject, ids: frozenset[str], until: float) -> Callable[
     return is_meant
 
 
-def _segments(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.suffix in (OPEN, SEALED)) if directory.is_dir() else []
-
-
-def _frames(path: Path) -> Iterator[Frame]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        try:
-            data = path.with_suffix(SEALED).read_bytes()
-        except FileNotFoundError:
-            return
-    for found in iter_records(data, 0):
-        if isinstance(found, Frame):
+def _entries(path: Path) -> Iterator[Entry]:
+    opened = open_segment(path)
+    if opened is None:
+        return
+    with os.fdopen(opened[0], "rb") as file:
+        data = file.read()
+    for found in iter_entries(data, 0):
+        if isinstance(found, Entry):
             yield found
 
 
@@ -220,26 +212,9 @@ def canonical_values(subject: Subject, schema: FeatureSchema) -> frozenset[Any]:
 
 def canonical_rows(rows: Sequence[Row], schema: FeatureSchema) -> tuple[list[float], pd.DataFrame]:
     """(times, canonical features) of the rows that this schema can read."""
-    import pandas as pd
-
-    whole = [
-        row
-        for row in rows
-        if all(f.name in row.features and fits.feature_value(f.kind, row.features[f.name]) for f in schema.features)
-    ]
-    times: list[float] = []
-    frames: list[pd.DataFrame] = []
-    pending = [whole] if whole else []
-    while pending:  # nearly always all of them at once; halved around the ones that do not fit
-        some = pending.pop()
-        try:
-            frames.append(schema.frame([{name: row.features[name] for name in schema.names} for row in some]))
-        except SchemaError:
-            if len(some) > 1:
-                pending += [some[len(some) // 2 :], some[: len(some) // 2]]
-            continue
-        times += [row.at for row in some]
-    return times, pd.concat(frames, ignore_index=True) if frames else schema.frame([])
+    whole = [row for row in rows if is_whole(schema.features, row.features)]
+    frame, places = frame_of_readable(schema.features, [row.features for row in whole])
+    return [whole[place].at for place in places], frame
 
 
 def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: float) -> dict[str, int]:
@@ -257,8 +232,8 @@ def erase_exports(target: str, subject: Subject, ids: frozenset[str], until: flo
     for path in sorted(filesystem.glob(f"{root.rstrip('/')}/day=*/*.parquet")):
         with filesystem.open(path, "rb") as file:
             table = pq.ParquetFile(file).read()
-        at = table["_at"].to_pylist()
-        gone = [id_ in ids for id_ in table["_id"].to_pylist()]
+        at = table[AT].to_pylist()
+        gone = [id_ in ids for id_ in table[ID].to_pylist()]
         if subject.feature in table.column_names:
             column = table[subject.feature]
             single = column.type == pa.float32()

@@ -6,7 +6,7 @@ EvergreenError
     CannotGoOn
         ExportsBusy           monitoring/export.py
         LogHeld               monitoring/retention.py
-        SchemaError           monitoring/schema.py
+        SchemaError           monitoring/feature.py
         ArtefactError         training/artefact.py
             UntrustedModel    training/export.py
         DataError             training/data.py

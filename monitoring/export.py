@@ -19,6 +19,18 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitoring.errors import CannotGoOn
+from monitoring.feature import (
+    AT,
+    ID,
+    LABEL,
+    OBSERVED_AT,
+    PREDICTED,
+    PROBABILITIES,
+    SCORE,
+    SOURCE,
+    VERSION,
+)
+from monitoring.retention import DAY_S
 from monitoring.schema import FeatureSchema
 from monitoring.window import iter_window
 
@@ -26,7 +38,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import sqlalchemy as sa
 
-DAY_S: Final = 86_400.0
 FILE_NAME: Final = "part-0.parquet"
 UNFINISHED: Final = ".writing"
 _LOCK_POLL_S: Final = 0.25
@@ -78,14 +89,14 @@ def export(
                     files.append(path)
                 writer.write_table(_table(part, schema))
                 rows += len(part)
-                labelled += int(part["_label"].notna().sum())
+                labelled += int(part[LABEL].notna().sum())
                 on_rows(rows)
     return Exported(rows, labelled, skipped, tuple(files))
 
 
 def _by_day(chunk: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The rows of each UTC day, in order; `chunk` is in order of time."""
-    for number, part in chunk.groupby((chunk["_at"] // DAY_S).astype("int64"), sort=True):
+    for number, part in chunk.groupby((chunk[AT] // DAY_S).astype("int64"), sort=True):
         yield datetime.fromtimestamp(int(str(number)) * DAY_S, UTC).strftime("%Y-%m-%d"), part
 
 
@@ -178,17 +189,17 @@ def _arrow_schema(schema: FeatureSchema) -> Any:
     answer = {bool: pa.bool_(), int: pa.int64(), str: pa.string(), float: pa.float64()}[kind]
     features = [(name, pa.float32() if name in schema.numeric_names else pa.string()) for name in schema.names]
     extra = [
-        ("_id", pa.string()),
-        ("_at", pa.float64()),
-        ("_version", pa.int64()),
-        ("_prediction", answer),
-        ("_score", pa.float64()),
-        ("_label", answer),
-        ("_observed_at", pa.float64()),
-        ("_source", pa.string()),
+        (ID, pa.string()),
+        (AT, pa.float64()),
+        (VERSION, pa.int64()),
+        (PREDICTED, answer),
+        (SCORE, pa.float64()),
+        (LABEL, answer),
+        (OBSERVED_AT, pa.float64()),
+        (SOURCE, pa.string()),
     ]
     if schema.task == "multiclass":
-        extra.append(("_probabilities", pa.list_(pa.float64())))
+        extra.append((PROBABILITIES, pa.list_(pa.float64())))
     return pa.schema(features + extra)
 
 

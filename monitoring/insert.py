@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from monitoring.record import Rows, segment_day
+from monitoring.record import TableRows
+from monitoring.spool import segment_day
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
 Reached = dict[int, int]
-"""Segment -> byte offset of its last record that is stored."""
+"""Segment -> byte offset of its last entry that is stored."""
 
 REPEAT_DAYS: Final = 1
 """On PostgreSQL, an id counts as a repeat of one of today or so many days before: each is a partition to look into."""
@@ -23,7 +24,7 @@ _TRIES: Final = 5
 _logger = logging.getLogger(__name__)
 
 
-def insert(engine: sa.Engine, rows: Rows, reached: Reached) -> dict[str, int]:
+def insert(engine: sa.Engine, rows: TableRows, reached: Reached) -> dict[str, int]:
     """Store the rows and how far their segments have come; counts by the names of `DrainResult`'s fields.
 
     Raises what the database raises: `is_poison` says whether the rows are to blame.
@@ -52,7 +53,7 @@ def is_poison(error: Exception) -> bool:
 
 
 def last_stored(engine: sa.Engine, segment: int) -> int:
-    """Byte offset of the segment's last record in the store, -1 when none is: they are committed whole and in order."""
+    """Byte offset of the segment's last entry in the store, -1 when none is: they are committed whole and in order."""
     import sqlalchemy as sa
 
     from monitoring import store
@@ -91,7 +92,7 @@ def _repeats(ids: list[str], stored: set[str]) -> int:
     return len(ids) - len(set(ids) - stored)
 
 
-def _insert_sqlite(engine: sa.Engine, rows: Rows, reached: Reached) -> dict[str, int]:
+def _insert_sqlite(engine: sa.Engine, rows: TableRows, reached: Reached) -> dict[str, int]:
     from monitoring import store
 
     with engine.connect() as connection:
@@ -144,7 +145,7 @@ def _insert_sqlite(engine: sa.Engine, rows: Rows, reached: Reached) -> dict[str,
     return counts
 
 
-def _insert_postgresql(engine: sa.Engine, rows: Rows, reached: Reached) -> dict[str, int]:
+def _insert_postgresql(engine: sa.Engine, rows: TableRows, reached: Reached) -> dict[str, int]:
     from psycopg.errors import CheckViolation, UniqueViolation
 
     from monitoring import store
@@ -210,7 +211,7 @@ def _escaped(texts: Sequence[str | None]) -> list[str]:
 
 def _copy_postgresql(
     engine: sa.Engine,
-    rows: Rows,
+    rows: TableRows,
     reached: Reached,
     insert: Callable[[Any, sa.Table, Sequence[tuple[Any, ...]]], int],
 ) -> dict[str, int]:

@@ -7,10 +7,8 @@ keeps it, a killed one releases it at once. `drain.py` carries the segments into
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-import random
 import threading
 import time
 from collections import deque
@@ -21,16 +19,10 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring.record import encode_header
+from monitoring.spool import OPEN, SEALED, begin_segment, segment_path, spool_bytes
 
-OPEN: Final = ".seg"
-"""Locked by the worker that appends to it."""
-SEALED: Final = ".sealed"
-"""Nothing will be appended to it any more."""
-NEWBORN: Final = ".new"
-"""Not locked yet; becomes `.seg` once it is."""
-
-Record = tuple[int, tuple[bytes, ...]]
-"""Rows, and the one or two JSON parts that hold them."""
+NewEntry = tuple[int, tuple[bytes, ...]]
+"""Rows, and the one or two JSON parts that hold them: an entry before it is written."""
 
 _LOOK_EVERY_S: Final = 1.0
 _logger = logging.getLogger(__name__)
@@ -59,22 +51,6 @@ class LogPolicy(BaseModel):
     )
 
 
-def segment_path(directory: Path, segment: int, suffix: str) -> Path:
-    """Where the segment lies while it has this suffix."""
-    return directory / f"{segment:016x}{suffix}"
-
-
-def spool_bytes(directory: Path) -> int:
-    """Bytes of all segments in the directory, drained or not."""
-    total = 0
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.endswith((OPEN, SEALED)):
-                with contextlib.suppress(FileNotFoundError):  # deleted by the drain meanwhile
-                    total += entry.stat().st_size
-    return total
-
-
 class PredictionLog:
     """One worker's end of the spool. `append`, and `close` at the end; both from one thread.
 
@@ -99,7 +75,7 @@ class PredictionLog:
         self._always = policy.fsync == "always"
         self._fd = -1
         self._segment = 0
-        self._end = 0  # bytes of whole records in the segment; all the appends it will ever acknowledge lie below
+        self._end = 0  # bytes of whole entries in the segment; all the appends it will ever acknowledge lie below
         self._seal_bytes = policy.segment_bytes
         self._seal_at = float("-inf")
         self._look_at = float("-inf")
@@ -119,30 +95,30 @@ class PredictionLog:
             self._thread.start()
 
     def append(self, kind: int, at: float, rows: int, *parts: bytes) -> bool:
-        """True when the record (`rows` rows in one or two JSON parts, see `record.py`) is in the log.
+        """True when the entry (`rows` rows in one or two JSON parts, see `record.py`) is in the log.
 
         False when it was dropped and counted. `at` is the present in seconds since 1970 UTC.
         """
         return self.append_all(kind, at, ((rows, parts),)) == rows
 
-    def append_all(self, kind: int, at: float, records: Sequence[Record]) -> int:
-        """`append` of several records with one write; how many of their rows are in the log, the others were dropped.
+    def append_all(self, kind: int, at: float, entries: Sequence[NewEntry]) -> int:
+        """`append` of several entries with one write; how many of their rows are in the log, the others were dropped.
 
-        At most 300 records: a write takes 1,024 buffers (IOV_MAX).
+        At most 300 entries: a write takes 1,024 buffers (IOV_MAX).
         """
         if at >= self._look_at or self._end >= self._seal_bytes:
             self._look(at)
         if self.full:
-            return self._drop(records, "the spool has reached max_spool_bytes")
+            return self._drop(entries, "the spool has reached max_spool_bytes")
         rows = 0
         buffers: list[bytes] = []
         try:
-            for count, parts in records:
+            for count, parts in entries:
                 rows += count
                 buffers.append(encode_header(kind, at, count, parts))
                 buffers += parts
         except ValueError as error:
-            return self._drop(records, error)
+            return self._drop(entries, error)
         total = sum(map(len, buffers))
         written = 0
         try:
@@ -150,10 +126,10 @@ class PredictionLog:
             if self._always:
                 os.fdatasync(self._fd)
         except OSError as error:
-            return self._append_anew(records, buffers, written, error)
+            return self._append_anew(entries, buffers, written, error)
         if written != total:
             why = f"{written} of {total} bytes were written"
-            return self._append_anew(records, buffers, written, why)
+            return self._append_anew(entries, buffers, written, why)
         self._end += total
         self._written += 1
         self.appended_rows += rows
@@ -216,33 +192,10 @@ class PredictionLog:
                 self._open(at)
 
     def _open(self, at: float) -> None:
-        """Own a fresh segment.
-
-        It gets its name `.seg` only once it is locked: the drain, which takes an unlocked `.seg` for a dead worker's,
-        never sees it in between. If the drain clears the newborn away as litter, the rename fails and we start again.
-        """
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for attempt in range(3):
-            segment = int(self._clock() * 1000) << 20 | random.SystemRandom().getrandbits(20)
-            newborn = segment_path(self._directory, segment, NEWBORN)
-            fd = os.open(
-                newborn,
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
-                0o600,
-            )
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.rename(newborn, segment_path(self._directory, segment, OPEN))
-            except OSError:
-                os.close(fd)
-                with contextlib.suppress(OSError):
-                    newborn.unlink()
-                if attempt == 2:
-                    raise
-                continue
-            self._fd, self._segment, self._end = fd, segment, 0
-            self._seal_at = at + self._policy.segment_seconds
-            return
+        """Own a fresh segment."""
+        self._fd, self._segment = begin_segment(self._directory, self._clock())
+        self._end = 0
+        self._seal_at = at + self._policy.segment_seconds
 
     def _seal(self) -> None:
         """Give the segment up. Should the rename fail, closing it unlocks it, which tells the drain the same."""
@@ -277,11 +230,11 @@ class PredictionLog:
 
     # --- when a write fails ------------------------------------------------------------------------------------
 
-    def _append_anew(self, records: Sequence[Record], buffers: list[bytes], written: int, why: object) -> int:
+    def _append_anew(self, entries: Sequence[NewEntry], buffers: list[bytes], written: int, why: object) -> int:
         """Undo the failed write, and try once more in a fresh segment unless this one was fresh; the rows kept.
 
         What a failed write left behind is cut off; where even that fails, nothing more goes into this segment, so that
-        the next row is never glued to a torn one, and the records that are whole in it count as written. A segment that
+        the next row is never glued to a torn one, and the entries that are whole in it count as written. A segment that
         is empty and still refuses is kept: a full disk does not breed segments.
         """
         kept = 0
@@ -294,7 +247,7 @@ class PredictionLog:
                     if self._always:
                         os.fdatasync(self._fd)
                     if written == sum(map(len, buffers)):
-                        return kept + self._keep(records, buffers)
+                        return kept + self._keep(entries, buffers)
                 except OSError as error:
                     why = error
             if self._fd < 0:
@@ -303,14 +256,14 @@ class PredictionLog:
                 if self._end == 0:
                     break
             else:
-                whole, pieces = _whole(records, buffers, written)
-                kept += self._keep(records[:whole], buffers[:pieces])
-                records, buffers = records[whole:], buffers[pieces:]
+                whole, pieces = _whole(entries, buffers, written)
+                kept += self._keep(entries[:whole], buffers[:pieces])
+                entries, buffers = entries[whole:], buffers[pieces:]
             self._seal()
-        return kept + self._drop(records, why)
+        return kept + self._drop(entries, why)
 
-    def _keep(self, records: Sequence[Record], buffers: list[bytes]) -> int:
-        rows = sum(count for count, _ in records)
+    def _keep(self, entries: Sequence[NewEntry], buffers: list[bytes]) -> int:
+        rows = sum(count for count, _ in entries)
         self._end += sum(map(len, buffers))
         self._written += 1
         self.appended_rows += rows
@@ -323,21 +276,21 @@ class PredictionLog:
             return False
         return True
 
-    def _drop(self, records: Sequence[Record], why: object) -> int:
-        self.dropped_rows += sum(count for count, _ in records)
+    def _drop(self, entries: Sequence[NewEntry], why: object) -> int:
+        self.dropped_rows += sum(count for count, _ in entries)
         if not self._dropping:
             _logger.error("the prediction log drops rows in %s: %s", self._directory, why)
             self._dropping = True
         return 0
 
 
-def _whole(records: Sequence[Record], buffers: list[bytes], written: int) -> tuple[int, int]:
-    """How many of the records, and of their buffers, lie wholly within the bytes written."""
+def _whole(entries: Sequence[NewEntry], buffers: list[bytes], written: int) -> tuple[int, int]:
+    """How many of the entries, and of their buffers, lie wholly within the bytes written."""
     end = pieces = 0
-    for whole, (_, parts) in enumerate(records):
+    for whole, (_, parts) in enumerate(entries):
         more = pieces + 1 + len(parts)
         end += sum(map(len, buffers[pieces:more]))
         if end > written:
             return whole, pieces
         pieces = more
-    return len(records), pieces
+    return len(entries), pieces

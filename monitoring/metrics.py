@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Counter, Gauge
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _pack = struct.Struct("dd").pack
 
@@ -46,65 +46,81 @@ class Metrics:
             _reserve(directory / f"{kind}_{slot}.db")
         self.directory = directory
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+        from prometheus_client import CollectorRegistry, values
 
         # client_python chooses its mode when it is imported, by the environment; here the caller chooses.
         self._values: Any = values.MultiProcessValue(process_identifier=lambda: slot)  # type: ignore[no-untyped-call]
         values.ValueClass = self._values
         # Scrapes read the files; this registry only keeps the collectors out of the global one.
-        registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
+        self._add_requests()
+        self._add_loop()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"evergreen_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"evergreen_{name}", text, labels, registry=registry, multiprocess_mode="livemostrecent")
-
-        self.requests = counter("requests", "HTTP requests answered", "route", "status")
-        self.predictions = counter("predictions", "Rows predicted and answered", "version")
-        self.prediction_seconds = Histogram(
-            "evergreen_prediction_seconds",
+    def _add_requests(self) -> None:
+        """Of requests, their rows and labels, and the model that answers."""
+        self.requests = self._counter("requests", "HTTP requests answered", "route", "status")
+        self.predictions = self._counter("predictions", "Rows predicted and answered", "version")
+        self.prediction_seconds = self._histogram(
+            "prediction_seconds",
             "Time from the whole request received to the answer encoded and recorded",
-            registry=registry,
-            buckets=LATENCY_BUCKETS_S,
+            LATENCY_BUCKETS_S,
         )
-        self.log_records = counter("log_records", "Rows given to the prediction log", "outcome")
-        self.labels = counter("labels", "Labels by what became of them", "outcome")
-        self.source_rows = counter(
+        self.log_records = self._counter("log_records", "Rows given to the prediction log", "outcome")
+        self.labels = self._counter("labels", "Labels by what became of them", "outcome")
+        self.source_rows = self._counter(
             "source_rows",
             "Labels, and rows of named sources, by token (`open`: none; its rows only when limited)",
             "source",
             "kind",
         )
-        self.model_swaps = counter("model_swaps", "Changes of the model a worker answers with", "result")
-        self.model_swap_seconds = Histogram(
-            "evergreen_model_swap_seconds",
-            "Time to load, verify and warm up a version",
-            registry=registry,
-            buckets=LONG_BUCKETS_S,
+        self.model_swaps = self._counter("model_swaps", "Changes of the model a worker answers with", "result")
+        self.model_swap_seconds = self._histogram(
+            "model_swap_seconds", "Time to load, verify and warm up a version", LONG_BUCKETS_S
         )
-        self.feature_anomalies = counter("feature_anomalies", "Unusual feature values in checks", "feature", "kind")
-        self.log_spool_bytes = gauge("log_spool_bytes", "Bytes of recorded rows that are not yet in the store")
-        self.log_drain_lag_seconds = gauge(
+
+    def _add_loop(self) -> None:
+        """Of the record, checks, trainings and jobs."""
+        self.feature_anomalies = self._counter(
+            "feature_anomalies", "Unusual feature values in checks", "feature", "kind"
+        )
+        self.log_spool_bytes = self._gauge("log_spool_bytes", "Bytes of recorded rows that are not yet in the store")
+        self.log_drain_lag_seconds = self._gauge(
             "log_drain_lag_seconds", "Age of the oldest row that is not yet in the store"
         )
-        self.drift_score = gauge("drift_score", "Distance from the champion's reference at the last check", "feature")
-        self.drift_share = gauge("drift_share", "Share of features that drifted at the last check")
-        self.drift_detected = gauge("drift_detected", "1 when the last check found drift")
-        self.quality = gauge("quality", "Quality of the champion at the last check", "metric", "kind")
-        self.label_coverage = gauge("label_coverage", "Share of the last check's rows whose label is known")
-        self.retrains = counter("retrains", "Trainings by what became of them", "trigger", "outcome")
-        self.retrain_seconds = Histogram(
-            "evergreen_retrain_seconds", "Time of one training run", registry=registry, buckets=LONG_BUCKETS_S
+        self.drift_score = self._gauge(
+            "drift_score", "Distance from the champion's reference at the last check", "feature"
         )
-        self.rows_unfit = counter(
+        self.drift_share = self._gauge("drift_share", "Share of features that drifted at the last check")
+        self.drift_detected = self._gauge("drift_detected", "1 when the last check found drift")
+        self.quality = self._gauge("quality", "Quality of the champion at the last check", "metric", "kind")
+        self.label_coverage = self._gauge("label_coverage", "Share of the last check's rows whose label is known")
+        self.retrains = self._counter("retrains", "Trainings by what became of them", "trigger", "outcome")
+        self.retrain_seconds = self._histogram("retrain_seconds", "Time of one training run", LONG_BUCKETS_S)
+        self.rows_unfit = self._counter(
             "rows_unfit", "Rows and labels of the record that a reader left out because they do not fit", "where"
         )
-        self.gate_results = counter("gate_results", "Verdicts of the gates", "gate", "result")
-        self.deleted_rows = counter("deleted_rows", "Rows of the record deleted by age or on request", "table", "why")
-        self.last_success = gauge("last_success_timestamp_seconds", "When a job last ended well", "job")
-        self.job_failures = counter("job_failures", "Scheduled jobs that raised", "job")
-        self.scheduler_leader = gauge("scheduler_leader", "1 while this replica holds the lease")
+        self.gate_results = self._counter("gate_results", "Verdicts of the gates", "gate", "result")
+        self.deleted_rows = self._counter(
+            "deleted_rows", "Rows of the record deleted by age or on request", "table", "why"
+        )
+        self.last_success = self._gauge("last_success_timestamp_seconds", "When a job last ended well", "job")
+        self.job_failures = self._counter("job_failures", "Scheduled jobs that raised", "job")
+        self.scheduler_leader = self._gauge("scheduler_leader", "1 while this replica holds the lease")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        from prometheus_client import Counter
+
+        return Counter(f"evergreen_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        from prometheus_client import Gauge
+
+        return Gauge(f"evergreen_{name}", text, labels, registry=self._registry, multiprocess_mode="livemostrecent")
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        from prometheus_client import Histogram
+
+        return Histogram(f"evergreen_{name}", text, registry=self._registry, buckets=buckets)
 
     def close(self) -> None:
         """Close the value files; the values stay in them. What `HotCounter` is told afterwards goes nowhere."""

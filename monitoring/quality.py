@@ -1,4 +1,4 @@
-"""Is the model still good? Quality measured from labels, estimated without them, and whether it fell.
+"""Is the model still good? Quality measured from labels, and whether it fell.
 
 `measure` never raises for what a window may hold: one class only, a constant target, no rows, missing scores. A metric
 that has no value there is left out of `Quality.metrics`, `Quality.value` is None when it was the chosen one, and
@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-Task = Literal["binary", "multiclass", "regression"]
+from monitoring.feature import Task
+
 Metric = Literal["auc", "accuracy", "f1", "f1_macro", "log_loss", "brier", "r2", "mae", "rmse"]
 Classes = Sequence[str | int | bool]
 Array = npt.NDArray[np.float64]
@@ -69,7 +70,7 @@ class QualityPolicy(BaseModel):
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """How good predictions were, or are thought to be."""
+    """How good predictions were."""
 
     metric: str
     value: float | None
@@ -78,10 +79,10 @@ class Quality(msgspec.Struct, frozen=True):
     metrics: dict[str, float]
     """Every metric these rows define."""
     rows: int
-    """Labelled rows measured (estimated: rows with a score)."""
+    """Labelled rows measured."""
     error: float | None = None
     """Standard error of `value`."""
-    kind: Literal["measured", "estimated"] = "measured"
+    kind: Literal["measured"] = "measured"
     usable: bool = False
     """Whether `value` exists and rests on at least `min_labels` rows."""
     note: str = ""
@@ -142,85 +143,13 @@ def measure(
     return _measured_classes(truth, answer, chances, task, metric, policy, rng)
 
 
-def estimate(
-    scores: Sequence[Any] | npt.NDArray[Any], classes: Classes, policy: QualityPolicy, *, seed: int = 0
-) -> Quality:
-    """Quality of a classifier expected from its own scores, while labels are not there yet.
-
-    NannyML's confidence-based performance estimation (CBPE; nannyml.readthedocs.io, "How it works: estimation of
-    performance"): were the probabilities calibrated, a row with p = 0.9 is right in nine of ten. Binary: auc, accuracy,
-    f1, log_loss, brier, predicted_positive_rate; more classes: accuracy, log_loss. `scores` as in `measure`; the
-    predicted class is the most probable one (binary: p >= 0.5).
-
-    It sees quality lost because the inputs moved to where the model is unsure. It is blind to a changed relation of
-    inputs and label, and wrong by as much as the scores are uncalibrated: compare it with an estimate on the champion's
-    own holdout, not with a measured value.
-    """
-    task: Task = "binary" if len(classes) == 2 else "multiclass"
-    metric = chosen_metric(task, policy)
-    _check_classes(task, classes)
-    rng = np.random.default_rng(seed)
-    chances = _chances(scores, len(classes))
-    known = np.isfinite(chances).all(axis=1)
-    chances = chances[known]
-    notes = [] if known.all() else [f"{np.count_nonzero(~known)} rows have no score"]
-    if not len(chances):
-        return _quality(metric, {}, {}, 0, policy, ["no row has a score"], kind="estimated")
-    n = len(chances)
-    sure = chances.max(axis=1)
-    logs = np.log(np.clip(chances, 1e-15, 1.0))
-    entropy = -(chances * logs).sum(axis=1)
-    metrics = {"accuracy": float(sure.mean()), "log_loss": float(entropy.mean())}
-    # Two sources of chance: which rows came, and how each row's label falls. Together: a Bernoulli draw of the mean.
-    errors = {"accuracy": _accuracy_error(metrics["accuracy"], n), "log_loss": _mean_error(-logs, chances)}
-    if task == "binary":
-        from sklearn.metrics import roc_auc_score
-
-        p = chances[:, 1]
-        positives, negatives = float(p.sum()), float((1 - p).sum())
-        answer = p >= 0.5
-        hits = float(p[answer].sum())
-        metrics["brier"] = float((p * (1 - p)).mean())
-        errors["brier"] = _mean_error(np.column_stack([p**2, (1 - p) ** 2]), chances)
-        metrics["predicted_positive_rate"] = float(answer.mean())
-        if (total := np.count_nonzero(answer) + positives) > 0:
-            metrics["f1"] = float(2 * hits / total)
-            if metric == "f1":
-                errors["f1"] = _f1_error_of_draws(p, answer, rng)
-        if positives > 0 and negatives > 0:
-            both = np.repeat([1, 0], n)
-            weights = np.concatenate([p, 1 - p])
-            metrics["auc"] = float(roc_auc_score(both, np.concatenate([p, p]), sample_weight=weights))
-            errors["auc"] = _auc_error(metrics["auc"], positives, negatives)
-        else:
-            notes.append("auc is undefined: every score is 0, or every score is 1")
-    return _quality(metric, metrics, errors, n, policy, notes, kind="estimated")
-
-
-def baseline(labels: Sequence[Any] | npt.NDArray[Any], task: Task, classes: Classes, policy: QualityPolicy) -> Quality:
-    """Quality of the best constant answer: the commonest class with the labels' own shares as scores, or the mean.
-
-    What any model must beat: auc 0.5, r2 0, accuracy the share of the commonest class.
-    """
-    if task == "regression":
-        numbers = _floats(labels)
-        known = numbers[np.isfinite(numbers)]
-        constant = np.full(len(numbers), known.mean() if len(known) else np.nan)
-        return measure(numbers, constant, None, task, classes, policy)
-    codes = _codes(labels, classes)
-    counts = np.bincount(codes[codes >= 0], minlength=len(classes)).astype(float)
-    shares = counts / counts.sum() if counts.sum() else np.full(len(classes), 1 / len(classes))
-    answer = classes[int(counts.argmax())]
-    return measure(labels, [answer] * len(codes), np.tile(shares, (len(codes), 1)), task, classes, policy)
-
-
 def fell(reference: float, current: Quality, policy: QualityPolicy, *, reference_error: float = 0.0) -> str | None:
     """Say in words that quality was lost against the champion's own holdout; None when it was not.
 
-    `reference` is the value of the same metric on the champion's holdout, of the same kind (measured or estimated),
-    `reference_error` its standard error (`Quality.error`). A loss counts when it is material (more than
-    `policy.max_fall`, or `policy.max_rise` of the reference where lower is better) and beyond chance (more than
-    `policy.noise_sigmas` standard errors of the difference). A quality that is not `usable` says nothing: None.
+    `reference` is the value of the same metric on the champion's holdout, `reference_error` its standard error
+    (`Quality.error`). A loss counts when it is material (more than `policy.max_fall`, or `policy.max_rise` of the
+    reference where lower is better) and beyond chance (more than `policy.noise_sigmas` standard errors of the
+    difference). A quality that is not `usable` says nothing: None.
     """
     if not current.usable or current.value is None or not math.isfinite(reference):
         return None
@@ -331,8 +260,6 @@ def _quality(
     rows: int,
     policy: QualityPolicy,
     notes: list[str],
-    *,
-    kind: Literal["measured", "estimated"] = "measured",
 ) -> Quality:
     metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     value = metrics.get(metric)
@@ -346,7 +273,6 @@ def _quality(
         metrics=metrics,
         rows=rows,
         error=error if error is not None and math.isfinite(error) else None,
-        kind=kind,
         usable=value is not None and rows >= policy.min_labels,
         note="; ".join(notes),
     )
@@ -411,13 +337,6 @@ def _deviation_error(losses: Array) -> float:
     return float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0
 
 
-def _mean_error(losses: Array, chances: Array) -> float:
-    """Standard error of a mean loss whose value in each row (n x K) is drawn with that row's probabilities."""
-    mean = (losses * chances).sum(axis=1).mean()
-    second = (losses**2 * chances).sum(axis=1).mean()
-    return math.sqrt(max(second - mean**2, 0.0) / len(losses))
-
-
 def _f1(truth: _Codes, answer: _Codes, weights: npt.NDArray[Any], task: Task) -> float | None:
     """F1 of class 1 (binary), or the plain mean over the classes that occur (multiclass, as scikit-learn does).
 
@@ -437,12 +356,6 @@ def _f1_error(truth: _Codes, answer: _Codes, task: Task, rng: np.random.Generato
     cells, counts = np.unique(np.column_stack([truth, answer]), axis=0, return_counts=True)
     draws = rng.multinomial(len(truth), counts / len(truth), size=_RESAMPLES)
     return float(np.std([_f1(cells[:, 0], cells[:, 1], draw, task) or 0.0 for draw in draws], ddof=1))
-
-
-def _f1_error_of_draws(p: Array, answer: npt.NDArray[np.bool_], rng: np.random.Generator) -> float:
-    """Deviation of F1 over labels drawn from the probabilities (parametric bootstrap)."""
-    labels = rng.random((_RESAMPLES, len(p))) < p
-    return float(np.std(2 * labels[:, answer].sum(axis=1) / np.maximum(answer.sum() + labels.sum(axis=1), 1), ddof=1))
 
 
 def _r2(truth: Array, residuals: Array) -> float:

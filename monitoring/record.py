@@ -1,12 +1,12 @@
 """What one prediction, one label and one rejection are, and how they lie in a spool segment.
 
-A segment is a sequence of records. A record is a header and one or two parts of JSON, exactly as they travelled over
+A segment is a sequence of entries. An entry is a header and one or two parts of JSON, exactly as they travelled over
 HTTP: the hot path encodes nothing, the drain slices the rows out of the text.
 
     magic 4 | crc32 4 | payload length 4 | first part's length 4 | kind 1 | parts 1 | rows 2 | at 8 | payload
 
 Little endian. The checksum covers everything behind it. The magic starts with 0xC1, a byte that never occurs in UTF-8
-and so never in a payload: after damage the next record is found by looking for it.
+and so never in a payload: after damage the next entry is found by looking for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from zlib import crc32
 import msgspec
 
 from monitoring.fits import ID_CHARS, LABEL_JSON, moment
+from monitoring.spool import segment_day
 
+DAMAGED: Final = 0
+"""Of a dead letter only: bytes that were no record at all."""
 PREDICTION: Final = 1
 """Parts: the answer as sent, the request body as received."""
 FEEDBACK: Final = 2
@@ -27,6 +30,8 @@ FEEDBACK: Final = 2
 `{"source"}`."""
 REJECTION: Final = 3
 """One part: `{"route", "status", "count", "reason"}`."""
+TABLES: Final = {PREDICTION: "predictions", FEEDBACK: "labels", REJECTION: "rejections"}
+"""Kind -> the table that its rows are stored in."""
 
 MAGIC: Final = b"\xc1EG1"
 """Ends in the format's number. A reader of format 2 must still know this one: spools outlive an upgrade."""
@@ -96,8 +101,8 @@ class DeadLetter(NamedTuple):
     payload: bytes
 
 
-class Frame(NamedTuple):
-    """One whole record of a segment; `offset` and `end` are bytes from the segment's start."""
+class Entry(NamedTuple):
+    """One whole entry of a segment; `offset` and `end` are bytes from the segment's start."""
 
     offset: int
     end: int
@@ -108,7 +113,7 @@ class Frame(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A stretch of a segment that is no record. `torn`: an unfinished write at the very end, expected after a kill."""
+    """A stretch of a segment that is no entry. `torn`: an unfinished write at the very end, expected after a kill."""
 
     offset: int
     end: int
@@ -116,8 +121,8 @@ class Damage(NamedTuple):
     torn: bool
 
 
-class Rows:
-    """Rows decoded out of records, by table."""
+class TableRows:
+    """Rows decoded out of entries, by table."""
 
     __slots__ = ("dead", "labels", "predictions", "rejections")
 
@@ -151,39 +156,39 @@ def encode_header(kind: int, at: float, rows: int, parts: tuple[bytes, ...]) -> 
     return _FRONT.pack(MAGIC, checksum) + tail
 
 
-def blank(frame: Frame) -> bytes:
-    """A record as long as `frame` (header included) that holds no row: what takes its place when it is erased.
+def blank(entry: Entry) -> bytes:
+    """An entry as long as `entry` (header included) that holds no row: what takes its place when it is erased.
 
     Feedback without labels, filled up with spaces: an older reader understands it too.
     """
-    length = frame.end - frame.offset - HEADER_BYTES
+    length = entry.end - entry.offset - HEADER_BYTES
     payload = b'{"labels":[]}'.ljust(length)
     if len(payload) > length:
         raise ValueError(f"a record of {length} bytes is too short to be blanked")
-    tail = _TAIL.pack(length, length, FEEDBACK, 1, 0, frame.at)
+    tail = _TAIL.pack(length, length, FEEDBACK, 1, 0, entry.at)
     return _FRONT.pack(MAGIC, crc32(payload, crc32(tail))) + tail + payload
 
 
-def iter_records(data: bytes, base: int = 0, *, at_end: bool = False) -> Iterator[Frame | Damage]:
-    """The records and damaged stretches of `data`, which lies at byte `base` of its segment.
+def iter_entries(data: bytes, base: int = 0, *, at_end: bool = False) -> Iterator[Entry | Damage]:
+    """The entries and damaged stretches of `data`, which lies at byte `base` of its segment.
 
-    Stops before a record that is not complete; with `at_end`, nothing will ever follow `data`, and that record is
-    yielded as torn damage. Behind damage it resumes at the next magic, so one bad byte costs one record.
+    Stops before an entry that is not complete; with `at_end`, nothing will ever follow `data`, and that entry is
+    yielded as torn damage. Behind damage it resumes at the next magic, so one bad byte costs one entry.
     """
     view = memoryview(data)
     start, size = 0, len(data)
     while start < size:
-        frame = _frame_at(view, start, base)
-        if isinstance(frame, Frame):
-            yield frame
-            start = frame.end - base
+        entry = _entry_at(view, start, base)
+        if isinstance(entry, Entry):
+            yield entry
+            start = entry.end - base
             continue
-        if frame is None and not at_end:
+        if entry is None and not at_end:
             return
         resume = _next_start(data, view, start + 1, base, at_end)
         if resume <= start:
             return
-        torn = frame is None and resume == size
+        torn = entry is None and resume == size
         yield Damage(
             base + start,
             base + resume,
@@ -194,7 +199,7 @@ def iter_records(data: bytes, base: int = 0, *, at_end: bool = False) -> Iterato
 
 
 def needed_bytes(data: bytes, start: int) -> int:
-    """How many bytes the incomplete record at `start` of `data` says it has, header included."""
+    """How many bytes the incomplete entry at `start` of `data` says it has, header included."""
     if len(data) - start < HEADER_BYTES:
         return HEADER_BYTES
     length: int = _HEADER.unpack_from(data, start)[2]
@@ -202,15 +207,15 @@ def needed_bytes(data: bytes, start: int) -> int:
 
 
 def time_of(header: bytes) -> float | None:
-    """When the record whose first bytes are `header` was written, if that can be told."""
+    """When the entry whose first bytes are `header` was written, if that can be told."""
     if len(header) < HEADER_BYTES or header[:4] != MAGIC:
         return None
     at: float = _HEADER.unpack_from(header)[7]
     return at
 
 
-def _frame_at(view: memoryview, start: int, base: int) -> Frame | bool | None:
-    """The whole record at `start`; None when it goes on behind the view; False when it is no record."""
+def _entry_at(view: memoryview, start: int, base: int) -> Entry | bool | None:
+    """The whole entry at `start`; None when it goes on behind the view; False when it is no entry."""
     available = len(view) - start
     if available < HEADER_BYTES:
         return None if MAGIC.startswith(view[start : start + 4].tobytes()) else False
@@ -224,14 +229,14 @@ def _frame_at(view: memoryview, start: int, base: int) -> Frame | bool | None:
     if crc32(view[start + _FRONT.size : end]) != checksum:
         return False
     parts = (view[payload : payload + first], view[payload + first : end]) if count == 2 else (view[payload:end],)
-    return Frame(base + start, base + end, kind, rows, at, parts)
+    return Entry(base + start, base + end, kind, rows, at, parts)
 
 
 def _next_start(data: bytes, view: memoryview, start: int, base: int, at_end: bool) -> int:
-    """Where the next record may begin at or behind `start`."""
+    """Where the next entry may begin at or behind `start`."""
     while (found := data.find(MAGIC, start)) >= 0:
-        frame = _frame_at(view, found, base)
-        if isinstance(frame, Frame) or (frame is None and not at_end):
+        entry = _entry_at(view, found, base)
+        if isinstance(entry, Entry) or (entry is None and not at_end):
             return found
         start = found + 1
     if at_end:
@@ -239,7 +244,7 @@ def _next_start(data: bytes, view: memoryview, start: int, base: int, at_end: bo
     return len(data) - len(MAGIC) + 1  # the first bytes of a magic may already be there
 
 
-# --- from a record to rows ---------------------------------------------------------------------------------------
+# --- from an entry to rows ---------------------------------------------------------------------------------------
 
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS)]
@@ -286,62 +291,62 @@ _sent = msgspec.json.Decoder(_Sent)
 _refused = msgspec.json.Decoder(_Refused)
 
 
-def segment_day(segment: int) -> int:
-    """Days since 1970-01-01 UTC of the segment's birth, from its number."""
-    return (segment >> 20) // 86_400_000
+def row_key(segment: int, offset: int) -> tuple[int, int, int]:
+    """The key of the first row of the entry at byte `offset` of its segment; each further row adds 1 to it."""
+    return segment_day(segment), segment, offset << 16
 
 
-def decode_frame(frame: Frame, segment: int, into: Rows) -> None:
-    """Add the record's rows to `into`; what cannot be understood becomes a dead letter there, with the reason."""
+def decode_entry(entry: Entry, segment: int, into: TableRows) -> None:
+    """Add the entry's rows to `into`; what cannot be understood becomes a dead letter there, with the reason."""
     try:
-        if frame.kind == PREDICTION:
-            _decode_prediction(frame, segment, into)
-        elif frame.kind == FEEDBACK:
-            _decode_feedback(frame, segment, into)
-        elif frame.kind == REJECTION:
-            refused = _refused.decode(frame.parts[0])
-            key = (segment_day(segment), segment, frame.offset << 16)
+        if entry.kind == PREDICTION:
+            _decode_prediction(entry, segment, into)
+        elif entry.kind == FEEDBACK:
+            _decode_feedback(entry, segment, into)
+        elif entry.kind == REJECTION:
+            refused = _refused.decode(entry.parts[0])
+            key = row_key(segment, entry.offset)
             into.rejections.append(
-                Rejection(*key, frame.at, refused.route, refused.status, refused.count, refused.reason)
+                Rejection(*key, entry.at, refused.route, refused.status, refused.count, refused.reason)
             )
         else:
-            raise ValueError(f"unknown kind of record {frame.kind}: was it written by a newer program?")
+            raise ValueError(f"unknown kind of record {entry.kind}: was it written by a newer program?")
     except (ValueError, IndexError) as error:  # msgspec's errors and UnicodeDecodeError are ValueErrors
-        into.dead.append(dead_letter(frame, segment, str(error)))
+        into.dead.append(dead_letter(entry, segment, str(error)))
 
 
-def dead_letter(frame: Frame, segment: int, reason: str) -> DeadLetter:
-    """The whole record as a dead letter."""
-    payload = b"\n".join(part.tobytes() for part in frame.parts)
+def dead_letter(entry: Entry, segment: int, reason: str) -> DeadLetter:
+    """The whole entry as a dead letter."""
+    payload = b"\n".join(part.tobytes() for part in entry.parts)
     if len(payload) > MAX_DEAD_BYTES:
         reason = f"{reason} (the first {MAX_DEAD_BYTES} of {len(payload)} bytes are kept)"
-    key = (segment_day(segment), segment, frame.offset << 16)
+    key = row_key(segment, entry.offset)
     return DeadLetter(
         *key,
-        frame.at,
-        frame.kind,
+        entry.at,
+        entry.kind,
         reason.replace("\x00", "\\0"),
         payload[:MAX_DEAD_BYTES],
     )
 
 
-def _decode_prediction(frame: Frame, segment: int, into: Rows) -> None:
-    answer = _answer.decode(frame.parts[0])
-    asked = _asked.decode(frame.parts[1])
+def _decode_prediction(entry: Entry, segment: int, into: TableRows) -> None:
+    answer = _answer.decode(entry.parts[0])
+    asked = _asked.decode(entry.parts[1])
     records, predictions, probabilities = asked.records, answer.predictions, answer.probabilities
     rows = len(records)
-    first = frame.offset << 16
+    day, _, first = row_key(segment, entry.offset)
     ids = answer.ids if answer.ids is not None else asked.ids
     if ids is None:
         ids = [f"{segment:016x}-{first | row:x}" for row in range(rows)]
-    if not rows == frame.rows == len(predictions) == len(ids) or (
+    if not rows == entry.rows == len(predictions) == len(ids) or (
         probabilities is not None and len(probabilities) != rows
     ):
         raise ValueError(
-            f"{frame.rows} rows announced, {rows} records, {len(predictions)} predictions, {len(ids)} ids, "
+            f"{entry.rows} rows announced, {rows} records, {len(predictions)} predictions, {len(ids)} ids, "
             f"{'no' if probabilities is None else len(probabilities)} probabilities"
         )
-    day, at, version = segment_day(segment), frame.at, answer.version
+    at, version = entry.at, answer.version
     if rows == 1:  # most requests: without the loop it takes two thirds of the time
         chance = None if probabilities is None else str(probabilities[0], "utf-8")
         texts = (str(records[0], "utf-8"), str(predictions[0], "utf-8"), chance)
@@ -366,22 +371,22 @@ def _decode_prediction(frame: Frame, segment: int, into: Rows) -> None:
     ]
 
 
-def _decode_feedback(frame: Frame, segment: int, into: Rows) -> None:
-    day, first = segment_day(segment), frame.offset << 16
-    given = _feedback.decode(frame.parts[0]).labels
-    source = _sent.decode(frame.parts[1]).source if len(frame.parts) == 2 else ""
-    if len(given) != frame.rows:
-        raise ValueError(f"{frame.rows} rows announced, {len(given)} labels")
+def _decode_feedback(entry: Entry, segment: int, into: TableRows) -> None:
+    day, _, first = row_key(segment, entry.offset)
+    given = _feedback.decode(entry.parts[0]).labels
+    source = _sent.decode(entry.parts[1]).source if len(entry.parts) == 2 else ""
+    if len(given) != entry.rows:
+        raise ValueError(f"{entry.rows} rows announced, {len(given)} labels")
     for row, one in enumerate(given):
         label = str(one.label, "utf-8")
         try:
-            observed_at = frame.at if one.observed_at is None else moment(one.observed_at)
+            observed_at = entry.at if one.observed_at is None else moment(one.observed_at)
             if label[0] in "{[n":
                 raise ValueError(f"label: expected a number, a string, true or false, got {label[:40]}")
             if len(label) > LABEL_JSON:
                 raise ValueError(f"label: {len(label):,} bytes; a label has at most {LABEL_JSON:,}")
         except ValueError as error:
             payload = msgspec.json.encode(one)[:MAX_DEAD_BYTES]
-            into.dead.append(DeadLetter(day, segment, first | row, frame.at, FEEDBACK, str(error), payload))
+            into.dead.append(DeadLetter(day, segment, first | row, entry.at, FEEDBACK, str(error), payload))
             continue
-        into.labels.append(Label(day, segment, first | row, one.id, label, observed_at, frame.at, source))
+        into.labels.append(Label(day, segment, first | row, one.id, label, observed_at, entry.at, source))

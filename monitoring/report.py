@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
-import numpy as np
-
-from monitoring.drift import PREDICTION, DriftPolicy, DriftReport
+from monitoring.drift import OUTPUT, DriftPolicy, DriftReport, output_column, sampled
+from monitoring.feature import SCORE
 
 SHOWN_CHARS: Final = 60
 """Of one category: the page repeats it in every figure."""
@@ -44,7 +43,7 @@ def write_html(
     """
     import pandas as pd
 
-    reference, current = _sampled(reference, max_rows, seed), _sampled(current, max_rows, seed)
+    reference, current = sampled(reference, max_rows, seed), sampled(current, max_rows, seed)
     numeric: list[str] = []
     categorical: list[str] = []
     shown: dict[str, tuple[pd.Series[Any], pd.Series[Any]]] = {}
@@ -53,13 +52,10 @@ def write_html(
         if old.notna().any() and new.notna().any():
             shown[feature.name] = (old, new)
             (numeric if feature.kind in ("numeric", "datetime") else categorical).append(feature.name)
-    for column in ("_score", "_prediction"):
-        if PREDICTION in shown or column not in reference.columns or column not in current.columns:
-            continue
-        old, new = reference[column], current[column]
-        if old.notna().any() and new.notna().any():
-            shown[PREDICTION] = (old, new)
-            (numeric if column == "_score" or schema.task == "regression" else categorical).append(PREDICTION)
+    column = output_column(reference, current)
+    if column is not None and OUTPUT not in shown:
+        shown[OUTPUT] = (reference[column], current[column])
+        (numeric if column == SCORE or schema.task == "regression" else categorical).append(OUTPUT)
     if not shown:
         raise ValueError("no column has values in both the reference and the window: there is nothing to draw")
     frames = []
@@ -111,13 +107,6 @@ def _write(
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
-
-
-def _sampled(frame: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
-    if len(frame) <= most:
-        return frame
-    chosen = np.random.default_rng(seed).choice(len(frame), most, replace=False)
-    return frame.iloc[np.sort(chosen)]
 
 
 def _drawable(series: pd.Series[Any], numeric: bool) -> pd.Series[Any]:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from monitoring import store
 from monitoring.errors import CannotGoOn
 from monitoring.readers import readers
-from monitoring.record import Frame
+from monitoring.record import TABLES, Entry
+from monitoring.spool import number_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +105,7 @@ def expire(engine: sa.Engine, cutoffs: Mapping[str, float]) -> dict[str, int]:
     deleted = {}
     for name, before in cutoffs.items():
         table, at = _TABLES[name]
-        key = [table.c.day, table.c.segment, table.c.position]
+        key = store.key_columns(table)
         old = sa.select(*key).where(at < before).limit(_ROWS_AT_ONCE)
         delete = sa.delete(table).where(sa.tuple_(*key).in_(old))
         deleted[name] = store.drop_days(engine, before) if table is store.predictions else 0
@@ -123,9 +124,9 @@ def expire_unmatched(engine: sa.Engine, before: float) -> int:
     Every old label is looked at, a few at a time: about a minute for ten million.
     """
     table, deleted = store.labels, 0
-    key = sa.tuple_(table.c.day, table.c.segment, table.c.position)
-    old = sa.select(table.c.day, table.c.segment, table.c.position, table.c.id)
-    old = old.where(table.c.received_at < before).order_by(table.c.day, table.c.segment, table.c.position)
+    key = sa.tuple_(*store.key_columns(table))
+    old = sa.select(*store.key_columns(table), table.c.id)
+    old = old.where(table.c.received_at < before).order_by(*store.key_columns(table))
     last: tuple[int, ...] = (-1, -1, -1)
     while True:
         with engine.connect() as connection:
@@ -144,7 +145,7 @@ def expire_unmatched(engine: sa.Engine, before: float) -> int:
 def forget_drained(engine: sa.Engine, before: float, keep: Collection[int]) -> int:
     """Delete what is known of segments born before `before` that are not in `keep` (still in the spool); how many."""
     table = store.drained
-    old = sa.select(table.c.segment).where(table.c.segment < int(before * 1000) << 20)
+    old = sa.select(table.c.segment).where(table.c.segment < number_at(before))
     with engine.connect() as connection:
         gone = [segment for segment in connection.scalars(old) if segment not in keep]
     for start in range(0, len(gone), _LABELS_AT_ONCE):
@@ -153,10 +154,10 @@ def forget_drained(engine: sa.Engine, before: float, keep: Collection[int]) -> i
     return len(gone)
 
 
-def is_expired(frame: Frame, cutoffs: Mapping[str, float]) -> bool:
-    """Whether everything a spool record became is older than its table's cutoff."""
-    table = {1: "predictions", 2: "labels", 3: "rejections"}.get(frame.kind, "dead_letters")
-    return table in cutoffs and frame.at < cutoffs[table]
+def is_expired(entry: Entry, cutoffs: Mapping[str, float]) -> bool:
+    """Whether everything an entry of the spool became is older than its table's cutoff."""
+    table = TABLES.get(entry.kind, "dead_letters")
+    return table in cutoffs and entry.at < cutoffs[table]
 
 
 def expire_files(folder: Path, pattern: str, before: float, keep: Collection[str] = ()) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -29,13 +29,20 @@ _LOCK: Final = 4702741
 
 metadata = sa.MetaData()
 
+
+def _row_key() -> list[sa.Column[int]]:
+    """The key of a row out of the spool. It is made by the server and grows; the drain's conflicts are on it."""
+    return [
+        sa.Column("day", sa.Integer, primary_key=True),  # days since 1970-01-01 UTC, of the segment's birth
+        sa.Column("segment", sa.BigInteger, primary_key=True),  # milliseconds since 1970 << 20 | 20 random bits
+        sa.Column("position", sa.BigInteger, primary_key=True),  # byte offset of the entry << 16 | row in the entry
+    ]
+
+
 predictions = sa.Table(
     "predictions",
     metadata,
-    # The row key is made by the server and grows; the drain's conflicts are on it.
-    sa.Column("day", sa.Integer, primary_key=True),  # days since 1970-01-01 UTC, of the segment's birth
-    sa.Column("segment", sa.BigInteger, primary_key=True),  # milliseconds since 1970 << 20 | 20 random bits
-    sa.Column("position", sa.BigInteger, primary_key=True),  # byte offset of the record << 16 | row in the record
+    *_row_key(),
     sa.Column("id", sa.Text, nullable=False, index=True),  # prediction id: UUIDv7, or the caller's own
     sa.Column("at", sa.Double, nullable=False, index=True),  # seconds since 1970 UTC, when it was answered
     sa.Column("version", sa.Integer, nullable=False),  # model version that answered
@@ -49,9 +56,7 @@ predictions = sa.Table(
 labels = sa.Table(
     "labels",
     metadata,
-    sa.Column("day", sa.Integer, primary_key=True),
-    sa.Column("segment", sa.BigInteger, primary_key=True),
-    sa.Column("position", sa.BigInteger, primary_key=True),
+    *_row_key(),
     sa.Column("id", sa.Text, nullable=False),  # prediction id it speaks of
     sa.Column("label", sa.Text, nullable=False),  # JSON scalar
     sa.Column("observed_at", sa.Double, nullable=False),  # seconds since 1970 UTC; the newest one counts
@@ -70,9 +75,7 @@ sa.Index("ix_labels_id", labels.c.id).ddl_if(dialect="postgresql")
 rejections = sa.Table(
     "rejections",
     metadata,
-    sa.Column("day", sa.Integer, primary_key=True),
-    sa.Column("segment", sa.BigInteger, primary_key=True),
-    sa.Column("position", sa.BigInteger, primary_key=True),
+    *_row_key(),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("route", sa.Text, nullable=False),
     sa.Column("status", sa.Integer, nullable=False),
@@ -84,9 +87,7 @@ rejections = sa.Table(
 dead_letters = sa.Table(
     "dead_letters",
     metadata,
-    sa.Column("day", sa.Integer, primary_key=True),
-    sa.Column("segment", sa.BigInteger, primary_key=True),
-    sa.Column("position", sa.BigInteger, primary_key=True),
+    *_row_key(),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("kind", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
@@ -99,7 +100,7 @@ drained = sa.Table(
     metadata,
     # How far each segment of the spool is stored, written together with its rows: they may be deleted before it is.
     sa.Column("segment", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("reached", sa.BigInteger, nullable=False),  # byte offset of the last record in the store
+    sa.Column("reached", sa.BigInteger, nullable=False),  # byte offset of the last entry in the store
     sqlite_with_rowid=False,
 )
 
@@ -189,6 +190,19 @@ def db_now(engine: sa.Engine) -> sa.ColumnElement[float]:
     if engine.dialect.name == "sqlite":
         return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
     return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Double)
+
+
+def key_columns(table: sa.FromClause) -> tuple[sa.ColumnElement[int], ...]:
+    """The columns of a table, or of a query on it, that are the key of a row out of the spool, in its order."""
+    return table.c.day, table.c.segment, table.c.position
+
+
+def insert_where(table: sa.Table, values: Mapping[str, Any], condition: sa.ColumnElement[bool]) -> sa.Insert:
+    """An INSERT of one row that writes only while `condition` holds, in one statement: a fence, say."""
+    columns = [table.c[name] for name in values]
+    # The casts give PostgreSQL the types of parameters that stand in a SELECT.
+    row = sa.select(*(sa.cast(sa.literal(values[c.name], c.type), c.type) for c in columns))
+    return table.insert().from_select(columns, row.where(condition))
 
 
 def open_store(url: str) -> sa.Engine:

@@ -1,35 +1,39 @@
-"""Reading the record: recorded predictions as typed frames with their labels joined; retention and erasure of rows."""
+"""Reading the record: recorded predictions as frames with the labels that join them, and what is known of one id."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 import sqlalchemy as sa
 
 from monitoring import fits
+from monitoring.canonical import frame_of_readable, is_whole
 from monitoring.decode import InvalidRequest, RequestDecoder
-from monitoring.schema import FeatureSchema, SchemaError
-from monitoring.store import labels, predictions
+from monitoring.feature import (
+    AT,
+    ID,
+    LABEL,
+    OBSERVED_AT,
+    PREDICTED,
+    PROBABILITIES,
+    SCORE,
+    SOURCE,
+    VERSION,
+)
+from monitoring.schema import FeatureSchema
+from monitoring.store import key_columns, labels, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_KEY: Final = (predictions.c.day, predictions.c.segment, predictions.c.position)
+_KEY: Final = key_columns(predictions)
 _DECODED_AT_ONCE: Final = 4096
 """Records; so many stay in the processor's cache between being decoded and being read."""
-
-
-class RowKey(NamedTuple):
-    """The growing key of a stored row. It grows within a worker's segment, and with the birth of segments."""
-
-    day: int
-    segment: int
-    position: int
 
 
 class StoredLabel(msgspec.Struct, frozen=True):
@@ -63,13 +67,6 @@ class LabelStatus(msgspec.Struct, frozen=True):
         return "waiting" if self.predictions else "unknown"
 
 
-class Counts(NamedTuple):
-    """Rows in the record."""
-
-    predictions: int
-    labelled: int
-
-
 def read_window(
     engine: sa.Engine,
     schema: FeatureSchema,
@@ -78,7 +75,6 @@ def read_window(
     since: float | None = None,
     until: float | None = None,
     version: int | None = None,
-    after_key: RowKey | tuple[int, int, int] | None = None,
     labelled: bool = False,
     sources: Collection[str] = (),
 ) -> pd.DataFrame:
@@ -95,11 +91,10 @@ def read_window(
 
     Rows that this schema cannot read (another version's, or what `monitoring.fits` has no room for) are left out:
     `.attrs["skipped"]` counts them, `.attrs["unfit_labels"]` the labels that the target does not take, held as absent.
-    `.attrs["last_key"]` is the greatest row key read, for `after_key`.
     """
-    conditions = _conditions(since, until, version, after_key)
+    conditions = _conditions(since, until, version)
     # With none of these, a newer prediction of the same id is always in the window, too.
-    whole = until is None and version is None and after_key is None
+    whole = until is None and version is None
     with _snapshot(engine) as connection, _collector_paused():
         return _read(connection, schema, conditions, rows, labelled, sources, newest=True, whole=whole)[0]
 
@@ -112,22 +107,19 @@ def iter_window(
     since: float | None = None,
     until: float | None = None,
     version: int | None = None,
-    after_key: RowKey | tuple[int, int, int] | None = None,
-    labelled: bool = False,
-    sources: Collection[str] = (),
 ) -> Iterator[pd.DataFrame]:
     """The same rows as `read_window`, oldest first, at most `chunk_rows` at a time: memory stays bounded.
 
     A chunk may be empty: all its rows were skipped. Each is a snapshot of its own, so rows recorded meanwhile may
     be among the last ones.
     """
-    conditions = _conditions(since, until, version, after_key)
+    conditions = _conditions(since, until, version)
     behind: list[sa.ColumnElement[bool]] = []
     order = (predictions.c.at, *_KEY)
     while True:
         with _snapshot(engine) as connection, _collector_paused():
             frame, last = _read(
-                connection, schema, conditions + behind, chunk_rows, labelled, sources, newest=False, whole=False
+                connection, schema, conditions + behind, chunk_rows, False, (), newest=False, whole=False
             )
         if last is None:
             return
@@ -161,31 +153,9 @@ def label_status(engine: sa.Engine, id: str) -> LabelStatus:
     )
 
 
-def counts(
-    engine: sa.Engine,
-    since: float | None = None,
-    version: int | None = None,
-    after_key: RowKey | tuple[int, int, int] | None = None,
-) -> Counts:
-    """How many predictions there are, and how many of them a label joins."""
-    conditions = _conditions(since, None, version, after_key)
-    with _snapshot(engine) as connection:
-        every = connection.scalar(sa.select(sa.func.count()).select_from(predictions).where(*conditions))
-        with_label = connection.scalar(
-            sa.select(sa.func.count()).select_from(predictions).where(*conditions, _has_label(), ~_superseded())
-        )
-    return Counts(every or 0, with_label or 0)
-
-
 # --- queries -------------------------------------------------------------------------------------------------------
 
-_LABEL_ORDER: Final = (
-    labels.c.observed_at,
-    labels.c.received_at,
-    labels.c.day,
-    labels.c.segment,
-    labels.c.position,
-)
+_LABEL_ORDER: Final = (labels.c.observed_at, labels.c.received_at, *key_columns(labels))
 
 
 @contextmanager
@@ -219,7 +189,6 @@ def _conditions(
     since: float | None,
     until: float | None,
     version: int | None,
-    after_key: tuple[int, int, int] | None,
 ) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = []
     if since is not None:
@@ -228,8 +197,6 @@ def _conditions(
         conditions.append(predictions.c.at < until)
     if version is not None:
         conditions.append(predictions.c.version == version)
-    if after_key is not None:
-        conditions.append(sa.tuple_(*_KEY) > sa.tuple_(*_literals(after_key)))
     return conditions
 
 
@@ -239,8 +206,7 @@ def _superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     return sa.exists(
         sa.select(sa.literal(1)).where(
             newer.c.id == rows.c.id,
-            sa.tuple_(newer.c.at, newer.c.day, newer.c.segment, newer.c.position)
-            > sa.tuple_(rows.c.at, rows.c.day, rows.c.segment, rows.c.position),
+            sa.tuple_(newer.c.at, *key_columns(newer)) > sa.tuple_(rows.c.at, *key_columns(rows)),
         )
     )
 
@@ -296,7 +262,7 @@ def _read(
     elif not labelled and any(text is not None for text in label_texts):
         narrow = window.with_only_columns(predictions.c.id, predictions.c.at, *_KEY).subquery()
         if connection.execute(_twice(narrow)).first() is not None:
-            older = sa.select(narrow.c.day, narrow.c.segment, narrow.c.position)
+            older = sa.select(*key_columns(narrow))
             keys = {
                 tuple(row) for row in connection.execute(older.where(_has_label(narrow, sources), _superseded(narrow)))
             }
@@ -365,10 +331,8 @@ def _frame(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    days, segments, positions, ids, at, versions, texts, answers, chances, observed_at, *_, label_texts, senders = (
-        columns
-    )
-    last_key = RowKey(*max(zip(days, segments, positions, strict=True))) if ids else None
+    *_, ids, at, versions, texts, answers, chances = columns[: len(predictions.columns)]
+    observed_at, *_, label_texts, senders = columns[len(predictions.columns) :]
     given = _targets(schema, answers)
     fitting = np.array([value is not None for value in given], dtype=bool)
     probabilities, readable = _matrix(chances, len(schema.classes))
@@ -391,26 +355,25 @@ def _frame(
         return values if len(keep) == len(values) else [values[row] for row in keep]
 
     extra: dict[str, Any] = {
-        "_id": np.array(pick(ids), dtype=object),
-        "_at": np.array(pick(at), dtype=np.float64),
-        "_version": np.array(pick(versions), dtype=np.int64),
-        "_prediction": _column(schema, pick(given)),
-        "_score": np.full(len(keep), np.nan),
-        "_label": _column(schema, pick(raw_labels)),
-        "_observed_at": observed[keep],
-        "_source": np.array([name if ok else "" for name, ok in zip(pick(senders), known[keep], strict=True)], object),
+        ID: np.array(pick(ids), dtype=object),
+        AT: np.array(pick(at), dtype=np.float64),
+        VERSION: np.array(pick(versions), dtype=np.int64),
+        PREDICTED: _column(schema, pick(given)),
+        SCORE: np.full(len(keep), np.nan),
+        LABEL: _column(schema, pick(raw_labels)),
+        OBSERVED_AT: observed[keep],
+        SOURCE: np.array([name if ok else "" for name, ok in zip(pick(senders), known[keep], strict=True)], object),
     }
     if schema.task == "binary":
-        extra["_score"] = probabilities[keep, 1]
+        extra[SCORE] = probabilities[keep, 1]
     if schema.task == "multiclass":
         column = np.empty(len(keep), dtype=object)
         column[:] = list(probabilities[keep])
-        extra["_probabilities"] = column
+        extra[PROBABILITIES] = column
     frame = pd.concat([features, pd.DataFrame(extra, index=features.index)], axis=1)
     frame.attrs = {
         "skipped": len(ids) - len(keep) - (unfit if labelled else 0),
         "unfit_labels": unfit,
-        "last_key": last_key,
     }
     return frame
 
@@ -501,8 +464,8 @@ def _features(
         frame = _decode_all(schema, [texts[row] for row in of_version.tolist()])
         if frame is None:
             records = _decoded([texts[row] for row in of_version.tolist()])
-            readable = [place for place, record in enumerate(records) if _is_of(schema, record)]
-            frame, good = _frame_of_good(schema, [records[place] for place in readable])
+            readable = [place for place, record in enumerate(records) if is_whole(schema.features, record)]
+            frame, good = frame_of_readable(schema.features, [records[place] for place in readable])
             of_version = of_version[[readable[place] for place in good]]
         kept[of_version] = True
         order += of_version.tolist()
@@ -524,25 +487,3 @@ def _decode_all(schema: FeatureSchema, texts: list[str]) -> pd.DataFrame | None:
     except InvalidRequest:
         return None
     return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
-
-
-def _is_of(schema: FeatureSchema, record: Any) -> bool:
-    """Whether the record has every feature with a value that fits it, or null."""
-    return isinstance(record, dict) and all(
-        feature.name in record and fits.feature_value(feature.kind, record[feature.name]) for feature in schema.features
-    )
-
-
-def _frame_of_good(schema: FeatureSchema, records: list[Any]) -> tuple[pd.DataFrame, list[int]]:
-    """The records the schema can read and which those are; halves the others until the bad ones stand alone."""
-    import pandas as pd
-
-    try:
-        return schema.frame(records), list(range(len(records)))
-    except SchemaError:
-        if len(records) == 1:
-            return schema.frame([]), []
-    middle = len(records) // 2
-    left, good_left = _frame_of_good(schema, records[:middle])
-    right, good_right = _frame_of_good(schema, records[middle:])
-    return pd.concat([left, right], ignore_index=True), good_left + [middle + place for place in good_right]

@@ -26,10 +26,11 @@ from hypothesis import strategies as st
 from monitoring.drain import Drainer, DrainResult
 from monitoring.drift import DriftPolicy
 from monitoring.export import export
+from monitoring.feature import Task
 from monitoring.fits import FLOAT32_LIMIT, TARGET_LIMIT
 from monitoring.quality import QualityPolicy
 from monitoring.report import write_html
-from monitoring.schema import FeatureSchema, Task
+from monitoring.schema import FeatureSchema
 from monitoring.store import open_store
 from monitoring.window import read_window
 from service.handover import Live, LiveVersion, write_live

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 import uvicorn
 
 from monitoring.decode import InvalidRequest, RequestDecoder
+from monitoring.json_schema import json_schema
 from monitoring.schema import FeatureSchema
 
 TOKEN = "a-token-of-the-tests"
@@ -61,7 +62,7 @@ class StandIn:
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         match scope["method"], scope["path"].strip("/").split("/"):
             case "GET", ["schema"]:
-                return 200, {"model": "evergreen", "version": 1, **self.schema.json_schema()}
+                return 200, {"model": "evergreen", "version": 1, **json_schema(self.schema)}
             case "GET", ["readyz"]:
                 return 200, {}
             case "POST", ["predict"]:

@@ -9,7 +9,8 @@ import pandas as pd
 import sklearn.ensemble  # noqa: F401  (its OpenMP must be loaded to be bounded)
 from threadpoolctl import threadpool_limits
 
-from monitoring.schema import FeatureSchema, Task
+from monitoring.feature import Task
+from monitoring.schema import FeatureSchema
 from training.data import assemble, prepare
 
 threadpool_limits(1)  # boosting's threads wait for each other on a busy machine: 30 s instead of 0.1 s

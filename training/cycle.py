@@ -20,12 +20,13 @@ import sqlalchemy as sa
 
 from monitoring.drift import DriftPolicy, DriftReport, detect
 from monitoring.errors import CannotGoOn
+from monitoring.feature import AT, LABEL, ORIGIN
 from monitoring.quality import fell, measure
 from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA
-from training.data import AT, LABEL, ORIGIN, DataError, assemble, read_snapshot, snapshot
+from training.data import DataError, assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
 from training.job import JobSpec
 from training.lease import LeaseLost

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from monitoring.errors import CannotGoOn
+from monitoring.feature import AT, LABEL, ORIGIN
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
 
-AT: Final = "_at"
-LABEL: Final = "_label"
-ORIGIN: Final = "_origin"
 SNAPSHOT_COLUMNS: Final = (AT, LABEL, ORIGIN)
 
 Origin = Literal["source", "record"]

@@ -21,19 +21,20 @@ from monitoring.erase import (
     blank_spool,
     canonical_rows,
     canonical_values,
+    entry_test,
     erase_exports,
     erase_rows,
     find,
-    frame_test,
     undrained,
 )
 from monitoring.errors import CannotGoOn
 from monitoring.export import locked
+from monitoring.feature import AT
 from monitoring.fits import feature_number
 from monitoring.retention import compact
 from monitoring.schema import FeatureSchema
 from training.artefact import REFERENCE, SCHEMA
-from training.data import AT, UNFINISHED, snapshot
+from training.data import UNFINISHED, snapshot
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
         if loop.exports:
             story["exports"] = erase_exports(loop.exports, subject, found.ids, until)
         if loop.spool_dir is not None:
-            test = frame_test(subject, found.ids, until)
+            test = entry_test(subject, found.ids, until)
             story["spool_records"] = blank_spool(loop.spool_dir, loop.engine, test)
         loop.runs.redact(run.id, story["payload"], loop.token)
         story["rows"] = erase_rows(loop.engine, subject, found.ids, until)

@@ -26,10 +26,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from monitoring.errors import EvergreenError
+from monitoring.feature import AT, LABEL, ORIGIN, Feature, SchemaError
 from monitoring.quality import QualityPolicy, measure
-from monitoring.schema import Feature, FeatureSchema, SchemaError
+from monitoring.schema import FeatureSchema
 from training.artefact import SCHEMA, ArtefactError, plain, read_manifest, verify, write_atomically
-from training.data import AT, LABEL, ORIGIN, DataError, content_digest, read_snapshot
+from training.data import DataError, content_digest, read_snapshot
 from training.gates import Answers, GatePolicy, Metric, Truth, Verdict, answers, judge, metric_of, score
 from training.pipeline import Parameters, fit
 from training.priority import give_way
@@ -378,7 +379,7 @@ def _has_all_classes(frame: pd.DataFrame, schema: FeatureSchema) -> bool:
 
 def refreshed(schema: FeatureSchema, frame: pd.DataFrame) -> FeatureSchema:
     """The same columns and kinds with the ranges, categories and missing values of these canonical rows."""
-    from monitoring.schema import MAX_CATEGORIES
+    from monitoring.feature import MAX_CATEGORIES
 
     features: list[Feature] = []
     for feature in schema.features:

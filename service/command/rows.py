@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitoring.errors import EvergreenError
-from monitoring.schema import Task
+from monitoring.feature import Task
 from service.settings import SAMPLE, nearest, row_at
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from service.command.rows import RowsError, Wanted, json_columns, json_labels, r
 if TYPE_CHECKING:
     import pandas as pd
 
+    from monitoring.feature import Task
     from monitoring.quality import Quality
-    from monitoring.schema import Task
 
 
 LABELS_A_REQUEST: Final = 1000

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from monitoring.drain import Drainer, SpoolBusy, backlog
 from monitoring.metrics import Metrics, total
+from monitoring.spool import segments
 from monitoring.store import open_store
 from service.control.alarm import Alarm
 from service.control.pushes import sweep
@@ -147,7 +148,7 @@ class Controller:
                         if stopping:
                             return
                     # Sealed ones, too: the last worker may have sealed its segment just behind this drain.
-                    if stopping and not list(self.settings.spool_dir.glob("*.se*")):
+                    if stopping and not segments(self.settings.spool_dir):
                         return
                     self._stopping.wait(self.settings.schedule.drain_interval_s)
                     if stopping:

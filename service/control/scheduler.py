@@ -15,6 +15,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from monitoring.metrics import Metrics
 from monitoring.report import write_html
 from monitoring.retention import DAY_S, forget_drained
+from monitoring.spool import segments
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
 from service.settings import Settings
@@ -254,7 +255,7 @@ class Scheduler:
             runs_before=now - policy.runs_days * DAY_S if policy.runs_days else None,
         )
         forget_workers(self.engine, policy.workers_s)
-        here = {int(path.stem, 16) for path in self.settings.spool_dir.glob("*.se*")}
+        here = segments(self.settings.spool_dir).keys()
         forget_drained(self.engine, now - policy.drained_days * DAY_S, keep=here)
 
     def _retain(self, loop: Loop) -> None:

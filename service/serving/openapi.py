@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from monitoring.fits import ID_CHARS, INSTANT_CHARS
+from monitoring.json_schema import json_schema
 
 if TYPE_CHECKING:
     from service.serving.worker import Worker
@@ -67,7 +68,7 @@ def document(worker: Worker) -> dict[str, Any]:
     """The OpenAPI 3.1 document for the version this worker serves."""
     model = worker.model.current
     assert model is not None
-    record = model.schema.json_schema(model.decoder.max_chars)
+    record = json_schema(model.schema, model.decoder.max_chars)
     target = record.pop("$defs", {}).get("label", {})
     ids = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": ID_CHARS}}
     answer: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from monitoring.json_schema import json_schema
 from service.serving.asgi import Receive, Scope, Send
 from service.serving.pages import PAGES, page
 
@@ -97,7 +98,7 @@ def schema_page(worker: Worker) -> dict[str, Any]:
     """The live features as JSON Schema, with the version they belong to."""
     model = worker.model.current
     assert model is not None
-    return {"model": model.name, "version": model.version, **model.schema.json_schema(model.decoder.max_chars)}
+    return {"model": model.name, "version": model.version, **json_schema(model.schema, model.decoder.max_chars)}
 
 
 async def _live_page(worker: Worker, send: Send, content: Callable[[Worker], dict[str, Any]]) -> None:

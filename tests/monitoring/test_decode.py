@@ -13,8 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from monitoring.decode import FLOAT32_LIMIT, Batch, InvalidRequest, RequestDecoder, days_since_epoch
-from monitoring.schema import Feature, FeatureSchema, SchemaError
+from monitoring.decode import Batch, InvalidRequest, RequestDecoder
+from monitoring.feature import Feature, SchemaError
+from monitoring.fits import FLOAT32_LIMIT, days_since_epoch
+from monitoring.schema import FeatureSchema
 
 
 def schema_of(*features: Feature) -> FeatureSchema:

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from monitoring import store
 from monitoring.drain import Backlog, Drainer, DrainFailed, SpoolBusy
 from monitoring.insert import _by_day
-from monitoring.log import LogPolicy, PredictionLog, spool_bytes
-from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION, Rows
+from monitoring.log import LogPolicy, PredictionLog
+from monitoring.record import FEEDBACK, HEADER_BYTES, PREDICTION, REJECTION, TableRows
+from monitoring.spool import spool_bytes
 from service.serving.ids import new_ids
 from tests.processes import python
 
@@ -345,7 +346,7 @@ def test_the_newborn_segment_of_a_dead_worker_is_cleared_away_and_a_locked_one_l
 WORKER = r"""
 import fcntl, json, os, sys  # os.write, because print() may be killed before its newline
 from pathlib import Path
-from monitoring.log import LogPolicy, PredictionLog, spool_bytes
+from monitoring.log import LogPolicy, PredictionLog
 fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 4096)  # so that it cannot run far ahead of the test
 for worker in range(int(sys.argv[2])):  # forked, so that the imports are paid for once
     if os.fork() == 0:
@@ -420,7 +421,7 @@ def test_every_acknowledged_row_of_killed_workers_is_stored_exactly_once_by_kill
 STOPPABLE = """
 import json, sys
 from pathlib import Path
-from monitoring.log import LogPolicy, PredictionLog, spool_bytes
+from monitoring.log import LogPolicy, PredictionLog
 log = PredictionLog(Path(sys.argv[1]), LogPolicy(fsync="never"))
 for id in sys.stdin:
     answer = {"version": 3, "ids": [id.strip()], "predictions": [1]}
@@ -545,7 +546,7 @@ def test_killed_while_storing_one_by_one_the_rows_before_a_damage_are_not_taken_
     class Killed(BaseException):
         pass
 
-    def dying(self: Drainer, rows: Rows, reached: dict[int, int]) -> bool:
+    def dying(self: Drainer, rows: TableRows, reached: dict[int, int]) -> bool:
         ids = [row.id for row in rows.predictions]
         if len(ids) > 1:
             return False  # as a database that refuses one of them

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from monitoring import drift
 from monitoring.drift import DriftPolicy, DriftReport, FeatureDrift, detect
-from monitoring.schema import Feature, FeatureSchema
+from monitoring.feature import Feature
+from monitoring.schema import FeatureSchema
 
 POLICY = DriftPolicy()
 KINDS = {

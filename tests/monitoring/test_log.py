@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.log import LogPolicy, PredictionLog, spool_bytes
-from monitoring.record import FEEDBACK, HEADER_BYTES, Damage, Frame, iter_records
+from monitoring.log import LogPolicy, PredictionLog
+from monitoring.record import FEEDBACK, HEADER_BYTES, Damage, Entry, iter_entries
+from monitoring.spool import spool_bytes
 from tests.processes import python
 
 NEVER = LogPolicy(fsync="never")
@@ -20,8 +21,8 @@ def payloads(directory: Path) -> list[bytes]:
     """The payloads in all segments, in the order written; fails on anything that is no record."""
     found = []
     for path in sorted(directory.glob("*.se*")):
-        for one in iter_records(path.read_bytes(), at_end=True):
-            assert isinstance(one, Frame), one
+        for one in iter_entries(path.read_bytes(), at_end=True):
+            assert isinstance(one, Entry), one
             found.append(bytes(one.parts[0]))
     return found
 
@@ -30,9 +31,9 @@ def payloads_before_torn_ends(directory: Path) -> list[bytes]:
     """The payloads in all segments of killed workers."""
     found = []
     for path in directory.glob("*.se*"):
-        for one in iter_records(path.read_bytes(), at_end=True):
-            assert isinstance(one, Frame) or one.torn
-            if isinstance(one, Frame):
+        for one in iter_entries(path.read_bytes(), at_end=True):
+            assert isinstance(one, Entry) or one.torn
+            if isinstance(one, Entry):
                 found.append(bytes(one.parts[0]))
     return found
 
@@ -201,10 +202,10 @@ def test_each_of_the_first_writes_falling_short_loses_and_glues_nothing(
             assert bool(kept) == (refuse_truncate and limit >= size)
         found: list[bytes] = []
         for path in sorted((tmp_path / str(limit)).iterdir()):
-            ones = list(iter_records(path.read_bytes(), at_end=True))
-            assert all(isinstance(one, Frame) for one in ones) or refuse_truncate
+            ones = list(iter_entries(path.read_bytes(), at_end=True))
+            assert all(isinstance(one, Entry) for one in ones) or refuse_truncate
             assert not any(isinstance(one, Damage) and not one.torn for one in ones)
-            found += [bytes(one.parts[0]) for one in ones if isinstance(one, Frame)]
+            found += [bytes(one.parts[0]) for one in ones if isinstance(one, Entry)]
         assert sorted(found) == [b"%08d" % int(number) for number in kept]
 
 

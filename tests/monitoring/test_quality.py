@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn import metrics as sk
 
-from monitoring.quality import METRICS, Quality, QualityPolicy, baseline, chosen_metric, estimate, fell, measure
+from monitoring.quality import METRICS, Quality, QualityPolicy, chosen_metric, fell, measure
 
 POLICY = QualityPolicy()
 BINARY = (0, 1)
@@ -216,49 +216,6 @@ def test_a_loss_within_the_noise_of_few_rows_is_not_a_fall() -> None:
         "measured auc fell from 0.88 to 0.8 on 10000 rows (allowed 0.05, chance 0.0135)"
     )
     assert fell(float("nan"), certain, POLICY) is None
-
-
-def test_calibrated_scores_estimate_what_labels_would_measure() -> None:
-    labels, predictions, scores = window(20_000, 10)
-    measured = measure(labels, predictions, scores, "binary", BINARY, POLICY)
-    estimated = estimate(scores, BINARY, POLICY)
-    assert (estimated.kind, estimated.metric, estimated.usable, estimated.rows) == ("estimated", "auc", True, 20_000)
-    for name, value in estimated.metrics.items():
-        assert value == pytest.approx(measured.metrics[name], abs=0.015)
-    assert estimated.error == pytest.approx(measured.error, rel=0.1)
-    assert estimated == estimate(np.column_stack([1 - scores, scores]), BINARY, POLICY)
-    assert Quality.from_json(estimated.to_json()) == estimated
-
-
-def test_an_estimate_falls_when_inputs_move_to_where_the_model_is_unsure() -> None:
-    _, _, scores = window(2_000, 11)
-    before = estimate(scores, BINARY, POLICY)
-    after = estimate(0.5 + (scores - 0.5) * 0.4, BINARY, POLICY)
-    assert before.value is not None
-    assert fell(before.value, before, POLICY) is None
-    assert str(fell(before.value, after, POLICY)).startswith("estimated auc fell from ")
-
-
-def test_an_estimate_without_scores_or_with_certain_ones_has_no_auc() -> None:
-    nothing = estimate([np.nan] * 5, BINARY, POLICY)
-    certain = estimate(np.ones(200), BINARY, POLICY)
-    assert (nothing.value, nothing.rows, nothing.usable, nothing.note) == (None, 0, False, "no row has a score")
-    assert (certain.value, certain.metrics["accuracy"], certain.usable) == (None, 1.0, False)
-
-
-def test_more_than_two_classes_have_an_estimated_accuracy() -> None:
-    quality = estimate([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], None], COLORS, POLICY)
-    assert quality.value == pytest.approx(0.65)
-    assert (quality.metric, quality.note) == ("accuracy", "1 rows have no score; 2 rows; a verdict needs 100")
-
-
-def test_the_baseline_is_the_best_constant_answer() -> None:
-    labels, _, _ = window(500, 12)
-    binary = baseline(labels, "binary", BINARY, POLICY)
-    assert binary.value == 0.5
-    assert binary.metrics["accuracy"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
-    assert baseline(["red", "red", "blue"], "multiclass", COLORS, POLICY).value == pytest.approx(2 / 3)
-    assert baseline([1.0, 2.0, 6.0], "regression", (), POLICY).value == pytest.approx(0)
 
 
 def test_what_cannot_be_measured_is_refused_with_its_reason() -> None:

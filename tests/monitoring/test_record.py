@@ -17,11 +17,11 @@ from monitoring.record import (
     PREDICTION,
     REJECTION,
     Damage,
-    Frame,
-    Rows,
-    decode_frame,
+    Entry,
+    TableRows,
+    decode_entry,
     encode_header,
-    iter_records,
+    iter_entries,
     time_of,
 )
 
@@ -38,21 +38,21 @@ def prediction(ids: list[str] | None = None, rows: int = 1, **answer: object) ->
     return record(json.dumps(given).encode(), json.dumps(asked).encode(), rows=rows)
 
 
-def rows_of(data: bytes) -> Rows:
-    rows = Rows()
-    for frame in iter_records(data):
-        assert isinstance(frame, Frame)
-        decode_frame(frame, SEGMENT, rows)
+def rows_of(data: bytes) -> TableRows:
+    rows = TableRows()
+    for entry in iter_entries(data):
+        assert isinstance(entry, Entry)
+        decode_entry(entry, SEGMENT, rows)
     return rows
 
 
 def test_a_record_comes_back_with_its_kind_time_rows_and_parts() -> None:
-    (frame,) = iter_records(record(b"answer", b"request", kind=PREDICTION, rows=12, at=7.5), base=100)
+    (entry,) = iter_entries(record(b"answer", b"request", kind=PREDICTION, rows=12, at=7.5), base=100)
 
-    assert isinstance(frame, Frame)
-    assert (frame.offset, frame.end) == (100, 100 + HEADER_BYTES + 13)
-    assert (frame.kind, frame.rows, frame.at) == (PREDICTION, 12, 7.5)
-    assert [bytes(part) for part in frame.parts] == [b"answer", b"request"]
+    assert isinstance(entry, Entry)
+    assert (entry.offset, entry.end) == (100, 100 + HEADER_BYTES + 13)
+    assert (entry.kind, entry.rows, entry.at) == (PREDICTION, 12, 7.5)
+    assert [bytes(part) for part in entry.parts] == [b"answer", b"request"]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 5])
@@ -60,8 +60,8 @@ def test_an_unfinished_record_is_waited_for_and_is_torn_once_nothing_can_follow(
     whole = record(b"first")
     data = whole + record(b"second")[:cut]
 
-    assert [found.end for found in iter_records(data)] == [len(whole)]
-    *_, last = iter_records(data, at_end=True)
+    assert [found.end for found in iter_entries(data)] == [len(whole)]
+    *_, last = iter_entries(data, at_end=True)
     assert last == Damage(len(whole), len(data), data[len(whole) :], torn=True)
 
 
@@ -72,9 +72,9 @@ def test_one_bad_byte_costs_at_most_one_record(place: int, change: int) -> None:
     place %= len(data)
     data[place] ^= change
 
-    found = list(iter_records(bytes(data), at_end=True))
+    found = list(iter_entries(bytes(data), at_end=True))
 
-    assert sum(isinstance(one, Frame) for one in found) == 3
+    assert sum(isinstance(one, Entry) for one in found) == 3
     (damage,) = (one for one in found if isinstance(one, Damage))
     assert damage.offset <= place < damage.end
     assert [one.end for one in found[:-1]] == [one.offset for one in found[1:]]  # nothing is passed over unsaid
@@ -82,7 +82,7 @@ def test_one_bad_byte_costs_at_most_one_record(place: int, change: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_accounted_for(data: bytes) -> None:
-    found = list(iter_records(MAGIC + data, at_end=True))
+    found = list(iter_entries(MAGIC + data, at_end=True))
     assert found[0].offset == 0
     assert found[-1].end == len(data) + len(MAGIC)
 
@@ -91,7 +91,7 @@ def test_damage_behind_which_more_may_follow_never_passes_over_the_start_of_a_ma
     damaged = b"x" * 50
     whole = record(b"payload")
     for cut in range(1, len(whole)):
-        (damage,) = iter_records(damaged + whole[:cut])
+        (damage,) = iter_entries(damaged + whole[:cut])
         assert isinstance(damage, Damage)
         assert damage.end <= len(damaged)
 

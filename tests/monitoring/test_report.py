@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from monitoring.drift import DriftPolicy, detect
+from monitoring.feature import Feature
 from monitoring.report import write_html
-from monitoring.schema import Feature, FeatureSchema
+from monitoring.schema import FeatureSchema
 
 SCHEMA = FeatureSchema(
     (

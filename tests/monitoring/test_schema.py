@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring.decode import RequestDecoder
-from monitoring.schema import MAX_CATEGORIES, RESERVED_COLUMNS, Feature, FeatureSchema, SchemaError
+from monitoring.feature import MAX_CATEGORIES, RESERVED_COLUMNS, Feature, SchemaError
+from monitoring.json_schema import json_schema
+from monitoring.schema import FeatureSchema
 
 
 def infer_one(values: Any, **arguments: Any) -> Feature:
@@ -541,7 +543,7 @@ def test_a_label_is_of_the_targets_type_and_one_of_its_classes(
 
 
 def test_the_json_schema_describes_one_record(schema: FeatureSchema) -> None:
-    document = schema.json_schema()
+    document = json_schema(schema)
 
     json.dumps(document, allow_nan=False)
     assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
@@ -556,13 +558,13 @@ def test_the_json_schema_describes_one_record(schema: FeatureSchema) -> None:
     assert document["properties"]["city"]["examples"] == ["", "Bonn", "Ulm"]
     assert "enum" not in json.dumps(document["properties"]), "unseen categories are accepted"
     assert document["properties"]["city"]["maxLength"] == 1024
-    assert schema.json_schema(20)["properties"]["city"]["maxLength"] == 20
+    assert json_schema(schema, 20)["properties"]["city"]["maxLength"] == 20
     assert document["$defs"]["label"] == {"title": "paid", "type": "string", "enum": ["no", "yes"]}
     assert document["x-evergreen"]["classes"] == ["no", "yes"]
 
 
 def test_every_example_is_accepted_by_the_decoder(schema: FeatureSchema) -> None:
-    document = schema.json_schema()
+    document = json_schema(schema)
     decoder = RequestDecoder(schema, 10)
     for name, column in document["properties"].items():
         for example in column["examples"]:
@@ -575,5 +577,5 @@ def test_columns_never_present_in_training_are_described_too() -> None:
     schema = FeatureSchema.infer(frame, "y")
 
     assert schema.example() == {"a": None, "b": None, "c": None}
-    assert all("never present in training" in p["description"] for p in schema.json_schema()["properties"].values())
-    assert schema.json_schema()["$defs"]["label"]["type"] == "number"
+    assert all("never present in training" in p["description"] for p in json_schema(schema)["properties"].values())
+    assert json_schema(schema)["$defs"]["label"]["type"] == "number"

@@ -266,3 +266,17 @@ def test_an_up_to_date_store_is_opened_without_a_write(sqlite_url: str) -> None:
 
     other.execute("rollback")
     other.close()
+
+
+def test_a_row_is_inserted_only_while_its_condition_holds(store_url: str) -> None:
+    engine = store.open_store(store_url)
+    free = ~sa.select(store.leases).exists()
+    row = {"name": "here", "holder": "me", "token": 2**40, "expires_at": 1.5}
+
+    with engine.begin() as connection:
+        for name in ("here", "there"):
+            connection.execute(store.insert_where(store.leases, row | {"name": name}, free))
+        found = connection.execute(sa.select(store.leases)).one()
+    engine.dispose()
+
+    assert tuple(found) == ("here", "me", 2**40, 1.5)

@@ -16,9 +16,7 @@ from monitoring.log import LogPolicy, PredictionLog
 from monitoring.record import FEEDBACK, PREDICTION
 from monitoring.schema import FeatureSchema
 from monitoring.window import (
-    Counts,
     StoredLabel,
-    counts,
     iter_window,
     label_status,
     read_window,
@@ -78,7 +76,6 @@ def test_an_empty_record_gives_an_empty_frame_with_all_columns_and_types(record:
     assert len(frame) == 0
     assert frame["age"].dtype == np.float32
     assert list(iter_window(record.engine, SCHEMA)) == []
-    assert counts(record.engine) == Counts(0, 0)
 
 
 def test_a_row_comes_back_canonical_with_its_answer(record: Record) -> None:
@@ -110,22 +107,6 @@ def test_the_newest_rows_are_chosen_and_given_oldest_first(record: Record) -> No
     assert read_window(engine, SCHEMA, rows=2)["_at"].tolist() == [4.0, 5.0]
     assert read_window(engine, SCHEMA, since=2.0, until=4.0)["_at"].tolist() == [2.0, 3.0]
     assert read_window(engine, SCHEMA, version=1, rows=2)["_at"].tolist() == [3.0, 5.0]
-    assert counts(engine, since=2.0, version=0) == Counts(2, 0)
-
-
-def test_rows_after_a_key_are_those_recorded_since(record: Record) -> None:
-    record.predict("a", 1.0)
-    first = read_window(record.stored(), SCHEMA)
-    record.predict("b", 2.0)
-    record.label("a", 1)
-    record.label("b", 0)
-    engine = record.stored()
-
-    after = first.attrs["last_key"]
-    assert read_window(engine, SCHEMA, after_key=after)["_id"].tolist() == ["b"]
-    assert read_window(engine, SCHEMA, after_key=after, labelled=True)["_label"].tolist() == [0]
-    assert counts(engine, after_key=after) == Counts(1, 1)
-    assert read_window(engine, SCHEMA, after_key=(0, 0, 0))["_id"].tolist() == ["a", "b"]
 
 
 def test_the_label_observed_last_counts_whatever_the_order_of_arrival(record: Record) -> None:
@@ -143,7 +124,6 @@ def test_the_label_observed_last_counts_whatever_the_order_of_arrival(record: Re
 
     assert frame["_label"].tolist() == [1, 0, 0, None]
     assert frame["_observed_at"].tolist()[:3] == [1.0, 9.0, 7.0]
-    assert counts(record.engine) == Counts(4, 3)
 
 
 def test_a_label_joins_only_the_newest_prediction_with_its_id(record: Record) -> None:
@@ -157,7 +137,6 @@ def test_a_label_joins_only_the_newest_prediction_with_its_id(record: Record) ->
     assert read_window(engine, SCHEMA)["_label"].tolist() == [None, 0, 1]
     assert read_window(engine, SCHEMA, until=2.5)["_label"].tolist() == [None, 0]  # the newer one counts unseen, too
     assert read_window(engine, SCHEMA, labelled=True)["_at"].tolist() == [2.0, 3.0]
-    assert counts(engine) == Counts(3, 2)
 
 
 def test_labelled_rows_are_the_newest_labelled_ones_in_the_canonical_type(record: Record) -> None:
@@ -230,16 +209,15 @@ def test_a_regression_window_is_of_numbers(record: Record) -> None:
     assert frame["_score"].isna().all()
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_chunks_put_together_are_the_window(record: Record, labelled: bool) -> None:
+def test_chunks_put_together_are_the_window(record: Record) -> None:
     for number in range(25):
         record.predict(f"{number}", float(number // 3))  # many at the same moment
         if number % 2:
             record.label(f"{number}", number % 2)
     engine = record.stored()
 
-    whole = read_window(engine, SCHEMA, labelled=labelled, since=1.0)
-    chunks = list(iter_window(engine, SCHEMA, chunk_rows=4, labelled=labelled, since=1.0))
+    whole = read_window(engine, SCHEMA, since=1.0)
+    chunks = list(iter_window(engine, SCHEMA, chunk_rows=4, since=1.0))
 
     assert [len(chunk) for chunk in chunks[:-1]] == [4] * (len(chunks) - 1)
     pd.testing.assert_frame_equal(pd.concat(chunks, ignore_index=True), whole, check_dtype=False)

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from monitoring.decode import InvalidRequest
-from monitoring.schema import Feature, FeatureSchema
+from monitoring.feature import Feature
+from monitoring.schema import FeatureSchema
 from service.serving.answer import Feedback
 from service.serving.feedback import check_labels
 

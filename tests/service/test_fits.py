@@ -14,9 +14,10 @@ import pytest
 
 from monitoring.drift import DriftPolicy, detect
 from monitoring.export import export
+from monitoring.feature import Task
 from monitoring.metrics import Metrics, total
 from monitoring.report import write_html
-from monitoring.schema import FeatureSchema, Task
+from monitoring.schema import FeatureSchema
 from monitoring.store import ensure_days, labels, predictions
 from monitoring.window import read_window
 from service.control.scheduler import Scheduler

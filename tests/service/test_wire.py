@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from monitoring.record import PREDICTION, Frame, iter_records
+from monitoring.record import PREDICTION, Entry, iter_entries
 from service.serving.wire import SHORT_BYTES
 from service.serving.worker import Worker
 from tests.artefacts import example_record
@@ -111,12 +111,12 @@ def test_many_connections_at_once_each_get_the_answer_they_would_get_alone(worke
     assert len(set(ids)) == len(ids)
     worker.log.close()  # type: ignore[union-attr]
     frames = [
-        frame
+        entry
         for path in sorted(worker.settings.spool_dir.glob("*.sealed"))
-        for frame in iter_records(path.read_bytes(), at_end=True)
-        if isinstance(frame, Frame) and frame.kind == PREDICTION
+        for entry in iter_entries(path.read_bytes(), at_end=True)
+        if isinstance(entry, Entry) and entry.kind == PREDICTION
     ]
-    recorded = {bytes(frame.parts[0]): json.loads(bytes(frame.parts[1])) for frame in frames}
+    recorded = {bytes(entry.parts[0]): json.loads(bytes(entry.parts[1])) for entry in frames}
     assert {answer.body for answer in (*alone, *together)} == set(recorded)
     assert all(recorded[a.body] == body for a, body in zip(together, bodies, strict=True))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring.schema import SchemaError
+from monitoring.feature import SchemaError
 from tests.world import history, raw
 from training.data import DataError, assemble, content_digest, load_source, prepare, read_snapshot, snapshot
 

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring.drain import Drainer
-from monitoring.erase import Subject, blank_spool, erase_rows, find, frame_test, undrained
+from monitoring.erase import Subject, blank_spool, entry_test, erase_rows, find, undrained
 from monitoring.export import export, locked
 from monitoring.log import LogPolicy, PredictionLog
 from monitoring.record import FEEDBACK, PREDICTION
@@ -180,7 +180,7 @@ def test_what_is_recorded_after_asking_stays(store_url: str, tmp_path: Path) -> 
     subject = Subject(feature="purpose", value=ANNA)
 
     found = find(engine, subject, NOW + 1)
-    blanked = blank_spool(tmp_path / "spool", engine, frame_test(subject, found.ids, NOW + 1))
+    blanked = blank_spool(tmp_path / "spool", engine, entry_test(subject, found.ids, NOW + 1))
     erased = erase_rows(engine, subject, found.ids, NOW + 1)
 
     assert (found.ids, len(found.rows), blanked) == ({"a"}, 1, 1)

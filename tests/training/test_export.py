@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from monitoring.schema import Task
+from monitoring.feature import Task
 from tests.world import known
 from training.artefact import ArtefactError, read_manifest, verify, write_manifest
 from training.export import UntrustedModel, check_rows, convert, export, load_pipeline, load_skops, predict

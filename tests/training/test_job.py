@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from monitoring.schema import FeatureSchema, Task
+from monitoring.feature import Task
+from monitoring.schema import FeatureSchema
 from tests.world import history
 from training.artefact import verify
 from training.data import Snapshot, snapshot

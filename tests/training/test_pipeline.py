@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from monitoring.schema import FeatureSchema, Task
+from monitoring.feature import Task
+from monitoring.schema import FeatureSchema
 from tests.world import known
 from training.export import convert
 from training.pipeline import SPACE, Parameters, build, fit

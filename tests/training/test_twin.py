@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from monitoring.decode import RequestDecoder
-from monitoring.schema import FeatureSchema, Task
+from monitoring.feature import Task
+from monitoring.schema import FeatureSchema
 from tests.world import known, raw
 from training.artefact import ArtefactError
 from training.export import export, predict

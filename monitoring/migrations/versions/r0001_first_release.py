@@ -20,6 +20,7 @@ def _key() -> list[sa.Column[int]]:
 
 
 def upgrade() -> None:
+    """Every table of the first release: long because it is a list, which nobody changes any more."""
     op.create_table(
         "predictions",
         *_key(),
