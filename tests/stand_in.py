@@ -1,6 +1,7 @@
 """A stand-in for a running Evergreen that speaks its HTTP contract: real requests over a real socket, no model.
 
-It decodes with the real decoder, keeps what it was sent, and does what it is told about versions and failures.
+It decodes with the real decoders, keeps what it was sent, and does what it is told about versions and failures.
+`tests/service/test_management_contract.py` holds it to the answers of the real service.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
+import msgspec
 import uvicorn
+from pydantic import ValidationError
 
 from monitoring.decode import InvalidRequest, RequestDecoder
+from monitoring.drift import DriftReport, FeatureDrift
 from monitoring.json_schema import json_schema
+from monitoring.quality import Quality
 from monitoring.schema import FeatureSchema
+from service.serving.answer import Feedback
+from service.serving.feedback import check_labels
+from service.serving.management import LARGEST_ID, Why
+from service.serving.request import Reject, check_content_type
 
 TOKEN = "a-token-of-the-tests"
+VERSIONS = (3, 2, 1)
 
 
 class StandIn:
@@ -53,25 +63,41 @@ class StandIn:
             if not message.get("more_body"):
                 break
         status, answer = self.answer(scope, body)
-        content = json.dumps(answer).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+        plain = isinstance(answer, str)
+        content = answer.encode() if plain else json.dumps(answer).encode()
+        headers = [
+            (b"content-type", b"text/plain" if plain else b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+        ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
     def answer(self, scope: Any, body: bytes) -> tuple[int, Any]:
+        try:
+            return self.routed(scope, body)
+        except (InvalidRequest, Reject) as error:
+            return error.status, {"error": error.message}
+        except (ValidationError, msgspec.MsgspecError) as error:
+            return 400, {"error": str(error)}
+
+    def routed(self, scope: Any, body: bytes) -> tuple[int, Any]:
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         match scope["method"], scope["path"].strip("/").split("/"):
             case "GET", ["schema"]:
                 return 200, {"model": "evergreen", "version": 1, **json_schema(self.schema)}
             case "GET", ["readyz"]:
-                return 200, {}
-            case "POST", ["predict"]:
-                return self.predict(body)
-            case "POST", ["feedback"]:
-                return self.feedback(body)
+                return 200, "\n"
+            case "POST", ["predict" | "feedback" as route]:
+                check_content_type(headers.get("content-type", "application/json").encode())
+                return self.predict(body) if route == "predict" else self.feedback(body)
+            case method, ["predict" | "feedback"]:
+                return 405, {"error": f"{scope['path']} takes POST, not {method}"}
             case method, ["manage", *rest]:
-                if headers.get("authorization") != f"Bearer {TOKEN}":
+                kind, _, token = headers.get("authorization", "").partition(" ")
+                if kind.lower() != "bearer":
                     return 401, {"error": "no bearer token"}
+                if token != TOKEN:
+                    return 403, {"error": "this bearer token is none of this deployment"}
                 return self.manage(method, rest, parse_qs(scope["query_string"].decode()), body)
             case _:
                 return 404, {"error": f"{scope['path']}: no such route"}
@@ -81,10 +107,7 @@ class StandIn:
         refused = self.refuses(self.predict_requests)
         if refused:
             return refused[0], {"error": refused[1]}
-        try:
-            batch = self.decoder.decode(body)
-        except InvalidRequest as error:
-            return error.status, {"error": error.message}
+        batch = self.decoder.decode(body)
         version = self.version(len(self.ids))
         ids = [f"id-{len(self.ids) + i}" for i in range(batch.n)]
         self.ids += ids
@@ -99,13 +122,13 @@ class StandIn:
     def feedback(self, body: bytes) -> tuple[int, Any]:
         if self.refuses_labels:
             return 503, {"error": "the record is full"}
-        labels = json.loads(body)["labels"]
+        labels = msgspec.json.decode(body, type=Feedback).labels
+        if not labels:
+            raise Reject(400, "labels: empty")
+        check_labels(labels, self.schema, time.time())
         for label in labels:
-            wrong = self.schema.check_label(label["label"])
-            if wrong:
-                return 400, {"error": wrong}
-            self.labels[label["id"]] = label["label"]
-            self.label_order.append(label["id"])
+            self.labels[label.id] = label.label
+            self.label_order.append(label.id)
         return 202, {"accepted": len(labels)}
 
     def manage(self, method: str, rest: list[str], query: dict[str, list[str]], body: bytes) -> tuple[int, Any]:
@@ -113,24 +136,33 @@ class StandIn:
             case "GET", ["status"]:
                 return 200, self.status()
             case "GET", ["models"]:
-                quality = {"metric": "auc", "value": 0.83, "rows": 1000}
-                model = {"version": 1, "created_at": 1.7e9, "origin": "bootstrap", "estimator": "HistGradientBoosting"}
-                models = [{**model, "engine": "onnx", "quality": quality}]
-                return 200, {"model": "evergreen", "champion": 1, "previous": None, "announced": None, "models": models}
+                quality = {"metric": "auc", "challenger": 0.83, "champion": None, "rows": 1000, "error": 0.01}
+                model = {"created_at": 1.7e9, "origin": "bootstrap", "estimator": "HistGradientBoosting"}
+                model |= {"engine": "onnx", "quality": {**quality, "metrics": {"auc": 0.83}}, "reproducible": True}
+                models = [{"version": version, **model} for version in VERSIONS]
+                return 200, {"model": "evergreen", "champion": 2, "previous": 1, "announced": None, "models": models}
             case "GET", ["runs"]:
-                limit = int(query.get("limit", ["50"])[0])
+                limit = whole(query.get("limit", ["50"])[0], 1000)
                 return 200, {"runs": [self.run(number) for number in range(len(self.queued), 0, -1)][:limit]}
             case "GET", ["runs", number]:
-                known = 1 <= int(number) <= len(self.queued)
+                known = whole(number) <= len(self.queued)
                 return (200, self.run(int(number))) if known else (404, {"error": f"run {number} does not exist"})
             case "GET", ["drift"]:
-                return 200, {"checks": [self.status()["last_check"]]}
+                whole(query.get("limit", ["1"])[0], 1000)
+                return 200, {"checks": [{"id": 1, **self.status()["last_check"]}]}
             case "POST", ["models"]:
+                if not body:
+                    raise Reject(400, "the body is empty: send one skops file")
                 return self.queue("push", query.get("why", [""])[0], body)
             case "POST", ["models", version, "promote"]:
-                return self.queue("promote", json.loads(body)["why"], int(version))
+                why = reason(body)
+                if whole(version) not in VERSIONS:
+                    return 404, {"error": f"there is no version {version}"}
+                return self.queue("promote", why, int(version))
             case "POST", ["retrain" | "rollback" as kind]:
-                return self.queue(kind, json.loads(body)["why"], None)
+                return self.queue(kind, reason(body), None)
+            case _, ["status" | "models" | "runs" | "drift" | "retrain" | "rollback"]:
+                return 405, {"error": "Method Not Allowed"}
             case _:
                 return 404, {"error": "no such route"}
 
@@ -138,10 +170,10 @@ class StandIn:
         self.queued.append((kind, why, payload))
         return 202, {"run": len(self.queued)}
 
-    def run(self, number: int) -> dict[str, Any]:
+    def run(self, number: int, *, whole: bool = True) -> dict[str, Any]:
         kind, why, _ = self.queued[number - 1]
         state, outcome = self.outcomes.get(kind, ("done", "promoted"))
-        return {
+        shown = {
             "id": number,
             "kind": kind,
             "state": state,
@@ -153,17 +185,21 @@ class StandIn:
             "started_at": 1.7e9 + 1,
             "finished_at": 1.7e9 + 5,
             "version": 2,
-            "record": {"reasons": ["the challenger is better by 0.03 [auc]"]},
         }
+        return shown | ({"record": {"reasons": ["the challenger is better by 0.03 [auc]"]}} if whole else {})
 
     def status(self) -> dict[str, Any]:
-        moved = {"name": "income", "test": "wasserstein", "score": 0.31, "threshold": 0.1, "drifted": True, "note": ""}
+        moved = FeatureDrift("income", "wasserstein", 0.31, 0.1, True, causes=("distribution",))
+        drift = DriftReport((moved,), None, 0.25, True, ("income moved",), reference_rows=2000, current_rows=1000)
+        quality = Quality("auc", 0.71, True, {"auc": 0.71}, 500, error=0.02, usable=True)
         return {
             "model": "evergreen",
             "champion": 2,
             "previous": 1,
             "announced": None,
             "engine": "onnx",
+            "ready": True,
+            "leader": True,
             "workers": [
                 {"replica": "here", "slot": "api-1", "serving": 2, "ready": [1, 2], "failed": {}},
                 {"replica": "here", "slot": "api-2", "serving": 1, "ready": [1], "failed": {"2": "digest differs"}},
@@ -173,12 +209,24 @@ class StandIn:
             "last_check": {
                 "at": 1.7e9,
                 "version": 2,
-                "drift": {"detected": True, "share": 0.25, "features": [moved], "skipped": None},
-                "quality": {"metric": "auc", "value": 0.71, "rows": 500},
-                "decision": {"train": True, "reasons": ["drift in 25 % of the features"]},
+                "drift": msgspec.to_builtins(drift),
+                "quality": {**msgspec.to_builtins(quality), "reference": 0.83, "lost": "auc fell"},
+                "decision": {"train": True, "trigger": "drift", "reasons": ["drift in 25 % of the features"]},
             },
-            "runs": [self.run(number) for number in range(1, len(self.queued) + 1)],
+            "runs": [self.run(number, whole=False) for number in range(len(self.queued), 0, -1)][:5],
         }
+
+
+def whole(text: str, most: int = LARGEST_ID) -> int:
+    """A number from 1 to `most`. Raises `Reject`."""
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise Reject(400, f"expected a number from 1 to {most}, got {text}")
+    return int(text)
+
+
+def reason(body: bytes) -> str:
+    """Why a write is asked for, "" without a body. Raises pydantic's `ValidationError`."""
+    return Why.model_validate_json(body).why if body else ""
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from monitoring.log import PredictionLog
 from monitoring.schema import FeatureSchema
 from monitoring.store import open_store
 from monitoring.window import read_window
-from tests.training.test_cycle import world
-from tests.training.test_erasure import POLICY, append, append_label, record
+from tests.places import POLICY, append, append_label, record, world
 
 DAY = 86_400.0
 MONDAY = 20_416 * DAY  # 2025-11-24 UTC

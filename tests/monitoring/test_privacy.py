@@ -18,8 +18,8 @@ from service.serving.front import Front
 from service.serving.worker import Worker
 from service.settings import Settings, SettingsError, load
 from tests.artefacts import example_record, make_artefact, sample_schema
-from tests.service.test_fastlane import beyond, post
-from tests.training.test_erasure import files_with
+from tests.fronts import beyond, post
+from tests.places import files_with
 
 MAIL = "anna@example.org"
 PHONE = "+49 170 555"

@@ -32,6 +32,10 @@ def record(*parts: bytes, kind: int = PREDICTION, rows: int = 1, at: float = 7.5
     return encode_header(kind, at, rows, parts) + b"".join(parts)
 
 
+def test_the_kinds_of_records_keep_their_numbers() -> None:
+    assert (PREDICTION, FEEDBACK, REJECTION) == (1, 2, 3), "spools on disk hold them"
+
+
 def prediction(ids: list[str] | None = None, rows: int = 1, **answer: object) -> bytes:
     given = {"version": 3, "ids": ids, "predictions": [1] * rows, "probabilities": [[0.25, 0.75]] * rows} | answer
     asked = {"records": [{"age": 40 + row, "city": None} for row in range(rows)]}

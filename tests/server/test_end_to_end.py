@@ -102,7 +102,9 @@ def test_three_clients_get_the_same_predictions(server: Server) -> None:
 def test_workers_have_not_imported_what_they_do_not_need(server: Server) -> None:
     """A worker with an ONNX twin lives without the training's libraries."""
     forbidden = ("evidently", "optuna", "plotly", "apscheduler", "sklearn", "skops", "pandas", "skl2onnx", "scipy")
-    for worker in server.children("PredictionService"):
+    workers = server.children("PredictionService")
+    assert len(workers) == 2
+    for worker in workers:
         mapped = {Path(m.path).parts for m in worker.memory_maps() if "site-packages" in m.path}
         packages = {parts[parts.index("site-packages") + 1] for parts in mapped}
         assert not packages & set(forbidden)
@@ -284,6 +286,7 @@ def test_a_second_server_on_the_same_folder_is_refused(server: Server) -> None:
 
 def test_a_stop_finishes_drains_and_leaves_nothing_behind(server: Server) -> None:
     summary = send(server, 300, start=sample.TRAINING_ROWS + 20_000)
+    wait_until("two workers and the controller", lambda: len(server.children()) == 3)
     family = server.children()
 
     assert server.stop() == 0
@@ -301,6 +304,7 @@ def test_after_a_restart_the_same_version_serves_and_orphans_of_a_killed_server_
     server.start().wait_ready(30)
     answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}).json()
     family = server.children()
+    assert len(family) == 3, "two workers and the controller"
     assert server.process is not None
     server.process.kill()
     server.process.wait()

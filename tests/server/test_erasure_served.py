@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from tests.artefacts import example_record
+from tests.places import files_with
 from tests.real_server import ROOT, Server, wait_until
-from tests.training.test_erasure import files_with
 
 SECRET = 54321.75  # exact in float32: the same digits in JSON and in a frame
 IDS = [f"anna-{row}" for row in range(20)]

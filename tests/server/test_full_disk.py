@@ -90,6 +90,7 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
     try:
         server.start().wait_ready(120)
         workers = {process.pid for process in server.children("PredictionService")}
+        assert len(workers) == 2
         predict(10)
         filler = fill(small_disk)
         predict(40)

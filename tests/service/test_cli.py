@@ -140,7 +140,7 @@ def test_every_reading_command_speaks_json(service: StandIn) -> None:
     service.queue("retrain", "because", None)
 
     assert answer(ask(service, "status", "--json"))["champion"] == 2
-    assert answer(ask(service, "models", "--json"))["models"][0]["version"] == 1
+    assert answer(ask(service, "models", "--json"))["models"][0]["version"] == 3
     assert answer(ask(service, "runs", "--json"))[0]["why"] == "because"
     assert answer(ask(service, "runs", "1", "--json"))["id"] == 1
     assert answer(ask(service, "drift", "--json"))[0]["drift"]["share"] == 0.25
@@ -150,7 +150,7 @@ def test_every_reading_command_has_a_table(service: StandIn) -> None:
     service.queue("retrain", "because [of this]", None)
 
     assert "because [of this]" in ask(service, "runs").stdout
-    assert "champion" in ask(service, "models").stdout and "auc 0.83" in ask(service, "models").stdout
+    assert "champion" in ask(service, "models").stdout and "challenger 0.83" in ask(service, "models").stdout
     assert "wasserstein" in ask(service, "drift").stdout
     one = ask(service, "runs", "1").stdout
     assert "run 1: retrain, done, promoted, version 2" in one

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from monitoring.drain import Drainer
-from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.store import open_store, predictions
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
@@ -26,6 +25,7 @@ from service.serving.ids import new_ids
 from service.serving.worker import Worker
 from service.settings import Settings, load
 from tests.artefacts import example_record, make_artefact, sample_schema
+from tests.fronts import beyond, post, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,27 +51,9 @@ def worker(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
     worker.close()
 
 
-async def beyond(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"framework"})
-
-
 @pytest.fixture
 def app(worker: Worker) -> Front:
     return Front(beyond, lambda: worker)
-
-
-def run(app: Front, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx.Response]:
-    async def send() -> list[httpx.Response]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return [await client.request(method, path, **options) for method, path, options in requests]
-
-    return asyncio.run(send())
-
-
-def post(app: Front, path: str, body: Any, **headers: str) -> httpx.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return run(app, ("POST", path, {"content": content, "headers": {"content-type": "application/json", **headers}}))[0]
 
 
 def error_of(response: httpx.Response) -> str:
@@ -333,7 +315,6 @@ def test_a_rejection_is_recorded_as_a_count_without_any_value(app: Front, worker
     written = b"".join(path.read_bytes() for path in worker.settings.spool_dir.glob("*.seg"))
     assert b"s3cret" not in written
     assert b'"count":2' in written
-    assert {PREDICTION, FEEDBACK, REJECTION} == {1, 2, 3}
 
 
 OUTERMOST = """

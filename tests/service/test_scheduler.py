@@ -5,173 +5,196 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from monitoring.metrics import Metrics
+from monitoring.metrics import Metrics, total
 from monitoring.store import aliases, open_store
 from service.control.scheduler import Scheduler
 from service.settings import Settings, load
 from tests.real_server import wait_until
-from training.lease import CONTROLLER, LeaseLost
-from training.loop import Loop
+from training.runs import Runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return load(environ={"EVERGREEN_HOME": str(tmp_path), "EVERGREEN_SCHEDULE__LEASE_S": "1"})
+    """A short lease, checks without a pause, and no data that a first version could be trained from."""
+    changed = {"SCHEDULE__LEASE_S": "1", "SCHEDULE__CHECK_INTERVAL_S": "0.1", "DATA__SOURCE": "absent.csv"}
+    changed |= {"DATA__TARGET": "y"}
+    return load(
+        environ={"EVERGREEN_HOME": str(tmp_path), **{f"EVERGREEN_{name}": value for name, value in changed.items()}}
+    )
 
 
 @pytest.fixture
 def scheduler(settings: Settings) -> Iterator[Scheduler]:
-    """One whose database gives up waiting after a tenth of a second, and which trains no first model."""
-    open_store(settings.store_url).dispose()
-    engine = sa.create_engine(settings.store_url, connect_args={"timeout": 0.1})
+    with scheduling(settings, open_store(settings.store_url)) as made:
+        yield made
+
+
+@contextmanager
+def scheduling(settings: Settings, engine: sa.Engine) -> Iterator[Scheduler]:
     metrics = Metrics(settings.var / "metrics", "controller-1")
     scheduler = Scheduler(settings, engine, metrics, "me")
-    scheduler._bootstrap_after = float("inf")
     yield scheduler
     scheduler.close()
     metrics.close()
     engine.dispose()
 
 
-def test_a_run_whose_lease_ran_out_is_failed_by_the_next_turn_of_the_same_holder(scheduler: Scheduler) -> None:
-    assert scheduler.lease.acquire()
-    scheduler._begin()
-    assert scheduler._jobs is not None
-    scheduler._jobs.pause()
-    loop = scheduler._loop
-    assert loop is not None
-    run = loop.runs.start("retrain", trigger="manual", who="me", why="asked", now=time.time(), token=loop.token)
-
-    def lost(loop: Loop) -> None:
-        raise LeaseLost(CONTROLLER, loop.token, None)
-
-    assert scheduler.lease.renew()
-    scheduler._guarded("check", lost)
-
-    def cleared_up() -> bool:
-        scheduler._guarded("commands", scheduler._commands)  # does nothing while another step is under way
-        return loop.runs.running() is None
-
-    wait_until("the clearing up", cleared_up, 20)
-    ended = loop.runs.get(run)
-    assert (ended.state, ended.outcome) == ("failed", "crashed")
-    assert ended.record["error"].startswith("LeaseLost: the lease 'controller' is not held")
-    assert loop.runs.running() is None
-
-
-def test_while_the_database_is_busy_the_work_goes_on_and_is_not_cleared_up(
-    scheduler: Scheduler, settings: Settings
-) -> None:
+@contextmanager
+def working(scheduler: Scheduler) -> Iterator[list[bool]]:
+    """The scheduler at work until the end of the block; what it said of being the leader."""
     stopping, told = threading.Event(), list[bool]()
     thread = threading.Thread(target=scheduler.run, args=(stopping, told.append))
     thread.start()
-    wait_until("the lease", lambda: told == [True], 20)
-    loop = scheduler._loop
-    other = sqlite3.connect(settings.var / "evergreen.db", isolation_level=None)
-
-    other.execute("begin immediate")  # as a VACUUM would: nobody else writes
-    wait_until("a renewal that failed", lambda: scheduler.lease.state == "unsure", 20)
-    time.sleep(1.0)
-    during = (list(told), scheduler._loop is loop)
-    other.execute("rollback")
-    other.close()
-    wait_until("a renewal", lambda: scheduler.lease.state == "held", 20)
-    after = (list(told), scheduler._loop is loop)
-    stopping.set()
-    thread.join()
-
-    assert during == after == ([True], True)
+    try:
+        wait_until("the lease", lambda: told == [True], 20)
+        yield told
+    finally:
+        stopping.set()
+        thread.join()
 
 
-def begun(scheduler: Scheduler) -> Loop:
-    assert scheduler.lease.acquire()
-    scheduler._begin()
-    assert scheduler._jobs is not None and scheduler._loop is not None
-    scheduler._jobs.pause()
-    return scheduler._loop
+def told_of_checks(scheduler: Scheduler) -> list[dict[str, Any]]:
+    """What the scheduler tells people of its checks from now on."""
+    told = list[dict[str, Any]]()
+
+    def alarm(event: str, facts: Mapping[str, Any]) -> None:
+        if facts.get("kind") == "check":
+            told.append({"event": event, **facts})
+
+    scheduler.alarm = alarm  # type: ignore[assignment]
+    return told
 
 
-def test_a_run_that_the_store_broke_off_says_by_which_error(scheduler: Scheduler, settings: Settings) -> None:
-    loop = begun(scheduler)
-    run = loop.runs.queue("promote", trigger="manual", who="me", why="", now=time.time(), payload={"version": 7})
-    with sqlite3.connect(settings.var / "evergreen.db") as other:
-        # As a full disk, a lost table or a lock do: the run cannot be finished when its step has ended.
-        other.execute(
-            "create trigger full before update on runs when new.finished_at is not null "
-            "begin select raise(abort, 'the disk is full'); end"
-        )
-    other.close()
-
-    scheduler._guarded("moves", scheduler._moves)
-    assert loop.runs.get(run).state == "running"
-    with sqlite3.connect(settings.var / "evergreen.db") as other:
-        other.execute("drop trigger full")
-    other.close()
-
-    def cleared_up() -> bool:
-        scheduler.lease.renew()
-        scheduler._guarded("commands", scheduler._commands)
-        return loop.runs.running() is None
-
-    wait_until("the clearing up", cleared_up, 20)
-    ended = loop.runs.get(run)
-    assert (ended.state, ended.outcome) == ("failed", "crashed")
-    assert "the disk is full" in ended.record["error"]
-    assert "the run had ended as refused: the model 'evergreen' has no version 7" in ended.record["error"]
+def execute(settings: Settings, statement: str) -> None:
+    with closing(sqlite3.connect(settings.var / "evergreen.db", isolation_level=None)) as other:
+        other.execute(statement)
 
 
-def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Scheduler, settings: Settings) -> None:
-    loop, told = begun(scheduler), list[tuple[str, dict[str, object]]]()
-    scheduler.alarm = lambda event, facts: told.append((event, dict(facts)))  # type: ignore[assignment]
-
-    def name_a_champion(version: int) -> None:
-        with scheduler.engine.begin() as connection:
-            connection.execute(sa.delete(aliases))
+def name_a_champion(scheduler: Scheduler, version: int | None) -> None:
+    with scheduler.engine.begin() as connection:
+        connection.execute(sa.delete(aliases))
+        if version is not None:
             row = {"name": "evergreen", "alias": "champion", "version": version, "changed_at": 0.0}
             connection.execute(aliases.insert().values(row))
 
-    name_a_champion(5)  # its artefact is not on this host
-    for _ in range(5):
-        scheduler.lease.renew()
-        scheduler._guarded("check", scheduler._check)
-    name_a_champion(6)  # another reason
-    for _ in range(5):
-        scheduler.lease.renew()
-        scheduler._guarded("check", scheduler._check)
-    scheduler._guarded("check", lambda loop: None)  # it goes well again
-    scheduler._guarded("check", scheduler._check)
 
-    found = [(run.state, run.outcome, run.record["error"]) for run in loop.runs.list(kind="check")]
+def checks_failed(scheduler: Scheduler) -> float:
+    return total(scheduler.metrics.directory, "evergreen_job_failures_total", {"job": "check"})
+
+
+def last_success(scheduler: Scheduler) -> float:
+    """When a check last ended well; 0 before."""
+    return total(scheduler.metrics.directory, "evergreen_last_success_timestamp_seconds", {"job": "check"})
+
+
+def fails_on(scheduler: Scheduler, times: int) -> None:
+    """Wait for so many more checks that fail."""
+    before = checks_failed(scheduler)
+    wait_until(f"{times} checks that fail", lambda: checks_failed(scheduler) >= before + times, 20)
+
+
+def ended(scheduler: Scheduler, run: int) -> Any:
+    runs = Runs(scheduler.engine)
+    wait_until("the end of the run", lambda: runs.get(run).state == "failed", 20)
+    assert runs.running() is None
+    return runs.get(run)
+
+
+def queue_a_promotion(scheduler: Scheduler) -> int:
+    """Of a version that does not exist."""
+    runs = Runs(scheduler.engine)
+    return runs.queue("promote", trigger="manual", who="me", why="", now=time.time(), payload={"version": 7})
+
+
+def test_a_run_whose_lease_ran_out_is_failed_by_the_next_turn_of_the_same_holder(
+    scheduler: Scheduler, settings: Settings
+) -> None:
+    execute(
+        settings,
+        "create trigger late after update on runs when new.state = 'running' and new.kind = 'promote' "
+        "begin update leases set expires_at = 0; end",
+    )
+    with working(scheduler) as told:
+        token = scheduler.lease.token
+        run = ended(scheduler, queue_a_promotion(scheduler))
+
+        assert (told, scheduler.lease.token) == ([True], token)
+    assert (run.state, run.outcome) == ("failed", "crashed")
+    assert run.record["error"].startswith("LeaseLost: the lease 'controller' is not held")
+
+
+def test_while_the_database_is_busy_the_work_goes_on_and_is_not_cleared_up(settings: Settings) -> None:
+    open_store(settings.store_url).dispose()
+    impatient = sa.create_engine(settings.store_url, connect_args={"timeout": 0.1})
+    with scheduling(settings, impatient) as scheduler, working(scheduler) as told:
+        token = scheduler.lease.token
+        with closing(sqlite3.connect(settings.var / "evergreen.db", isolation_level=None)) as other:
+            other.execute("begin immediate")  # as a VACUUM would: nobody else writes
+            wait_until("a renewal that failed", lambda: scheduler.lease.state == "unsure", 20)
+            time.sleep(1.0)
+            during = (list(told), scheduler.lease.token)
+            other.execute("rollback")
+        wait_until("a renewal", lambda: scheduler.lease.state == "held", 20)
+
+        assert during == (told, scheduler.lease.token) == ([True], token)
+
+
+def test_a_run_that_the_store_broke_off_says_by_which_error(scheduler: Scheduler, settings: Settings) -> None:
+    # As a full disk, a lost table or a lock do: the run cannot be finished when its step has ended.
+    execute(
+        settings,
+        "create trigger full before update on runs when new.outcome = 'refused' and new.kind = 'promote' "
+        "begin select raise(abort, 'the disk is full'); end",
+    )
+    with working(scheduler):
+        run = ended(scheduler, queue_a_promotion(scheduler))
+
+    assert (run.state, run.outcome) == ("failed", "crashed")
+    assert "the disk is full" in run.record["error"]
+    assert "the run had ended as refused: the model 'evergreen' has no version 7" in run.record["error"]
+
+
+def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Scheduler) -> None:
+    told = told_of_checks(scheduler)
+    name_a_champion(scheduler, 5)  # its artefact is not on this host
+    with working(scheduler):
+        fails_on(scheduler, 5)
+        name_a_champion(scheduler, 6)  # another reason
+        fails_on(scheduler, 5)
+        name_a_champion(scheduler, None)  # nothing to check: it goes well again
+        wait_until("a check that goes well", lambda: last_success(scheduler) > 0, 20)
+        name_a_champion(scheduler, 6)
+        fails_on(scheduler, 2)
+
+    runs = Runs(scheduler.engine)
+    found = [(run.state, run.outcome, run.record["error"]) for run in runs.list(kind="check")]
     assert [(state, outcome) for state, outcome, _ in found] == [("failed", "crashed")] * 3
     assert ["version 6" in error for *_, error in found] == [True, True, False]
     assert all(error.startswith("UnknownVersion: the artefact of") for *_, error in found)
-    assert [event for event, _ in told] == ["run"] * 3
-    assert all("UnknownVersion" in str(facts["error"]) and facts["kind"] == "check" for _, facts in told)
-    assert loop.runs.prune(before=time.time() + 1, keep=1) == 2
+    assert [facts["event"] for facts in told] == ["run"] * 3
+    assert all("UnknownVersion" in facts["error"] for facts in told)
+    assert runs.prune(before=time.time() + 1, keep=1) == 2
 
 
 def test_while_the_store_is_down_a_failed_check_is_an_alert_all_the_same(
     scheduler: Scheduler, settings: Settings
 ) -> None:
-    begun(scheduler)
-    told = list[dict[str, object]]()
-    scheduler.alarm = lambda event, facts: told.append(dict(facts))  # type: ignore[assignment]
-    with sqlite3.connect(settings.var / "evergreen.db") as other:
-        for table in ("aliases", "runs"):
-            other.execute(f"drop table {table}")
-    other.close()
+    told = told_of_checks(scheduler)
+    name_a_champion(scheduler, 5)
+    with working(scheduler):
+        for table in ("runs", "aliases"):
+            execute(settings, f"drop table {table}")
+        fails_on(scheduler, 3)
 
-    for _ in range(3):
-        scheduler.lease.renew()
-        scheduler._guarded("check", scheduler._check)
-
-    (once,) = (facts for facts in told if facts["kind"] == "check")  # the retention of the start may fail, too
-    assert once["run"] is None and "no such table: aliases" in str(once["error"])
+    (once,) = (facts for facts in told if "no such table" in facts["error"])
+    assert once["run"] is None and "no such table: aliases" in once["error"]

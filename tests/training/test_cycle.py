@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,148 +13,23 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from monitoring.drift import DriftPolicy
-from monitoring.quality import QualityPolicy
 from monitoring.schema import FeatureSchema
-from monitoring.store import connect, labels, leases, open_store, predictions
+from monitoring.store import leases
+from tests.places import START, TOKEN, Place, first, place, world
 from training import cycle, job
 from training.artefact import SCHEMA
 from training.cycle import bootstrap, run_cycle, take_over, work_off
-from training.data import Prepared, prepare
-from training.export import load_pipeline, predict
 from training.gates import GatePolicy
-from training.job import JobResult, JobSpec, TrainPolicy
+from training.job import JobResult, JobSpec
 from training.lease import CONTROLLER, Lease, LeaseLost
-from training.loop import Loop
 from training.pipeline import build
-from training.policy import RetrainPolicy
-from training.registry import NoChampion, Registry
 from training.rollout import WorkerState
-from training.runs import NO_ACTION, Run, Runs
+from training.runs import NO_ACTION, Run
 from training.subprocess_job import subprocess_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns
 
-TOKEN = 1
-START = 1_700_000_000.0
-
-
-def world(rows: int, seed: int, *, moved: bool = False) -> pd.DataFrame:
-    """Labelled rows of a small credit story; when the world has moved, incomes grew and the risk turned round."""
-    random = np.random.default_rng(seed)
-    income = random.normal(3.0 if moved else 0.0, 1.0, rows)
-    debt = random.normal(2.0 if moved else 0.0, 1.0, rows)
-    purpose = random.choice(["car", "home", "travel"], rows)
-    risk = (income - 3.0) - (debt - 2.0) if moved else debt - income
-    late = risk + (purpose == "travel") + random.normal(0, 0.5, rows) > 0
-    return pd.DataFrame({"income": income, "debt": debt, "purpose": purpose, "late": late})
-
-
-def source() -> Prepared:
-    return prepare(world(700, 0), target="late")
-
-
-class Place:
-    """One deployment in a folder: a clock that only moves when told, the events it heard, its loop."""
-
-    def __init__(self, folder: Path) -> None:
-        self.now, self.heard = START, list[tuple[str, Mapping[str, Any]]]()
-        self.engine = connect(f"sqlite:///{folder}/evergreen.db")
-        self.registry = Registry(self.engine, folder / "bentoml" / "models", "credit")
-        self.runs = Runs(self.engine)
-        self.loop = Loop(
-            engine=self.engine,
-            registry=self.registry,
-            runs=self.runs,
-            token=TOKEN,
-            who="test",
-            seed=0,
-            drift=DriftPolicy(min_rows=100),
-            quality=QualityPolicy(min_labels=50),
-            retrain=RetrainPolicy(confirmations=2, cooldown_s=60, min_labelled_rows=300, min_new_labelled_rows=100),
-            gates=GatePolicy(min_holdout_rows=100),
-            training=TrainPolicy(window_shares=(1.0,), min_rows=100),
-            snapshots_dir=folder / "snapshots",
-            work_dir=folder / "work",
-            source=source,
-            run_job=job.run,
-            live_workers=lambda: (),
-            on_event=lambda event, fields: self.heard.append((event, fields)),
-            clock=lambda: self.now,
-            sleep=self.sleep,
-        )
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-    def answer(self, rows: int, seed: int, *, moved: bool, labelled: bool = True) -> None:
-        """The champion answers `rows` requests, one a second, and their labels come back: as the drain stores them."""
-        frame = world(rows, seed, moved=moved)
-        champion = self.registry.champion()
-        folder = self.registry.path(champion)
-        schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
-        chances = predict(load_pipeline(folder), schema.canonical(frame), schema)
-        key = {"day": 1, "segment": int(self.now * 1000)}
-        answered, known = [], []
-        for at, (row, p) in enumerate(zip(frame.to_dict("records"), chances, strict=True)):
-            late = bool(row.pop("late"))
-            self.now += 1
-            row_key = {**key, "position": at << 16}
-            answered.append(
-                {
-                    **row_key,
-                    "id": f"{seed}-{at}",
-                    "at": self.now,
-                    "version": champion,
-                    "features": json.dumps(row),
-                    "prediction": json.dumps(bool(p[1] > 0.5)),
-                    "probabilities": json.dumps(p.tolist()),
-                }
-            )
-            label = {"id": f"{seed}-{at}", "label": json.dumps(late), "observed_at": self.now, "received_at": self.now}
-            known.append({**row_key, **label})
-        with self.engine.begin() as connection:
-            connection.execute(predictions.insert(), answered)
-            if labelled:
-                connection.execute(labels.insert(), known)
-
-    def ask(self, kind: str, **payload: Any) -> Run:
-        """A person's wish, carried out."""
-        self.runs.queue(kind, trigger="manual", who="ana", why="because", now=self.now, payload=payload)
-        run = work_off(self.loop)
-        assert run is not None
-        return run
-
-    def events(self) -> list[str]:
-        return [event for event, _ in self.heard]
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A deployment whose first version was trained in a process of its own."""
-    folder = tmp_path_factory.mktemp("first")
-    open_store(f"sqlite:///{folder}/evergreen.db").dispose()
-    place = Place(folder)
-    assert Lease(place.engine, CONTROLLER, "test", 86_400).acquire()
-    with pytest.raises(NoChampion):
-        run_cycle(place.loop)
-    run = bootstrap(replace(place.loop, run_job=partial(subprocess_job, timeout_s=120)))
-    assert run is not None and (run.state, run.outcome, run.version) == ("done", "promoted", 1), run
-    assert (run.kind, run.trigger, run.record["verdict"]["passed"]) == ("bootstrap", "start", True)
-    assert place.events() == ["training_started", "judged", "run_finished"]
-    with place.engine.begin() as connection:
-        connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
-    place.engine.dispose()
-    return folder
-
-
-@pytest.fixture
-def place(first: Path, tmp_path: Path) -> Iterator[Place]:
-    """A deployment of its own, with version 1 in service."""
-    shutil.copytree(first, tmp_path / "home")
-    place = Place(tmp_path / "home")
-    yield place
-    place.engine.dispose()
+__all__ = ["first", "place"]  # fixtures
 
 
 def turn(place: Place, **changes: Any) -> Run:

@@ -12,17 +12,16 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from monitoring.drain import Drainer
 from monitoring.erase import Subject, blank_spool, entry_test, erase_rows, find, undrained
 from monitoring.export import export, locked
-from monitoring.log import LogPolicy, PredictionLog
-from monitoring.record import FEEDBACK, PREDICTION
+from monitoring.log import PredictionLog
+from monitoring.record import PREDICTION
 from monitoring.schema import FeatureSchema
 from monitoring.store import connect, dead_letters, labels, open_store, predictions, runs
 from monitoring.window import read_window
 from service.serving.management import Erasure
+from tests.places import NOW, POLICY, TOKEN, Place, append, append_label, drain, files_with, first, place, record
 from tests.processes import python
-from tests.training.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
 from training.artefact import REFERENCE, SCHEMA, file_digest, verify
 from training.cycle import take_over
 from training.data import assemble, snapshot
@@ -30,46 +29,15 @@ from training.erasure import _agree
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
+__all__ = ["first", "place"]  # fixtures
+
 ANNA = "anna@example.org"
-POLICY = LogPolicy(fsync="never")
-NOW = 1_700_000_000.0
-
-
-def append(log: PredictionLog, at: float, ids: list[str], records: list[dict[str, Any]]) -> None:
-    answer = {"model": "credit", "version": 1, "ids": ids, "predictions": [True] * len(ids)}
-    answer["probabilities"] = [[0.2, 0.8]] * len(ids)
-    assert log.append(PREDICTION, at, len(ids), json.dumps(answer).encode(), json.dumps({"records": records}).encode())
-
-
-def append_label(log: PredictionLog, at: float, id_: str) -> None:
-    assert log.append(FEEDBACK, at, 1, json.dumps({"labels": [{"id": id_, "label": True}]}).encode())
-
-
-def record(purpose: str, income: float = 1.5) -> dict[str, Any]:
-    return {"income": income, "debt": 0.25, "purpose": purpose}
-
-
-def drain(spool: Path, engine: sa.Engine, now: float = NOW) -> Any:
-    with Drainer(spool, engine) as drainer:
-        return drainer.drain(now)
-
-
-def files_with(folder: Path, *needles: str) -> list[str]:
-    """Files that hold one of the texts: as bytes, or in a cell of a Parquet file."""
-    found = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        content = path.read_bytes()
-        if path.suffix == ".parquet":
-            content += pd.read_parquet(path).to_csv().encode()
-        if any(needle.encode() in content for needle in needles):
-            found.append(str(path.relative_to(folder)))
-    return found
 
 
 class Traces:
     """A deployment in which Anna's one row has spread to every place that rows go to."""
 
-    def __init__(self, place: Place, folder: Path) -> None:  # noqa: F811
+    def __init__(self, place: Place, folder: Path) -> None:
         self.place, self.home = place, folder
         self.spool, self.exports, self.reports = folder / "spool", folder / "exports", folder / "reports"
         place.loop = replace(place.loop, spool_dir=self.spool, reports_dir=self.reports, exports=str(self.exports))
@@ -104,7 +72,7 @@ class Traces:
 
 
 @pytest.fixture
-def traces(place: Place, tmp_path: Path) -> Iterator[Traces]:  # noqa: F811
+def traces(place: Place, tmp_path: Path) -> Iterator[Traces]:
     traces = Traces(place, tmp_path / "home")
     yield traces
     traces.log.close()

@@ -15,13 +15,15 @@ import sqlalchemy as sa
 
 from monitoring import store
 from monitoring.retention import DAY_S, RetentionPolicy, expire_unmatched, forget_drained
-from tests.training.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
+from tests.places import TOKEN, Place, first, place
 from training.cycle import run_cycle, run_retention
 from training.data import snapshot
 from training.registry import DEPTH, UnknownVersion
 from training.rollout import WorkerState, forget_workers, report_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+
+__all__ = ["first", "place"]  # fixtures
 
 
 def size(folder: Path) -> tuple[int, int]:
@@ -31,7 +33,7 @@ def size(folder: Path) -> tuple[int, int]:
 
 
 def test_after_two_hundred_retrainings_var_has_stopped_growing_and_rollbacks_still_work(
-    place: Place,  # noqa: F811
+    place: Place,
     tmp_path: Path,
 ) -> None:
     home = tmp_path / "home"
@@ -84,7 +86,7 @@ def test_after_two_hundred_retrainings_var_has_stopped_growing_and_rollbacks_sti
         place.registry.announce(deleted[0], TOKEN)
 
 
-def test_the_record_of_a_deleted_version_is_read_as_before(place: Place, tmp_path: Path) -> None:  # noqa: F811
+def test_the_record_of_a_deleted_version_is_read_as_before(place: Place, tmp_path: Path) -> None:
     work = tmp_path / "work"
     place.answer(150, 1, moved=False)
     shutil.copytree(place.registry.path(1), work)
@@ -105,7 +107,7 @@ def test_the_record_of_a_deleted_version_is_read_as_before(place: Place, tmp_pat
 
 
 def test_a_deletion_that_was_cut_off_is_finished_by_the_next_holder(
-    place: Place,  # noqa: F811
+    place: Place,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -175,5 +177,5 @@ def test_segments_long_gone_are_forgotten_but_not_those_still_in_the_spool(engin
         assert set(connection.scalars(sa.select(store.drained.c.segment))) == {here, new}
 
 
-def test_without_anything_to_delete_there_is_no_run(place: Place) -> None:  # noqa: F811
+def test_without_anything_to_delete_there_is_no_run(place: Place) -> None:
     assert run_retention(replace(place.loop), RetentionPolicy()) is None

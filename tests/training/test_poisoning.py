@@ -21,7 +21,7 @@ from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
 from service.settings import load
-from tests.training.test_cycle import Place, first, world
+from tests.places import Place, first, world
 from training.cycle import run_cycle
 from training.gates import GatePolicy
 from training.runs import Run

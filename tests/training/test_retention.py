@@ -13,12 +13,25 @@ import sqlalchemy as sa
 from monitoring.log import PredictionLog
 from monitoring.retention import DAY_S, RetentionPolicy, compact, expire
 from monitoring.store import labels, open_store, predictions, rejections
-from tests.training.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
-from tests.training.test_erasure import NOW, POLICY, append, append_label, drain, files_with, record
+from tests.places import (
+    NOW,
+    POLICY,
+    TOKEN,
+    Place,
+    append,
+    append_label,
+    drain,
+    files_with,
+    first,
+    place,
+    record,
+)
 from training.artefact import REFERENCE, verify
 from training.cycle import run_retention
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+
+__all__ = ["first", "place"]  # fixtures
 
 
 def count(engine: sa.Engine, table: sa.Table) -> int:
@@ -61,7 +74,7 @@ def test_more_rows_than_one_transaction_takes_all_go(sqlite_url: str) -> None:
 
 
 def test_with_the_predictions_go_exported_days_pages_and_the_references_of_retired_versions(
-    place: Place,  # noqa: F811
+    place: Place,
     tmp_path: Path,
 ) -> None:
     home = tmp_path / "home"
@@ -97,7 +110,7 @@ def test_with_the_predictions_go_exported_days_pages_and_the_references_of_retir
 
 
 def test_copies_out_of_reach_are_named_and_tried_again_and_the_others_go(
-    place: Place,  # noqa: F811
+    place: Place,
     tmp_path: Path,
 ) -> None:
     place.answer(20, 1, moved=False)
@@ -119,7 +132,7 @@ def test_copies_out_of_reach_are_named_and_tried_again_and_the_others_go(
 
 
 def test_retention_is_a_run_and_leaves_the_value_nowhere_but_keeps_the_champions_snapshot(
-    place: Place,  # noqa: F811
+    place: Place,
     tmp_path: Path,
 ) -> None:
     home = tmp_path / "home"

@@ -1,0 +1,60 @@
+"""What the three packages import is declared, and what is declared is used."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from typing import Any
+
+import pytest
+
+from tests.test_structure import PACKAGES, ROOT, imports, ours
+
+NOT_IMPORTED = {
+    "protobuf": "a bound for skl2onnx",
+    "uvloop": "uvicorn takes it when it is there",
+}
+INSIDES = ("uvicorn", "prometheus-client", "scikit-learn", "bentoml", "evidently")
+"""Libraries of which we use more than they promise: `tests/test_insides.py` says what."""
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def plain(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements() -> dict[str, str]:
+    """Name of each declared distribution -> its bounds."""
+    found = (re.match(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)", line) for line in project()["project"]["dependencies"])
+    return {plain(match[1]): match[2] for match in found if match}
+
+
+def imported() -> set[str]:
+    """The distributions that the three packages import."""
+    tops = {name.partition(".")[0] for source in ours().values() for name in imports(source)}
+    provided = packages_distributions()
+    return {plain(provided[top][0]) for top in tops - {*PACKAGES, *sys.stdlib_module_names}}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    assert imported() == requirements().keys() - NOT_IMPORTED.keys()
+
+
+@pytest.mark.parametrize("name", INSIDES)
+def test_a_library_whose_insides_we_use_has_an_upper_bound(name: str) -> None:
+    assert re.search(r"<|==", requirements()[name])
+
+
+def test_the_locks_name_no_index_and_agree() -> None:
+    texts = [(ROOT / name).read_text() for name in ("requirements.lock", "deploy/requirements.lock")]
+    whole, deployed = (set(re.findall(r"^([\w.-]+==[^\s\\]+)", text, re.M)) for text in texts)
+
+    assert not any("://" in text or "--index" in text for text in texts)
+    assert len(deployed) > 50 and deployed <= whole
+    assert requirements().keys() <= {plain(pin.partition("==")[0]) for pin in deployed}
