@@ -108,7 +108,7 @@ async def _live_page(worker: Worker, send: Send, content: Callable[[Worker], dic
 
 
 def _management(worker: Worker) -> Any:
-    from service.serving.management import application
+    from service.serving.management.application import application
 
     return application(worker)
 

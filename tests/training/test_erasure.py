@@ -20,7 +20,7 @@ from monitoring.record import FEEDBACK, PREDICTION
 from monitoring.schema import FeatureSchema
 from monitoring.store import connect, dead_letters, labels, open_store, predictions, runs
 from monitoring.window import read_window
-from service.serving.management import Erasure
+from service.serving.management.rows import Erasure
 from tests.processes import python
 from tests.training.test_cycle import TOKEN, Place, first, place  # noqa: F401  (fixtures)
 from training.artefact import REFERENCE, SCHEMA, file_digest, verify
