@@ -7,7 +7,6 @@ training read. API workers import this module: pandas is imported only inside th
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from monitoring import fits
 from monitoring.errors import CannotGoOn
 from monitoring.fits import CATEGORY_CHARS, FLOAT32_LIMIT, INSTANT_CHARS, days_since_epoch
+from monitoring.nearest import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -705,9 +705,9 @@ def _first_repeated(names: Iterable[Any]) -> Any | None:
 
 def _nearest(name: str, known: Iterable[Any]) -> str:
     names = [str(column) for column in known]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {_show(close[0])}?"
+    found = nearest(str(name), names, cutoff=0.5)
+    if found:
+        return f"; did you mean {_show(found)}?"
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"; the columns are {', '.join(names[:20])}{more}"
 

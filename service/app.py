@@ -15,10 +15,11 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # before bentoml is impor
 import bentoml
 
 from service import process
+from service.configuration import load
 from service.serving import wire
 from service.serving.front import Front
 from service.serving.worker import Worker, set_worker, worker
-from service.settings import SettingsError, load
+from service.settings import SettingsError
 
 os.umask(0o077)  # what is written here holds data: it is for this user alone
 wire.install()

@@ -17,7 +17,8 @@ import httpx
 import psutil
 
 from service.command.client import Client
-from service.settings import known_token, load
+from service.configuration import load
+from service.settings import known_token
 
 ROOT = Path(__file__).resolve().parent.parent
 

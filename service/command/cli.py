@@ -585,7 +585,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 def _settings(config: Path | None, given: Mapping[str, str] | None = None) -> Settings:
     """The settings; `given` goes into this process's environment, so that its children see the same."""
-    from service.settings import load
+    from service.configuration import load
 
     os.environ.update(given or {})
     return load(config)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from service.configuration import load
 from service.process import DISTRIBUTION, INSTALL_ROOT
-from service.settings import SAMPLE, Settings, SettingsError, load
+from service.settings import SAMPLE, Settings, SettingsError
 
 OLDEST_PYTHON: Final = (3, 11)
 ENOUGH_DISK_BYTES: Final = 2 * 2**30

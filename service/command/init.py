@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from monitoring.errors import EvergreenError
-from service.settings import FILE_NAME, SECTIONS, nearest, table
+from monitoring.nearest import did_you_mean
+from service.settings import FILE_NAME, SECTIONS
+from service.settings_table import table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +97,7 @@ def init(
         *(("--ignore", c) for c in ignore),
     ):
         if column not in columns:
-            known = nearest(column, columns) or "; it has " + ", ".join(columns)
+            known = did_you_mean(column, columns) or "; it has " + ", ".join(columns)
             raise InitError(f'{option} "{column}": {data} has no such column{known}')
     if time == target or target in ignore:
         raise InitError(f'--target "{target}" is also --time or in --ignore')

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitoring.errors import EvergreenError
+from monitoring.nearest import did_you_mean
 from monitoring.schema import Task
-from service.settings import SAMPLE, nearest, row_at
+from service.settings import SAMPLE, row_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ def read_rows(
         if column and column not in rows.columns:
             known = [str(name) for name in rows.columns]
             raise RowsError(
-                f'{source} has no column "{column}"{nearest(column, known) or "; it has " + ", ".join(known)}'
+                f'{source} has no column "{column}"{did_you_mean(column, known) or "; it has " + ", ".join(known)}'
             )
     if time_column:
         rows = rows.iloc[time_order(rows[time_column])]
@@ -119,7 +120,7 @@ def json_columns(frame: pd.DataFrame, kinds: dict[str, str]) -> dict[str, list[A
     if missing:
         known = [str(name) for name in frame.columns]
         raise RowsError(
-            f'the service wants "{missing[0]}", which the data lacks{nearest(missing[0], known)}'
+            f'the service wants "{missing[0]}", which the data lacks{did_you_mean(missing[0], known)}'
             + (f" ({len(missing)} of {len(kinds)} features are missing)" if len(missing) > 1 else "")
         )
     return {name: _json_column(frame[name], kind) for name, kind in kinds.items()}

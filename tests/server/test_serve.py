@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from service.command import serve
+from service.configuration import load
 from service.process import SUPERVISOR, Tree, forget_trees
 from service.serving.pages import PAGES, page
-from service.settings import SettingsError, load
+from service.settings import SettingsError
 
 
 @pytest.mark.parametrize("form", ["training/__init__.py", "monitoring.py"])

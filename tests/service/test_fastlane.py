@@ -20,11 +20,12 @@ import pytest
 from monitoring.drain import Drainer
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
 from monitoring.store import open_store, predictions
+from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.ids import new_ids
 from service.serving.worker import Worker
-from service.settings import Settings, load
+from service.settings import Settings
 from tests.artefacts import example_record, make_artefact, sample_schema
 
 ROOT = Path(__file__).resolve().parents[2]

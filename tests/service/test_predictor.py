@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from service.configuration import load
 from service.handover import Live, LiveVersion, WorkerReport, read_live, read_reports, write_live, write_report
 from service.serving.predictor import LONGEST_BACKOFF_S, LiveModel
 from service.serving.worker import Worker
-from service.settings import load
 from tests.artefacts import example_record, make_artefact
 
 

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from monitoring.metrics import Metrics
 from monitoring.store import aliases, open_store
+from service.configuration import load
 from service.control.scheduler import Scheduler
-from service.settings import Settings, load
+from service.settings import Settings
 from tests.real_server import wait_until
 from training.lease import CONTROLLER, LeaseLost
 from training.loop import Loop

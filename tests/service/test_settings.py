@@ -12,17 +12,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from service.settings import (
-    SECTIONS,
-    ManagementToken,
-    Settings,
-    SettingsError,
-    known_token,
-    load,
-    management_token,
-    row_at,
-    table,
-)
+from service.configuration import load
+from service.settings import SECTIONS, ManagementToken, Settings, SettingsError, known_token, management_token, row_at
+from service.settings_table import table
 from training.job import TrainPolicy
 
 
@@ -360,7 +352,7 @@ def test_importing_the_settings_imports_nothing_heavy() -> None:
         "onnxruntime",
         "bentoml",
     }
-    program = f"import sys, service.settings; print(*(set(sys.modules) & {heavy!r}))"
+    program = f"import sys, service.configuration; print(*(set(sys.modules) & {heavy!r}))"
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 

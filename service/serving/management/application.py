@@ -5,6 +5,7 @@ Slow work is never done inside the request: it is queued as a run, and the contr
 
 from __future__ import annotations
 
+import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,6 +73,7 @@ def application(worker: Worker) -> FastAPI:
     app.state.managed = Managed(
         worker, engine, Runs(engine), Registry(engine, settings.models_dir, settings.model.name)
     )
+    weakref.finalize(app, engine.dispose)  # its connections are closed with it
     for each in (models, rows, runs):
         app.include_router(each.router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
