@@ -16,7 +16,8 @@ import bentoml
 
 from service import process
 from service.configuration import load
-from service.serving import wire
+from service.place import numeric_address
+from service.serving import tuning, wire
 from service.serving.front import Front
 from service.serving.worker import Worker, set_worker, worker
 from service.settings import SettingsError
@@ -58,7 +59,7 @@ class Controller:
     tracing={"excluded_urls": [".*"]},
     traffic={"timeout": SETTINGS.serve.request_timeout_s},
     # What `bentoml serve` listens on without `--host`; BentoML's own default is every network.
-    http={"host": process.numeric_address(SETTINGS.serve.host), "port": SETTINGS.serve.port},
+    http={"host": numeric_address(SETTINGS.serve.host), "port": SETTINGS.serve.port},
     runner_probe={"enabled": False},
 )
 class PredictionService:
@@ -70,7 +71,7 @@ class PredictionService:
         process.exit_with_parent(TREE)
         set_worker(Worker(SETTINGS, TREE.run_dir, f"api-{SLOT or 1}", record=TREE.records))
         worker().start()
-        process.settle()
+        tuning.tune()
 
     @bentoml.api(route="/predict")
     def predict(self, records: list[dict[str, Any]], ids: list[str] | None = None) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from service import sample
 from service.command.client import Client, ServiceError, Unreachable
 from service.command.traffic import Answered, TrafficSummary, replay_traffic
 from service.configuration import load
+from service.place import free_port
 from service.process import INSTALL_ROOT
 from service.settings import known_token
 
@@ -76,7 +76,7 @@ def run(*, keep: bool = False, seed: int = 0, console: Console | None = None) ->
     """Show the loop; 0 when drift was noticed, a better version served by all workers, quality back, nothing failed."""
     console = console or Console()
     home = Path(tempfile.mkdtemp(prefix="evergreen-demo-"))
-    port = _free_port()
+    port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("EVERGREEN_")}
     env |= {"EVERGREEN_HOME": str(home), "EVERGREEN_SERVE__PORT": str(port)}
     env |= {f"EVERGREEN_{name}": value for name, value in SETTINGS.items()}
@@ -315,10 +315,3 @@ def _wait_for_interrupt(server: subprocess.Popen[bytes]) -> None:
         server.wait()
     except KeyboardInterrupt:
         return
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

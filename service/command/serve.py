@@ -8,13 +8,10 @@ that nothing outlives it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib.util
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,50 +20,21 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
-from monitoring.errors import EvergreenError
-from service.process import CLOSING, INSTALL_ROOT, STOPPING, SUPERVISOR, numeric_address
+from service.place import check_packages, check_port, numeric_address
+from service.process import CLOSING, INSTALL_ROOT, STOPPING, SUPERVISOR
 from service.settings import (
     ROLE_VARIABLE,
     RUN_DIR_VARIABLE,
     Settings,
     management_token,
 )
-
-PACKAGES: Final = ("service", "training", "monitoring")
+from training.priority import end_with_parent
 
 NOTICE_S: Final = 1.0
 """How long `/readyz` answers 503 before requests are refused: load balancers look that often."""
 
 QUIET_S: Final = 0.5
 """Then how long nobody new gets in before the listener is closed: who waits in its queue is served."""
-
-
-class ServeError(EvergreenError, RuntimeError):
-    """Raised when the server cannot be started as asked; the message says what to change."""
-
-
-def check_packages(directory: Path) -> None:
-    """Refuse a place where `service`, `training` or `monitoring` would not be ours.
-
-    Raises `ServeError` naming the stranger and the remedy.
-    """
-    for name in PACKAGES:
-        ours = INSTALL_ROOT / name / "__init__.py"
-        if directory.resolve() != INSTALL_ROOT:
-            for stranger in (directory / name / "__init__.py", directory / f"{name}.py"):
-                if stranger.exists():
-                    raise ServeError(
-                        f"{stranger} would shadow evergreen's own package {name!r}: start evergreen in another "
-                        "directory and name this one, `cd / && EVERGREEN_HOME="
-                        f"{directory.resolve()} evergreen serve`, or rename your package"
-                    )
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve() if spec and spec.origin else None
-        if found != ours:
-            raise ServeError(
-                f"package {name!r} resolves to {found}, not to evergreen's {ours}: install evergreen in an environment "
-                "of its own (`python -m venv`), and keep other packages of that name off PYTHONPATH"
-            )
 
 
 def environment(settings: Settings, run_dir: Path, role: str, base: Mapping[str, str]) -> dict[str, str]:
@@ -102,7 +70,7 @@ def run(
     Raises `ServeError` when it cannot start, `monitoring.drain.SpoolBusy` when a server runs on this `var` already.
     """
     check_packages(Path.cwd())
-    _check_port(settings.serve.host, settings.serve.port)
+    check_port(settings.serve.host, settings.serve.port)
     if role == "serve":
         check_free(settings.spool_dir)
     settings.models_dir.mkdir(parents=True, exist_ok=True)
@@ -131,7 +99,7 @@ def run(
         cwd=INSTALL_ROOT,
         env=env,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=lambda: end_with_parent(signal.SIGKILL),
         stdin=subprocess.DEVNULL,
     )
     (run_dir / SUPERVISOR).write_text(str(child.pid))
@@ -173,22 +141,3 @@ def _kill_tree(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-def _die_with_parent() -> None:
-    """In the child: SIGKILL when the parent goes. Its own children notice and end by themselves."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _check_port(host: str, port: int) -> None:
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise ServeError(
-                f"{host}:{port} cannot be listened on ({error.strerror}): another server runs there, "
-                "or choose one with --port or [serve] port"
-            ) from error

@@ -22,8 +22,8 @@ from monitoring.decode import InvalidRequest
 from monitoring.fits import LONGEST_CATEGORY
 from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
-from service import process
 from service.keys import Denied
+from service.serving import tuning
 from service.serving.asgi import Headers, Receive, Scope
 from service.serving.feedback import check_labels
 from service.serving.ids import new_ids
@@ -103,7 +103,7 @@ class Lane:
         self.max_bytes = serve.max_request_bytes
         self.max_pending_bytes = serve.max_pending_bytes
         self.read_timeout_s = serve.read_timeout_s
-        self.max_connections = process.bounded_connections(serve.max_connections)
+        self.max_connections = tuning.bounded_connections(serve.max_connections)
         self.held = 0
         """Bytes of bodies that are not whole, or wait for their turn."""
         self._turn = asyncio.Lock()  # of the one body over a megabyte that is read and answered at a time
