@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import secrets
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -361,59 +358,3 @@ def row_at(mark: str, total: int) -> int:
     if not value >= 0 or (percent and value > 100):  # NaN is not >= 0
         raise ValueError(f'expected rows ("3000") or a share ("20%"), got "{mark}"')
     return min(total, round(value / 100 * total) if percent else int(value))
-
-
-class ManagementToken(NamedTuple):
-    value: str
-    new: bool
-    """Made by this call: whoever asked prints it, once."""
-
-
-def management_token(settings: Settings) -> ManagementToken:
-    """The bearer token of `/manage`: from the settings, else from `var/token`, which is made (0600) when missing.
-
-    Any number of processes may call it at once: one makes the token, all get it. Raises `SettingsError` when the file
-    can neither be read nor made.
-    """
-    given = settings.security.token.get_secret_value()
-    if given:
-        return ManagementToken(given, new=False)
-    try:
-        known = known_token(settings)
-        if known:
-            return ManagementToken(known, new=False)
-        settings.token_file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(settings.token_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            known = os.read(descriptor, 4096).decode().strip()
-            if known:
-                return ManagementToken(known, new=False)
-            os.fchmod(descriptor, 0o600)
-            token = secrets.token_urlsafe(32)
-            os.write(descriptor, token.encode() + b"\n")
-            os.fsync(descriptor)
-            return ManagementToken(token, new=True)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot keep the management token in {settings.token_file}: {error.strerror}; "
-            "make the folder writable or set [security] token"
-        ) from None
-
-
-def known_token(settings: Settings) -> str:
-    """The management token as far as this machine knows it, "" when none was made yet; makes nothing."""
-    given = settings.security.token.get_secret_value()
-    if given:
-        return given
-    try:
-        return settings.token_file.read_text().strip()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise SettingsError(
-            f"cannot read the management token in {settings.token_file}: {error.strerror}; "
-            "make it readable for this user or set [security] token"
-        ) from None

@@ -17,8 +17,8 @@ import psutil
 
 from service.command.client import Client
 from service.configuration import load
+from service.keys import known_token
 from service.place import free_port
-from service.settings import known_token
 
 ROOT = Path(__file__).resolve().parent.parent
 

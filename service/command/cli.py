@@ -593,7 +593,7 @@ def _settings(config: Path | None, given: Mapping[str, str] | None = None) -> Se
 
 def _client(config: Path | None, url: str, token: str) -> Client:
     from service.command.client import Client
-    from service.settings import known_token
+    from service.keys import known_token
 
     settings = _settings(config)
     address = url or settings.address

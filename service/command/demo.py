@@ -29,9 +29,9 @@ from service import sample
 from service.command.client import Client, ServiceError, Unreachable
 from service.command.traffic import Answered, TrafficSummary, replay_traffic
 from service.configuration import load
+from service.keys import known_token
 from service.place import free_port
 from service.process import INSTALL_ROOT
-from service.settings import known_token
 
 RATE: Final = 150.0
 """Rows a second: enough for a window of labels every few seconds, little enough to leave two cores to the training."""

@@ -20,14 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
+from service.keys import management_token
 from service.place import check_packages, check_port, numeric_address
 from service.process import CLOSING, INSTALL_ROOT, STOPPING, SUPERVISOR
-from service.settings import (
-    ROLE_VARIABLE,
-    RUN_DIR_VARIABLE,
-    Settings,
-    management_token,
-)
+from service.settings import ROLE_VARIABLE, RUN_DIR_VARIABLE, Settings
 from training.priority import end_with_parent
 
 NOTICE_S: Final = 1.0

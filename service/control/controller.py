@@ -27,8 +27,9 @@ from service.control.pushes import sweep
 from service.control.scheduler import Scheduler
 from service.control.watch import Watch
 from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_reports, write_status
+from service.keys import management_token
 from service.process import Tree, forget_trees
-from service.settings import Settings, management_token
+from service.settings import Settings
 from training.priority import give_way
 from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers

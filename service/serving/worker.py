@@ -14,8 +14,7 @@ import msgspec
 from monitoring.log import PredictionLog
 from monitoring.metrics import HotCounter, HotHistogram, Metrics
 from service.handover import Live, Stamp, WorkerReport, read_live, read_reports, stamp_of, write_report
-from service.keys import Keys
-from service.privacy import open_privacy
+from service.keys import Keys, open_privacy
 from service.process import CLOSING, STOPPING
 from service.serving.door import close_door
 from service.serving.predictor import LiveModel

@@ -14,7 +14,7 @@ from monitoring.privacy import Privacy
 from monitoring.store import open_store
 from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
-from service.privacy import open_privacy
+from service.keys import open_privacy
 from service.serving.front import Front
 from service.serving.worker import Worker
 from service.settings import Settings, SettingsError

@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.cli import app
+from service.keys import management_token
 from service.process import DISTRIBUTION
-from service.settings import Settings, management_token
+from service.settings import Settings
 from tests.stand_in import TOKEN, StandIn, serving
 
 

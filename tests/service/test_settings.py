@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from service.configuration import load
-from service.settings import SECTIONS, ManagementToken, Settings, SettingsError, known_token, management_token, row_at
+from service.keys import ManagementToken, known_token, management_token
+from service.settings import SECTIONS, Settings, SettingsError, row_at
 from service.settings_table import table
 from training.job import TrainPolicy
 
