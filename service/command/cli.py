@@ -20,8 +20,10 @@ from service.command import printing as show
 from service.sample import Scenario
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from service.command.client import Client
-    from service.settings import Settings
+    from service.settings import DataSettings, Settings
 
 OK: Final = 0
 FAILED: Final = 1
@@ -463,24 +465,17 @@ def traffic(
 
     Rows go out in time order, at a steady rate; each one's label follows after its delay.
     """
-    from service import sample
+    # Long, because typer takes the options from the signature, and its docstring is what `--help` shows.
     from service.command.rows import read_rows
     from service.command.traffic import replay_traffic
-    from service.settings import SAMPLE
 
     settings = _settings(config)
     source = data or settings.data.source
-    is_sample = source == SAMPLE
-    if scenario != "none" and not is_sample:
-        raise typer.BadParameter("only the sample has scenarios: add --data sample", param_hint="--scenario")
-    configured = settings.data.source != SAMPLE and not is_sample
-    label = sample.TARGET if is_sample else target or (settings.data.target if configured else "")
-    if not label:
-        raise typer.BadParameter(f"which column of {source} is the label?", param_hint="--target")
+    label, ordered_by = _label_and_time(settings.data, source, target, time_column, scenario)
     rows = read_rows(
         source,
         target=label,
-        time_column=time_column or (settings.data.time if configured else ""),
+        time_column=ordered_by,
         first=first,
         until=until,
         scenario=scenario,
@@ -488,16 +483,13 @@ def traffic(
         over_rows=over,
         seed=settings.model.seed,
     )
-    delay: Any = None if label_delay < 0 else label_delay
-    if is_sample and delay:
-        delay = (rows[sample.LABEL_DELAY] / sample.MEAN_LABEL_DELAY_S * label_delay).tolist()
     with show.TrafficBars(as_json) as on_progress:
         summary = replay_traffic(
             url or settings.address,
             rows,
             target=label,
             rate=rate,
-            label_delay_s=delay,
+            label_delay_s=_label_delays(source, rows, label_delay),
             batch=batch,
             clients=clients,
             retry_s=retry,
@@ -507,6 +499,33 @@ def traffic(
         )
     show.print_summary(summary, as_json)
     raise typer.Exit(OK if summary.ok else FAILED)
+
+
+def _label_and_time(data: DataSettings, source: str, target: str, time: str, scenario: str) -> tuple[str, str]:
+    """The label's and the time's column of the source, "" when none orders it; where not given, from the settings."""
+    from service import sample
+    from service.settings import SAMPLE
+
+    if source == SAMPLE:
+        return sample.TARGET, time
+    if scenario != "none":
+        raise typer.BadParameter("only the sample has scenarios: add --data sample", param_hint="--scenario")
+    if data.source != SAMPLE:
+        target, time = target or data.target, time or data.time
+    if not target:
+        raise typer.BadParameter(f"which column of {source} is the label?", param_hint="--target")
+    return target, time
+
+
+def _label_delays(source: str, rows: pd.DataFrame, mean_s: float) -> float | list[float] | None:
+    """Seconds from each answer to its label: one number, or those of the sample's rows; None for no labels."""
+    from service import sample
+    from service.settings import SAMPLE
+
+    if source == SAMPLE and mean_s > 0:
+        delays: list[float] = (rows[sample.LABEL_DELAY] / sample.MEAN_LABEL_DELAY_S * mean_s).tolist()
+        return delays
+    return None if mean_s < 0 else mean_s
 
 
 # Tokens
