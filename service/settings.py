@@ -325,7 +325,7 @@ class Settings(BaseModel):
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.serve.host, self.serve.host)
         return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{self.serve.port}"
 
-    def exports(self) -> dict[str, str]:
+    def for_children(self) -> dict[str, str]:
         """What a child process needs, beside its parent's environment, to load these settings from any directory."""
         variables = {HOME_VARIABLE: str(self.home), "BENTOML_HOME": str(self.bentoml_folder)}
         if self.config_file is not None:

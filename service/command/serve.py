@@ -38,7 +38,7 @@ def environment(settings: Settings, run_dir: Path, role: str, base: Mapping[str,
     env = dict(base)
     for name in ("BENTOML_CONTAINERIZED", "BENTOCLOUD_DEPLOYMENT_URL"):
         env.pop(name, None)  # container mode respawns no killed worker
-    env |= settings.exports()
+    env |= settings.for_children()
     env |= {
         "EVERGREEN_SERVE__HOST": settings.serve.host,  # options of the command may stand above file and environment
         "EVERGREEN_SERVE__PORT": str(settings.serve.port),

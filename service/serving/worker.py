@@ -48,7 +48,7 @@ class Worker:
         self.model = LiveModel(
             settings.serve.max_records,
             tuple(settings.security.trusted_types),
-            on_swap=self._count_swap,
+            on_load=self._count_load,
             extra=settings.privacy.names,
             max_chars=settings.serve.max_category_chars,
         )
@@ -97,7 +97,7 @@ class Worker:
             return why_no_model(self.run_dir, path, self.live, self._damage, self.model.failed, time.time())
         return self._start.waits_for()
 
-    def _count_swap(self, result: str, seconds: float) -> None:
+    def _count_load(self, result: str, seconds: float) -> None:
         self.metrics.model_swaps.labels(result).inc()
         self.metrics.model_swap_seconds.observe(seconds)
 

@@ -214,7 +214,7 @@ def test_relative_paths_of_the_environment_are_relative_to_the_working_directory
     assert settings.models_dir == tmp_path / "bento/models"
 
 
-def test_a_child_in_another_directory_loads_the_same_settings_from_the_exports(
+def test_a_child_in_another_directory_loads_the_same_settings_from_its_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "etc").mkdir()
@@ -231,7 +231,7 @@ def test_a_child_in_another_directory_loads_the_same_settings_from_the_exports(
     here = load(environ=environ)
 
     monkeypatch.chdir("/")
-    there = load(environ=environ | here.exports())
+    there = load(environ=environ | here.for_children())
 
     # The folder of the model store is a default here and said aloud there.
     assert there == here.model_copy(update={"bentoml_home": here.bentoml_folder})
