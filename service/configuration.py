@@ -126,7 +126,7 @@ def _known_variables() -> Iterator[str]:
 
 
 def _from_text(text: str, field: FieldInfo) -> Any:
-    """A variable's text as the JSON value its field wants; what cannot be read is left for the validation to name."""
+    """A variable's text as the JSON value of its field; what cannot be read stays text, and validation names it."""
     kinds = set(_kinds(field.annotation))
     if kinds & {list, tuple, set, frozenset} and not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",") if item.strip()]

@@ -34,7 +34,7 @@ logger = logging.getLogger("evergreen.keys")
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 ADMIN: Final = "admin"
 OPEN: Final = "open"
-"""How rows without a token are called in metrics."""
+"""Source, in metrics, of rows that came without a token."""
 RESERVED: Final = (ADMIN, OPEN)
 FORMAT: Final = 1
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -87,7 +87,7 @@ def read(path: Path) -> tuple[Token, ...]:
 def add(path: Path, name: str, scopes: Sequence[str], now: float) -> str:
     """A new token of this name; a second one of the same name may stand beside the first while clients change over.
 
-    It is shown this once: only its hash is kept. Raises `TokenError` for a name or scope that is none.
+    The caller has to show it: only its hash is kept. Raises `TokenError` for a name or scope that is none.
     """
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise TokenError(
@@ -119,7 +119,7 @@ def revoke(path: Path, name: str, *, old: bool = False) -> int:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[Callable[[tuple[Token, ...]], None]]:
-    """Alone with the file, and what replaces it."""
+    """Keep other writers of the tokens waiting; gives the function that replaces the file."""
     with _alone_with(path.with_suffix(".lock")):
         yield lambda tokens: replace_file(path, msgspec.json.encode(_Kept(tokens)), durable=True)
 
@@ -141,7 +141,7 @@ class Keys:
         self.look()
 
     def look(self) -> None:
-        """Take up what has changed in the files; a damaged one leaves the tokens as they were."""
+        """Read the files again when they have changed; a damaged one leaves the tokens as they were."""
         stamps = (stamp_of(self._path), stamp_of(self._settings.token_file))
         if stamps == self._stamps:
             return
@@ -203,7 +203,7 @@ def _digest(token: bytes) -> str:
 class ManagementToken(NamedTuple):
     value: str
     new: bool
-    """Made by this call: whoever asked prints it, once."""
+    """Made by this call: the caller tells the user where it is kept."""
 
 
 def management_token(settings: Settings) -> ManagementToken:

@@ -25,10 +25,10 @@ NAMELESS_S: Final = 3600.0
 
 STOPPING: Final = "stopping"
 CLOSING: Final = "closing"
-"""Files of the run folder: this server finishes, and answers close their connections; then, nobody new gets in."""
+"""Files of the run folder. First: the server is stopping, answers close their connections. Then: nobody new gets in."""
 
 SUPERVISOR: Final = "supervisor"
-"""File of the run folder with the process id of BentoML's supervisor: a child may outlive it before it looks."""
+"""File of the run folder with the process id of BentoML's supervisor, which may end before a child asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def forget_trees(folder: Path) -> None:
     for run_dir in folder.iterdir() if folder.is_dir() else ():
         named = run_dir / SUPERVISOR
         pid = named.read_text() if named.exists() else run_dir.name.removeprefix("bentoml-")
-        # One without a name is being started, or was killed at that.
+        # One without the file is just being started, or was killed before it had one.
         gone = not alive(int(pid)) if pid.isdecimal() else time.time() - run_dir.stat().st_mtime > NAMELESS_S
         if gone:
             shutil.rmtree(run_dir, ignore_errors=True)

@@ -68,7 +68,7 @@ class _Shown:
 
 class _Umask:
     of_the_user: int | None = None
-    """As it was before this command made its own files private."""
+    """The umask of the user, before this command made its own files private."""
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, None]]
 
 
 def _report(error: Exception) -> NoReturn:
-    """One line on stderr, and the exit code: ours speak for themselves, any other is named with its type."""
+    """Print the error in one line on stderr and exit; an error that is not ours is named with its type."""
     from monitoring.errors import EvergreenError
     from service.settings import SettingsError
 
@@ -185,7 +185,7 @@ def train(
     first: Annotated[
         str, typer.Option(help='Only the first part of the source: "20%" or rows', show_default=False)
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Also when there is a champion already")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train even when there is a champion already")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -393,13 +393,15 @@ def export(
     to: Annotated[
         str, typer.Option("--to", help="Folder or fsspec URL (default: setting export.to)", show_default=False)
     ] = "",
-    since: Annotated[str, typer.Option(help="First moment, 2026-11-23 or seconds", show_default=False)] = "",
+    since: Annotated[
+        str, typer.Option(help="First moment: 2026-11-23, or seconds since 1970", show_default=False)
+    ] = "",
     until: Annotated[str, typer.Option(help="Moment to stop before", show_default=False)] = "",
     version: Annotated[int | None, typer.Option(help="Only what this version answered", show_default=False)] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the record with its labels as Parquet, a folder a day."""
+    """Write the record with its labels as Parquet, one folder for each day."""
     from service.command.export import export_record
 
     settings = _settings(config)
@@ -445,12 +447,16 @@ def traffic(
     drift_at: Annotated[
         int | None, typer.Option(help="Row where the scenario begins (default: 2,000 after --from)", show_default=False)
     ] = None,
-    over: Annotated[int, typer.Option(help="Rows that gradual takes, and recurring stays", min=1)] = 4000,
+    over: Annotated[
+        int, typer.Option(help="Rows until `gradual` is complete, and between the changes of `recurring`", min=1)
+    ] = 4000,
     target: Annotated[str, typer.Option(help="Label column (default: setting data.target)", show_default=False)] = "",
     time_column: Annotated[
         str, typer.Option("--time", help="Time column (default: setting data.time)", show_default=False)
     ] = "",
-    retry: Annotated[float, typer.Option(help="Seconds to repeat refused or reset connections", min=0)] = 0.0,
+    retry: Annotated[
+        float, typer.Option(help="How many seconds a refused or reset connection is tried again", min=0)
+    ] = 0.0,
     ids_out: Annotated[
         Path | None, typer.Option(help="JSON lines of the acknowledged ids and versions", show_default=False)
     ] = None,
@@ -502,7 +508,7 @@ def traffic(
 
 
 def _label_and_time(data: DataSettings, source: str, target: str, time: str, scenario: str) -> tuple[str, str]:
-    """The label's and the time's column of the source, "" when none orders it; where not given, from the settings."""
+    """The label's column and the time's column ("" for none); what is not given comes from the settings."""
     from service import sample
     from service.settings import SAMPLE
 
@@ -538,7 +544,7 @@ app.add_typer(tokens, name="token")
 
 @command("add", tokens)
 def token_add(
-    name: Annotated[str, typer.Argument(help="Who holds it: it stands in runs, metrics and beside labels")],
+    name: Annotated[str, typer.Argument(help="Name of its holder; runs, metrics and labels carry it")],
     scope: Annotated[list[str], typer.Option("--scope", help="predict, feedback, read, push or operate; repeatable")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -572,11 +578,11 @@ def token_list(config: ConfigOption = None, as_json: JsonOption = False) -> None
 
 @command("revoke", tokens)
 def token_revoke(
-    name: Annotated[str, typer.Argument(help="Of the tokens to end")],
+    name: Annotated[str, typer.Argument(help="Name of the tokens to revoke")],
     old: Annotated[bool, typer.Option("--old", help="All but the newest of this name")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """End the tokens of a name."""
+    """Revoke the tokens of a name."""
     from service import keys
 
     gone = keys.revoke(_settings(config).tokens_file, name, old=old)
@@ -629,7 +635,7 @@ def _columns(given: Iterable[str] | None) -> list[str]:
 def _asked(
     client: Client, run: int, wait: bool, as_json: bool, *, good: tuple[str, ...], timeout_s: float = 7200.0
 ) -> None:
-    """Say which run was queued and, when asked to wait, what came of it."""
+    """Say which run was queued and, when asked to wait, how it ended."""
     if not wait:
         if as_json:
             show.print_json({"run": run})

@@ -1,4 +1,4 @@
-"""`evergreen demo`: the whole loop in front of your eyes, on the sample stream, ending by itself.
+"""`evergreen demo`: shows the whole loop on the sample stream, and ends by itself.
 
 A service is started as a user would start it; sample traffic with an abrupt drift goes in over HTTP, labels follow
 seconds later; the timeline is read from the service's own management API. The exit code is 0 only if everything that
@@ -185,7 +185,7 @@ def _teller(story: Story, console: Console) -> Callable[[str], None]:
 
 
 def _follow(client: Client, story: Story, seen: set[int], say: Callable[[str], None]) -> None:
-    """Tell what the service decided since the last look."""
+    """Print what the service decided since the last call."""
     drift = client.drift(limit=1)
     if drift and story.drift_at is None and story.now() > CALM_S:
         report = drift[0].get("drift") or {}
@@ -240,7 +240,7 @@ Phase = tuple[float, int] | None
 
 
 def _phases(answers: list[Answered], story: Story) -> tuple[Phase, Phase, Phase]:
-    """(AUC, rows) measured from the answers and what turned out true: before the drift, in it, with the new version."""
+    """(AUC, rows) from the answers and the true labels: before the drift, during it, with the new version."""
     calm_rows = int(RATE * CALM_S)
     before = [a for a in answers if a.first_row < calm_rows]
     during = [a for a in answers if a.first_row >= calm_rows and a.version == 1]

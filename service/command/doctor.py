@@ -1,4 +1,4 @@
-"""`evergreen doctor`: what usually goes wrong on a machine, looked at before it does."""
+"""`evergreen doctor`: checks this machine for what usually goes wrong."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 
 def examine(config: Path | None = None) -> list[Finding]:
-    """Every check with what was found; checks that need settings end at the first error in those."""
+    """All checks, each with what was found. When the settings have an error, checks that need them are left out."""
     found = [_python(), *_packages()]
     try:
         settings = load(config)
@@ -107,7 +107,7 @@ def _token(settings: Settings) -> str:
 
 
 def _labels(settings: Settings) -> str:
-    """Whose labels train: who may send them decides what is in service tomorrow."""
+    """Whose labels models learn from: whoever may send labels decides what is in service tomorrow."""
     from service.keys import read
 
     trusted, plane = settings.gates.label_sources, settings.security.data_plane

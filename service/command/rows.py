@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.sample import Scenario
 
 SAMPLE_ROWS: Final = 10_000
-"""How long the sample goes on when no end is given."""
+"""How many rows of the sample are sent when no end is given."""
 
 
 class RowsError(EvergreenError, ValueError):
@@ -29,7 +29,7 @@ class RowsError(EvergreenError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the service wants to be sent, read off its `/schema`."""
+    """What the service expects to be sent, as its `/schema` says."""
 
     kinds: dict[str, str]
     """Feature → numeric | boolean | categorical | datetime."""
@@ -98,7 +98,7 @@ def _sample_rows(
 
 
 def read_schema(answer: dict[str, Any]) -> Wanted:
-    """`/schema` as what a sender needs of it. Raises `RowsError` when it is not one."""
+    """What a sender needs of a `/schema` answer. Raises `RowsError` when it is not one of Evergreen."""
     try:
         return msgspec.convert(
             {

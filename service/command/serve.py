@@ -1,6 +1,6 @@
 """`evergreen serve`: start the BentoML server in the right environment, and stop it in the right order.
 
-The parent process stays beside BentoML's supervisor, because three things are its to guarantee: the environment (own
+The parent process stays beside BentoML's supervisor, because it guarantees three things: the environment (own
 metrics folder, no container mode, absolute paths, one thread a worker), the order of stopping with an end to it, and
 that nothing outlives it.
 """
@@ -27,14 +27,14 @@ from service.settings import ROLE_VARIABLE, RUN_DIR_VARIABLE, Settings
 from training.priority import end_with_parent
 
 NOTICE_S: Final = 1.0
-"""How long `/readyz` answers 503 before requests are refused: load balancers look that often."""
+"""How long `/readyz` answers 503 before requests are refused: load balancers ask about that often."""
 
 QUIET_S: Final = 0.5
-"""Then how long nobody new gets in before the listener is closed: who waits in its queue is served."""
+"""How long, after that, new connections are refused before the listener closes: its queue is still served."""
 
 
 def environment(settings: Settings, run_dir: Path, role: str, base: Mapping[str, str]) -> dict[str, str]:
-    """What every process of the server finds in its environment, beside what the user set."""
+    """The environment of every process of the server: what the user set (`base`), and what the server needs."""
     env = dict(base)
     for name in ("BENTOML_CONTAINERIZED", "BENTOCLOUD_DEPLOYMENT_URL"):
         env.pop(name, None)  # container mode respawns no killed worker
@@ -116,7 +116,7 @@ def run(
 
 
 def stop(child: subprocess.Popen[bytes], run_dir: Path, timeout_s: float) -> None:
-    """Stop in order: tell the load balancer, let nobody new in, finish what is there, drain; within `timeout_s` s."""
+    """Stop in order: tell the load balancer, refuse new connections, finish requests, drain; within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     for mark, seconds in ((STOPPING, NOTICE_S), (CLOSING, QUIET_S)):
         (run_dir / mark).touch()
@@ -133,7 +133,7 @@ def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def _kill_tree(child: subprocess.Popen[bytes]) -> None:
-    """End what is left of the server: its own session holds nothing but it."""
+    """Kill what is left of the server: nothing else runs in its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -1,7 +1,7 @@
 """From a whole request to its answer: decode, predict, record with one `write`, encode, count; or refuse, in words.
 
 What can be done elsewhere, is: models are loaded by the worker's thread, rows reach the store by the controller,
-metrics are one memory write each. Who brings requests here is `front.py`, and `wire.py` for small ones.
+metrics are one memory write each. Requests come from `front.py`, small ones from `wire.py`.
 """
 
 from __future__ import annotations
@@ -383,5 +383,5 @@ def _without_values(message: str) -> str:
 
 
 def unpredictable(model: ServedModel, error: ValueError) -> Reject:
-    """What a client is told whose well-formed records the model has no answer to."""
+    """What a client is told when the model has no answer to its well-formed records."""
     return Reject(422, f"version {model.version} cannot take these records: {error}")

@@ -143,7 +143,7 @@ def load(
 
 
 def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...]) -> Callable[[Batch], np.ndarray]:
-    """The slow road, for estimators whose ONNX twin was not proven equal."""
+    """Prediction by scikit-learn, which is slower, for estimators whose ONNX twin was not proven equal."""
     from threadpoolctl import threadpool_limits
 
     from training.export import load_pipeline, predict
