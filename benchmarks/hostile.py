@@ -38,7 +38,7 @@ from benchmarks.processes import Family
 from service import sample
 from service.command.client import ServiceError, Unreachable
 from service.command.traffic import replay_traffic
-from service.settings import known_token
+from service.keys import known_token
 from tests.real_server import Server, wait_until
 
 SEED: Final = 1

@@ -192,10 +192,10 @@ def markdown(result: dict[str, Any]) -> str:
 
 def append_cell(home: Path, seed: int, repeats: int) -> dict[str, Any]:
     """µs of an append, and of a whole request through the real lane in process."""
+    from service.configuration import load
     from service.handover import Live, LiveVersion, write_live
     from service.serving.front import Front
     from service.serving.worker import Worker
-    from service.settings import load
     from tests.artefacts import make_artefact
 
     make_artefact(home / "model", seed=seed, rows=4000, iterations=100)

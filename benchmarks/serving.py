@@ -34,7 +34,8 @@ from benchmarks.report import Spread
 from monitoring.schema import FeatureSchema
 from service import sample
 from service.handover import read_live
-from tests.real_server import Server, free_port
+from service.place import free_port
+from tests.real_server import Server
 from training.export import load_pipeline
 
 SEED: Final = 1

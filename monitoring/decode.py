@@ -7,7 +7,6 @@ API workers import this module: pandas is imported only inside `Batch.frame`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +28,7 @@ from monitoring.fits import (
     days_since_epoch,
     feature_number,
 )
+from monitoring.nearest import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -572,8 +572,8 @@ def _step(name: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name[:200], list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    found = nearest(name, known)
+    return f"; did you mean {found}?" if found else ""
 
 
 def _tuple_getter(fields: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:

@@ -33,9 +33,9 @@ EvergreenError
     TrainRefused              service/command/first_version.py
     InitError                 service/command/init.py
     RowsError                 service/command/rows.py
-    ServeError                service/command/serve.py
     TokenError                service/keys.py
     Denied                    service/keys.py
+    ServeError                service/place.py
     IncompatibleSchema        service/serving/predictor.py
     PrivateFeature            service/serving/predictor.py
     Unpredictable             service/serving/predictor.py

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
@@ -12,6 +11,7 @@ import numpy as np
 
 from monitoring.errors import CannotGoOn
 from monitoring.fits import iso
+from monitoring.nearest import nearest as nearest_word
 
 Kind = Literal["numeric", "boolean", "categorical", "datetime"]
 Task = Literal["binary", "multiclass", "regression"]
@@ -125,9 +125,9 @@ def first_repeated(names: Iterable[Any]) -> Any | None:
 def nearest(name: str, known: Iterable[Any]) -> str:
     """The end of a message about an unknown name: what may be meant, or which there are."""
     names = [str(column) for column in known]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = nearest_word(str(name), names, cutoff=0.5)
     if close:
-        return f"; did you mean {shown(close[0])}?"
+        return f"; did you mean {shown(close)}?"
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"; the columns are {', '.join(names[:20])}{more}"
 

@@ -15,10 +15,12 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # before bentoml is impor
 import bentoml
 
 from service import process
-from service.serving import wire
+from service.configuration import load
+from service.place import numeric_address
+from service.serving import tuning, wire
 from service.serving.front import Front
 from service.serving.worker import Worker, set_worker, worker
-from service.settings import SettingsError, load
+from service.settings import SettingsError
 
 os.umask(0o077)  # what is written here holds data: it is for this user alone
 wire.install()
@@ -57,7 +59,7 @@ class Controller:
     tracing={"excluded_urls": [".*"]},
     traffic={"timeout": SETTINGS.serve.request_timeout_s},
     # What `bentoml serve` listens on without `--host`; BentoML's own default is every network.
-    http={"host": process.numeric_address(SETTINGS.serve.host), "port": SETTINGS.serve.port},
+    http={"host": numeric_address(SETTINGS.serve.host), "port": SETTINGS.serve.port},
     runner_probe={"enabled": False},
 )
 class PredictionService:
@@ -69,7 +71,7 @@ class PredictionService:
         process.exit_with_parent(TREE)
         set_worker(Worker(SETTINGS, TREE.run_dir, f"api-{SLOT or 1}", record=TREE.records))
         worker().start()
-        process.settle()
+        tuning.tune()
 
     @bentoml.api(route="/predict")
     def predict(self, records: list[dict[str, Any]], ids: list[str] | None = None) -> dict[str, Any]:

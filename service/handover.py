@@ -1,4 +1,4 @@
-"""The files between the controller and the workers of one server: live versions, workers' reports, how it stands.
+"""The files between the controller and the workers of one server: live versions, workers' reports, its status.
 
 The controller mirrors the aliases of the store into `var/live.json`; the workers look at that file's stat a few times a
 second and never speak to the database. So a worker restarted while the store is down serves at once, and a prediction
@@ -38,18 +38,15 @@ class Live(msgspec.Struct, frozen=True):
     model: str
     champion: LiveVersion | None = None
     announced: LiveVersion | None = None
-    challenger: LiveVersion | None = None
-    canary: LiveVersion | None = None
-    canary_weight: float = 0.0
     bootstrap: str = ""
-    """How the training of the first version goes or went, as long as there is none."""
+    """How the training of the first version goes, or how it ended without one."""
     problem: str = ""
     """Why the champion cannot be named, when there is one."""
     format: int = FORMAT
 
     def wanted(self) -> tuple[LiveVersion, ...]:
         """Every version a worker should have loaded and warm, the champion first, each once."""
-        named = (self.champion, self.announced, self.challenger, self.canary)
+        named = (self.champion, self.announced)
         return tuple({v.version: v for v in named if v is not None}.values())
 
 
@@ -64,9 +61,9 @@ class WorkerReport(msgspec.Struct, frozen=True):
     ready: tuple[int, ...] = ()
     failed: dict[str, str] = {}
     hour: int = 0
-    """Hours since 1970 that `sent` is of."""
+    """The hour that `sent` counts, in hours since 1970."""
     sent: dict[str, int] = {}
-    """Rows and labels of each source, `labels/crm`; only while they are limited."""
+    """Rows and labels that each source sent in that hour, as `labels/crm`; only while they are limited."""
 
 
 def write_live(path: Path, live: Live) -> None:
@@ -116,7 +113,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def write_report(folder: Path, report: WorkerReport) -> None:
-    """Leave word in `folder` of what a worker serves."""
+    """Write into `folder` what a worker serves."""
     replace_file(folder / f"{report.slot}.json", msgspec.json.encode(report), durable=False)
 
 
@@ -153,7 +150,7 @@ STATUS: Final = "controller.json"
 
 
 class ControllerStatus(msgspec.Struct, frozen=True):
-    """How the controller of one server stands."""
+    """The status of the controller of one server."""
 
     at: float
     leader: bool = False
@@ -164,12 +161,12 @@ class ControllerStatus(msgspec.Struct, frozen=True):
 
 
 def write_status(run_dir: Path, status: ControllerStatus) -> None:
-    """Leave word in the server's folder."""
+    """Write the controller's status into the server's folder."""
     replace_file(run_dir / STATUS, msgspec.json.encode(status), durable=False)
 
 
 def read_status(run_dir: Path) -> ControllerStatus | None:
-    """The controller's last word, None before its first."""
+    """The controller's last status, None before its first."""
     try:
         return msgspec.json.decode((run_dir / STATUS).read_bytes(), type=ControllerStatus)
     except (FileNotFoundError, msgspec.DecodeError):

@@ -1,7 +1,8 @@
-"""Who may do what: tokens with names and scopes. Only their hashes are kept, in one file that every process looks at.
+"""Who may do what, and the secrets of a deployment: named tokens, its own token, the key of hashed columns.
 
-A token is 256 random bits, so that its SHA-256 needs no salt and no slow hash. The deployment's own token
-(`[security] token`, or `var/token`) has the name `admin` and every scope.
+Of the named tokens only hashes are kept, in one file that every process looks at. A token is 256 random bits, so that
+its SHA-256 needs no salt and no slow hash. The deployment's own token (`[security] token`, or `var/token`) has the name
+`admin` and every scope.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 import msgspec
 
 from monitoring.errors import EvergreenError
 from service.handover import Stamp, replace_file, stamp_of
-from service.settings import Scope, Settings, management_token
+from service.settings import Scope, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from monitoring.privacy import Privacy
 
 logger = logging.getLogger("evergreen.keys")
 
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 ADMIN: Final = "admin"
 OPEN: Final = "open"
-"""How rows without a token are called in metrics."""
+"""Source, in metrics, of rows that came without a token."""
 RESERVED: Final = (ADMIN, OPEN)
 FORMAT: Final = 1
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -83,7 +87,7 @@ def read(path: Path) -> tuple[Token, ...]:
 def add(path: Path, name: str, scopes: Sequence[str], now: float) -> str:
     """A new token of this name; a second one of the same name may stand beside the first while clients change over.
 
-    It is shown this once: only its hash is kept. Raises `TokenError` for a name or scope that is none.
+    The caller has to show it: only its hash is kept. Raises `TokenError` for a name or scope that is none.
     """
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise TokenError(
@@ -115,14 +119,9 @@ def revoke(path: Path, name: str, *, old: bool = False) -> int:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[Callable[[tuple[Token, ...]], None]]:
-    """Alone with the file, and what replaces it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Keep other writers of the tokens waiting; gives the function that replaces the file."""
+    with _alone_with(path.with_suffix(".lock")):
         yield lambda tokens: replace_file(path, msgspec.json.encode(_Kept(tokens)), durable=True)
-    finally:
-        os.close(lock)
 
 
 class Keys:
@@ -142,7 +141,7 @@ class Keys:
         self.look()
 
     def look(self) -> None:
-        """Take up what has changed in the files; a damaged one leaves the tokens as they were."""
+        """Read the files again when they have changed; a damaged one leaves the tokens as they were."""
         stamps = (stamp_of(self._path), stamp_of(self._settings.token_file))
         if stamps == self._stamps:
             return
@@ -199,3 +198,97 @@ class Keys:
 
 def _digest(token: bytes) -> str:
     return hashlib.sha256(token).hexdigest()
+
+
+class ManagementToken(NamedTuple):
+    value: str
+    new: bool
+    """Made by this call: the caller tells the user where it is kept."""
+
+
+def management_token(settings: Settings) -> ManagementToken:
+    """The bearer token of `/manage`: from the settings, else from `var/token`, which is made (0600) when missing.
+
+    Any number of processes may call it at once: one makes the token, all get it. Raises `SettingsError` when the file
+    can neither be read nor made.
+    """
+    known = known_token(settings)
+    if known:
+        return ManagementToken(known, new=False)
+    try:
+        token, new = _secret(settings.token_file, lambda: secrets.token_urlsafe(32))
+        return ManagementToken(token.decode(), new)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot keep the management token in {settings.token_file}: {error.strerror}; "
+            "make the folder writable or set [security] token"
+        ) from None
+
+
+def known_token(settings: Settings) -> str:
+    """The management token as far as this machine knows it, "" when none was made yet; makes nothing.
+
+    Raises `SettingsError` when the file cannot be read.
+    """
+    given = settings.security.token.get_secret_value()
+    if given:
+        return given
+    try:
+        return settings.token_file.read_text().strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise SettingsError(
+            f"cannot read the management token in {settings.token_file}: {error.strerror}; "
+            "make it readable for this user or set [security] token"
+        ) from None
+
+
+def open_privacy(settings: Settings) -> Privacy | None:
+    """What becomes of `[privacy]`'s columns; None when none is named, so that nothing is done on the hot path.
+
+    The key that columns are hashed with is in `var/privacy.key`, which is made (0600) when missing. Raises
+    `SettingsError` when it can neither be read nor made.
+    """
+    named = settings.privacy
+    if not named.names:
+        return None
+    from monitoring.privacy import Privacy
+
+    path, key = settings.var / "privacy.key", b""
+    if named.hash:
+        try:
+            key, _ = _secret(path, lambda: secrets.token_hex(32))
+        except OSError as error:
+            raise SettingsError(
+                f"cannot keep the key of [privacy] hash in {path}: {error.strerror}; make the folder writable"
+            ) from None
+    return Privacy(named.hash, named.drop, key)
+
+
+def _secret(path: Path, make: Callable[[], str]) -> tuple[bytes, bool]:
+    """The secret in a file, and whether this call made it because the file was missing or empty; its mode is 0600.
+
+    Any number of processes may ask at once: all get the same. Raises `OSError`.
+    """
+    with _alone_with(path) as descriptor:
+        known = os.read(descriptor, 4096).strip()
+        if known:
+            return known, False
+        os.fchmod(descriptor, 0o600)
+        made = make().encode()
+        os.write(descriptor, made + b"\n")
+        os.fsync(descriptor)
+        return made, True
+
+
+@contextmanager
+def _alone_with(path: Path) -> Iterator[int]:
+    """The descriptor of a file, made (0600) when missing; other processes that ask for it wait until it is let go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)

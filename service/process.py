@@ -1,17 +1,10 @@
-"""What a process needs to know of the server it belongs to: the tree's folder, its role, its parent, its slot."""
+"""What a process needs to know of the server it belongs to: the tree's folder, its role, its parent."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
-import logging
 import os
-import resource
 import shutil
 import signal
-import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -19,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from service.settings import HOME_VARIABLE, ROLE_VARIABLE, RUN_DIR_VARIABLE, Settings, SettingsError
-from training.priority import be_prompt
+from training.priority import end_with_parent
 
 INSTALL_ROOT: Final = Path(__file__).resolve().parent.parent
 """The folder that holds our three packages."""
@@ -27,19 +20,15 @@ INSTALL_ROOT: Final = Path(__file__).resolve().parent.parent
 DISTRIBUTION: Final = "evergreen-serving"
 """Its name among packages; the command is `evergreen`."""
 
-PR_SET_PDEATHSIG: Final = 1
 ORPHAN_GRACE_S: Final = 2.0
-SWITCH_INTERVAL_S: Final = 0.0005
-FILES_BESIDE: Final = 256
-"""Files a worker has open beside its connections, and those being accepted, at most."""
 NAMELESS_S: Final = 3600.0
 
 STOPPING: Final = "stopping"
 CLOSING: Final = "closing"
-"""Files of the run folder: this server finishes, and answers close their connections; then, nobody new gets in."""
+"""Files of the run folder. First: the server is stopping, answers close their connections. Then: nobody new gets in."""
 
 SUPERVISOR: Final = "supervisor"
-"""File of the run folder with the process id of BentoML's supervisor: a child may outlive it before it looks."""
+"""File of the run folder with the process id of BentoML's supervisor, which may end before a child asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +65,12 @@ class Tree:
         return cls(run_dir=run_dir, role=os.environ.get(ROLE_VARIABLE, "serve"))
 
 
-def numeric_address(host: str) -> str:
-    """The numeric address of a host: BentoML takes no names."""
-    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-
-
 def forget_trees(folder: Path) -> None:
     """Delete the run folders in `folder` of servers that are gone and could not do it themselves."""
     for run_dir in folder.iterdir() if folder.is_dir() else ():
         named = run_dir / SUPERVISOR
         pid = named.read_text() if named.exists() else run_dir.name.removeprefix("bentoml-")
-        # One without a name is being started, or was killed at that.
+        # One without the file is just being started, or was killed before it had one.
         gone = not alive(int(pid)) if pid.isdecimal() else time.time() - run_dir.stat().st_mtime > NAMELESS_S
         if gone:
             shutil.rmtree(run_dir, ignore_errors=True)
@@ -111,8 +95,7 @@ def exit_with_parent(tree: Tree) -> None:
     """
     named = tree.run_dir / SUPERVISOR
     parent = int(named.read_text()) if named.exists() else os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     threading.Thread(target=_watch, args=(parent,), name="evergreen-parent", daemon=True).start()
 
 
@@ -122,27 +105,3 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_GRACE_S)
     os._exit(1)
-
-
-def settle() -> None:
-    """Once everything is loaded: what the hot path should not pay for again and again.
-
-    A thread that loads a model or answers `/manage` gives the interpreter back after half a millisecond, not five.
-    Collections of garbage would walk through the hundreds of thousands of objects that the imports left, and uvicorn
-    would format a line of access log for each request only to find that nobody listens.
-    """
-    logging.getLogger("uvicorn.access").propagate = False
-    be_prompt()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.collect()
-    gc.freeze()
-
-
-def bounded_connections(wanted: int) -> int:
-    """How many of `wanted` connections this process may have open, once it may open all the files it can."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS: the hard limit may be more than it gives
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft - FILES_BESIDE))

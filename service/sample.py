@@ -109,7 +109,10 @@ def frame(
 
 
 def _block(seed: int, number: int, scenario: Scenario, at_row: int, over_rows: int) -> pd.DataFrame:
-    """Rows of one block. The draws are the same in every scenario: scenarios differ only where something moved."""
+    """Rows of one block. Long, because each column is made of those above it: a part of its own would take them all.
+
+    The draws are the same in every scenario: scenarios differ only where something moved.
+    """
     import numpy as np
     import pandas as pd
 

@@ -1,22 +1,13 @@
-"""Every knob of Evergreen, once: its default, its unit and why it has that default.
+"""Every setting of Evergreen, once: its default, its unit and why it has that default.
 
-Defaults < `evergreen.toml` < `EVERGREEN_<SECTION>__<KEY>`. A key nobody knows is an error that names the nearest right
-one; so is a value of the wrong type. After `load` every path is absolute, so that a process started in another
-directory sees the same files.
+`service/configuration.py` reads them from `evergreen.toml` and the environment.
 """
 
 from __future__ import annotations
 
-import difflib
-import fcntl
-import json
-import os
 import re
-import secrets
-import tomllib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,11 +16,9 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from monitoring.drift import DriftPolicy
 from monitoring.errors import EvergreenError
@@ -55,12 +44,6 @@ ROLE_VARIABLE: Final = "EVERGREEN_ROLE"
 TRACED_VARIABLE: Final = "EVERGREEN_TRACED"
 RESERVED_VARIABLES: Final = (CONFIG_VARIABLE, HOME_VARIABLE, RUN_DIR_VARIABLE, ROLE_VARIABLE, TRACED_VARIABLE)
 """Variables that are no settings: where and as what a process runs, not how."""
-
-_SHOWN_CHARACTERS: Final = 60
-_KUBERNETES_LINK: Final = re.compile(
-    # A Kubernetes Service called "evergreen" (or "evergreen-…") puts these into every pod of its namespace.
-    r"_SERVICE_(HOST|PORT(_\w+)?)=|_PORT=(tcp|udp|sctp)://|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?="
-)
 
 
 class SettingsError(EvergreenError, ValueError):
@@ -342,7 +325,7 @@ class Settings(BaseModel):
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.serve.host, self.serve.host)
         return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{self.serve.port}"
 
-    def exports(self) -> dict[str, str]:
+    def for_children(self) -> dict[str, str]:
         """What a child process needs, beside its parent's environment, to load these settings from any directory."""
         variables = {HOME_VARIABLE: str(self.home), "BENTOML_HOME": str(self.bentoml_folder)}
         if self.config_file is not None:
@@ -361,69 +344,6 @@ SECTIONS: Final[dict[str, type[BaseModel]]] = {
 }
 
 
-class Row(NamedTuple):
-    """One line of the settings table."""
-
-    key: str
-    """As in the file: `serve.port`."""
-    default: str
-    """As TOML."""
-    description: str
-    """Unit; why this default."""
-
-    @property
-    def variable(self) -> str:
-        return PREFIX + self.key.replace(".", "__").upper()
-
-
-def table() -> list[Row]:
-    """Every setting with its default and its reason, in the order of the file."""
-    return [
-        Row(
-            f"{section}.{key}",
-            _toml(field.get_default(call_default_factory=True)),
-            " ".join((field.description or "").split()),
-        )
-        for section, model in SECTIONS.items()
-        for key, field in model.model_fields.items()
-    ]
-
-
-def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of this process.
-
-    `config` (else `EVERGREEN_CONFIG`, else `evergreen.toml` in `EVERGREEN_HOME` or the working directory when it is
-    there) is read first, then the environment (`os.environ` unless given). Relative paths in the file are relative to
-    the file, those in the environment to the working directory. Raises `SettingsError`.
-    """
-    environ = os.environ if environ is None else environ
-    here = Path.cwd()
-    home = here / Path(environ[HOME_VARIABLE]).expanduser() if environ.get(HOME_VARIABLE) else None
-    file = _file(config, environ, home or here)
-    home = home or (file.parent if file else here)
-
-    values: dict[str, Any] = _read(file) if file else {}
-    origin = {(section, key): str(file) for section, keys in values.items() for key in keys}
-    for variable, section, key, value in _variables(environ):
-        values.setdefault(section, {})[key] = value
-        origin[section, key] = variable
-    for section, key in (("data", "source"), ("store", "var")):
-        value = values.get(section, {}).get(key)
-        if isinstance(value, str) and value not in ("", SAMPLE):
-            from_file = file is not None and origin[section, key] == str(file)
-            folder = file.parent if file is not None and from_file else here
-            values[section][key] = os.path.normpath(folder / Path(value).expanduser())
-
-    top: dict[str, Any] = {"home": os.path.normpath(home), "config_file": str(file) if file else None}
-    if environ.get("BENTOML_HOME"):
-        top["bentoml_home"] = os.path.normpath(here / Path(environ["BENTOML_HOME"]).expanduser())
-    try:
-        # As JSON: strict about types (`port = true` is no port), yet lists may become tuples and strings paths.
-        return Settings.model_validate_json(json.dumps(top | values, default=str), strict=True)
-    except ValidationError as error:
-        raise SettingsError("\n".join(_problems(error, origin, str(file)))) from None
-
-
 def row_at(mark: str, total: int) -> int:
     """The row a mark like `"20%"` or `"3000"` stands for in `total` rows, 0 … total.
 
@@ -438,219 +358,3 @@ def row_at(mark: str, total: int) -> int:
     if not value >= 0 or (percent and value > 100):  # NaN is not >= 0
         raise ValueError(f'expected rows ("3000") or a share ("20%"), got "{mark}"')
     return min(total, round(value / 100 * total) if percent else int(value))
-
-
-class ManagementToken(NamedTuple):
-    value: str
-    new: bool
-    """Made by this call: whoever asked prints it, once."""
-
-
-def management_token(settings: Settings) -> ManagementToken:
-    """The bearer token of `/manage`: from the settings, else from `var/token`, which is made (0600) when missing.
-
-    Any number of processes may call it at once: one makes the token, all get it. Raises `SettingsError` when the file
-    can neither be read nor made.
-    """
-    given = settings.security.token.get_secret_value()
-    if given:
-        return ManagementToken(given, new=False)
-    try:
-        known = known_token(settings)
-        if known:
-            return ManagementToken(known, new=False)
-        settings.token_file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(settings.token_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            known = os.read(descriptor, 4096).decode().strip()
-            if known:
-                return ManagementToken(known, new=False)
-            os.fchmod(descriptor, 0o600)
-            token = secrets.token_urlsafe(32)
-            os.write(descriptor, token.encode() + b"\n")
-            os.fsync(descriptor)
-            return ManagementToken(token, new=True)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot keep the management token in {settings.token_file}: {error.strerror}; "
-            "make the folder writable or set [security] token"
-        ) from None
-
-
-def known_token(settings: Settings) -> str:
-    """The management token as far as this machine knows it, "" when none was made yet; makes nothing."""
-    given = settings.security.token.get_secret_value()
-    if given:
-        return given
-    try:
-        return settings.token_file.read_text().strip()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise SettingsError(
-            f"cannot read the management token in {settings.token_file}: {error.strerror}; "
-            "make it readable for this user or set [security] token"
-        ) from None
-
-
-def nearest(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:
-    """`, did you mean "x"?` for the known word most like `word`, else ""."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f', did you mean "{found[0]}"?' if found else ""
-
-
-def _file(config: Path | None, environ: Mapping[str, str], folder: Path) -> Path | None:
-    if config is not None:
-        asked, by = config, "--config"
-    elif environ.get(CONFIG_VARIABLE):
-        asked, by = Path(environ[CONFIG_VARIABLE]), CONFIG_VARIABLE
-    else:
-        usual = folder / FILE_NAME
-        return Path(os.path.abspath(usual)) if usual.is_file() else None
-    path = Path(os.path.abspath(asked.expanduser()))
-    if not path.is_file():
-        raise SettingsError(f"{by}: no file {path}; `evergreen init` writes one")
-    return path
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: not TOML: {error}") from None
-    except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror}") from None
-    for section, keys in values.items():
-        if section not in SECTIONS:
-            inside = [f"[{name}] {section}" for name, model in SECTIONS.items() if section in model.model_fields]
-            hint = f", did you mean {inside[0]}?" if inside else nearest(section, list(SECTIONS))
-            raise SettingsError(f"{file}: unknown section [{section}]{hint or '; known: ' + ', '.join(SECTIONS)}")
-        if not isinstance(keys, dict):
-            raise SettingsError(f"{file}: {section} is a section: write [{section}] and its keys below it")
-    return values
-
-
-def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
-    """(variable, section, key, value as JSON) of each setting in the environment."""
-    for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable in RESERVED_VARIABLES:
-            continue
-        section, _, key = variable.removeprefix(PREFIX).lower().partition("__")
-        model = SECTIONS.get(section)
-        if model is None or key not in model.model_fields:
-            if _KUBERNETES_LINK.search(f"{variable}={environ[variable]}"):
-                continue
-            known = [row.variable for row in table()] + list(RESERVED_VARIABLES)
-            raise SettingsError(
-                f"{variable}: no such setting{nearest(variable, known) or '; settings are EVERGREEN_<SECTION>__<KEY>'}"
-            )
-        yield variable, section, key, _from_text(environ[variable], model.model_fields[key])
-
-
-def _from_text(text: str, field: FieldInfo) -> Any:
-    """A variable's text as the JSON value its field wants; what cannot be read is left for the validation to name."""
-    kinds = set(_kinds(field.annotation))
-    if kinds & {list, tuple, set, frozenset} and not text.lstrip().startswith("["):
-        return [item.strip() for item in text.split(",") if item.strip()]
-    if type(None) in kinds and text.strip().lower() in ("", "none", "null"):
-        return None
-    if bool in kinds and text.strip().lower() in _SWITCHES:
-        return _SWITCHES[text.strip().lower()]
-    if kinds & {int, float, bool, list, tuple, dict, set, frozenset}:
-        try:
-            value = json.loads(text)
-        except ValueError:
-            return text
-        return text if isinstance(value, str) else value
-    return text
-
-
-_SWITCHES: Final = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
-
-
-def _kinds(annotation: Any) -> Iterator[type]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _kinds(get_args(annotation)[0])
-    elif origin is Literal:
-        yield from (type(value) for value in get_args(annotation))
-    elif origin in (list, tuple, dict, set, frozenset):
-        yield origin
-    elif origin is not None:
-        for argument in get_args(annotation):
-            yield from _kinds(argument)
-    elif isinstance(annotation, type):
-        yield annotation
-
-
-def _problems(error: ValidationError, origin: Mapping[tuple[str, str], str], file: str) -> Iterator[str]:
-    seen = set()
-    for problem in error.errors(include_url=False):
-        place = tuple(str(part) for part in problem["loc"])
-        section, key = (*place, "", "")[:2]
-        if (section, key) in seen:  # one line a key, even when a union reports each of its members
-            continue
-        seen.add((section, key))
-        where = origin.get((section, key)) or next((by for (s, _), by in origin.items() if s == section), file)
-        name = where if where.startswith(PREFIX) else f"{where}: [{section}]" + (f" {key}" if key else "")
-        if problem["type"] == "extra_forbidden":
-            known = list(SECTIONS[section].model_fields) if section in SECTIONS else list(SECTIONS)
-            elsewhere = [f"[{other}] {key}" for other, model in SECTIONS.items() if key in model.model_fields]
-            hint = nearest(key, known) or (f", did you mean {elsewhere[0]}?" if elsewhere else "")
-            yield f"{name}: no such setting{hint or '; known: ' + ', '.join(known)}"
-        elif problem["type"] == "value_error":
-            yield f"{name}: {problem['ctx']['error']}"
-        else:
-            yield f"{name}: {_expected(problem['msg'])}, got {_shown(problem['input'], section, key)}"
-
-
-def _expected(message: str) -> str:
-    text = message.removeprefix("Input should be a valid ").removeprefix("Input should be ")
-    if text == message:
-        return message
-    text = _IN_OUR_WORDS.get(text.split(",")[0], text)
-    return f"expected a value {text}" if text.startswith(("greater", "less")) else f"expected {text}"
-
-
-_IN_OUR_WORDS: Final = {
-    "integer": "a whole number",
-    "number": "a number",
-    "array": "a list",
-    "string": "text",
-    "boolean": "true or false",
-}
-
-
-def _shown(value: Any, section: str, key: str) -> str:
-    if (section, key) in (("security", "token"), ("store", "url"), ("alerts", "webhook_url")):
-        return "a value that is not shown"
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, SecretStr):
-        return '""'
-    if value is None:
-        return ""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    if isinstance(value, (tuple, list, set, frozenset)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(str(name))} = {_toml(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
-        return f"{value:_}"
-    return json.dumps(value, ensure_ascii=False)

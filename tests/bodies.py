@@ -33,10 +33,10 @@ from monitoring.report import write_html
 from monitoring.schema import FeatureSchema
 from monitoring.store import open_store
 from monitoring.window import read_window
+from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
-from service.settings import load
 from training import cycle, job
 from training.artefact import SCHEMA
 from training.cycle import work_off

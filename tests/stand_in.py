@@ -25,7 +25,7 @@ from monitoring.quality import Quality
 from monitoring.schema import FeatureSchema
 from service.serving.answer import Feedback
 from service.serving.feedback import check_labels
-from service.serving.management import LARGEST_ID, Why
+from service.serving.management.managed import LARGEST_ID, Why
 from service.serving.request import Reject, check_content_type
 
 TOKEN = "a-token-of-the-tests"

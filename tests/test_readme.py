@@ -6,16 +6,14 @@ import re
 from pathlib import Path
 
 from monitoring.metrics import Metrics
-from service import settings
 from service.command.cli import app
+from service.settings_table import table
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 def settings_table() -> str:
-    rows = [
-        f"| `{row.key}` | `{row.default}` | {row.description.replace('|', chr(92) + '|')} |" for row in settings.table()
-    ]
+    rows = [f"| `{row.key}` | `{row.default}` | {row.description.replace('|', chr(92) + '|')} |" for row in table()]
     return "\n".join(["| setting | default | unit; why |", "|---|---|---|", *rows])
 
 

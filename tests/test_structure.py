@@ -23,7 +23,9 @@ IMPORTERS = {
     "optuna": {"training/tune.py"},
     "skops": {"training/export.py"},
     "skl2onnx": {"training/export.py"},
-    "fastapi": {"service/serving/management.py"},
+    "fastapi": {
+        f"service/serving/management/{name}.py" for name in ("application", "managed", "models", "rows", "runs")
+    },
     "typer": {"service/command/cli.py"},
     "prometheus_client": {"monitoring/metrics.py"},
     "onnxruntime": {"training/session.py"},

@@ -16,11 +16,11 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.wire import LaneProtocol
 from service.serving.worker import Worker
-from service.settings import load
 from tests.artefacts import example_record, make_artefact
 
 KEEP_ALIVE_S = 2

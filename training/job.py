@@ -8,7 +8,6 @@ none. `run` is the same in the caller's process. Heavy libraries are imported in
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import math
 import os
@@ -33,7 +32,7 @@ from training.artefact import SCHEMA, ArtefactError, plain, read_manifest, verif
 from training.data import DataError, content_digest, read_snapshot
 from training.gates import Answers, GatePolicy, Metric, Truth, Verdict, answers, judge, metric_of, score
 from training.pipeline import Parameters, fit
-from training.priority import give_way
+from training.priority import end_with_parent, give_way
 from training.tune import search
 
 if TYPE_CHECKING:
@@ -150,9 +149,7 @@ def confine(spec: JobSpec) -> None:
     """Lower this process's priority and bound its memory and threads, for good. Before scikit-learn is imported."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(spec.threads)
-    if sys.platform == "linux":
-        # A controller that was killed must not leave its training behind: the next one trains again.
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)  # a killed controller must not leave its training behind: the next one trains again
     give_way(spec.nice)
     if spec.memory_mb:
         # Private writable memory: a bound on address space would also count shared libraries and untouched stacks.

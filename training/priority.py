@@ -1,4 +1,7 @@
-"""Who comes first: work that nobody waits for gives way, and work that someone waits for is not kept waiting."""
+"""What a process asks of the kernel: who comes first on the processor, and to end with its parent.
+
+Work that nobody waits for gives way; work that someone waits for is not kept waiting.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 AUTOGROUP = Path("/proc/self/autogroup")
+PR_SET_PDEATHSIG: Final = 1
 SLICE_NS: Final = 100_000
 """Shortest time slice that Linux gives."""
 
@@ -27,6 +31,15 @@ def give_way(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, now)
     with contextlib.suppress(OSError):
         AUTOGROUP.write_text(str(now))
+
+
+def end_with_parent(number: int) -> None:
+    """Have the kernel send this process the signal `number` when its parent ends, however that ends. Linux only.
+
+    Elsewhere nothing happens. Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 class _Attributes(ctypes.Structure):

@@ -20,8 +20,10 @@ from service.command import printing as show
 from service.sample import Scenario
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from service.command.client import Client
-    from service.settings import Settings
+    from service.settings import DataSettings, Settings
 
 OK: Final = 0
 FAILED: Final = 1
@@ -66,7 +68,7 @@ class _Shown:
 
 class _Umask:
     of_the_user: int | None = None
-    """As it was before this command made its own files private."""
+    """The umask of the user, before this command made its own files private."""
 
 
 def main() -> None:
@@ -102,7 +104,7 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, None]]
 
 
 def _report(error: Exception) -> NoReturn:
-    """One line on stderr, and the exit code: ours speak for themselves, any other is named with its type."""
+    """Print the error in one line on stderr and exit; an error that is not ours is named with its type."""
     from monitoring.errors import EvergreenError
     from service.settings import SettingsError
 
@@ -183,7 +185,7 @@ def train(
     first: Annotated[
         str, typer.Option(help='Only the first part of the source: "20%" or rows', show_default=False)
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Also when there is a champion already")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train even when there is a champion already")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -391,13 +393,15 @@ def export(
     to: Annotated[
         str, typer.Option("--to", help="Folder or fsspec URL (default: setting export.to)", show_default=False)
     ] = "",
-    since: Annotated[str, typer.Option(help="First moment, 2026-11-23 or seconds", show_default=False)] = "",
+    since: Annotated[
+        str, typer.Option(help="First moment: 2026-11-23, or seconds since 1970", show_default=False)
+    ] = "",
     until: Annotated[str, typer.Option(help="Moment to stop before", show_default=False)] = "",
     version: Annotated[int | None, typer.Option(help="Only what this version answered", show_default=False)] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the record with its labels as Parquet, a folder a day."""
+    """Write the record with its labels as Parquet, one folder for each day."""
     from service.command.export import export_record
 
     settings = _settings(config)
@@ -443,12 +447,16 @@ def traffic(
     drift_at: Annotated[
         int | None, typer.Option(help="Row where the scenario begins (default: 2,000 after --from)", show_default=False)
     ] = None,
-    over: Annotated[int, typer.Option(help="Rows that gradual takes, and recurring stays", min=1)] = 4000,
+    over: Annotated[
+        int, typer.Option(help="Rows until `gradual` is complete, and between the changes of `recurring`", min=1)
+    ] = 4000,
     target: Annotated[str, typer.Option(help="Label column (default: setting data.target)", show_default=False)] = "",
     time_column: Annotated[
         str, typer.Option("--time", help="Time column (default: setting data.time)", show_default=False)
     ] = "",
-    retry: Annotated[float, typer.Option(help="Seconds to repeat refused or reset connections", min=0)] = 0.0,
+    retry: Annotated[
+        float, typer.Option(help="How many seconds a refused or reset connection is tried again", min=0)
+    ] = 0.0,
     ids_out: Annotated[
         Path | None, typer.Option(help="JSON lines of the acknowledged ids and versions", show_default=False)
     ] = None,
@@ -463,24 +471,17 @@ def traffic(
 
     Rows go out in time order, at a steady rate; each one's label follows after its delay.
     """
-    from service import sample
+    # Long, because typer takes the options from the signature, and its docstring is what `--help` shows.
     from service.command.rows import read_rows
     from service.command.traffic import replay_traffic
-    from service.settings import SAMPLE
 
     settings = _settings(config)
     source = data or settings.data.source
-    is_sample = source == SAMPLE
-    if scenario != "none" and not is_sample:
-        raise typer.BadParameter("only the sample has scenarios: add --data sample", param_hint="--scenario")
-    configured = settings.data.source != SAMPLE and not is_sample
-    label = sample.TARGET if is_sample else target or (settings.data.target if configured else "")
-    if not label:
-        raise typer.BadParameter(f"which column of {source} is the label?", param_hint="--target")
+    label, ordered_by = _label_and_time(settings.data, source, target, time_column, scenario)
     rows = read_rows(
         source,
         target=label,
-        time_column=time_column or (settings.data.time if configured else ""),
+        time_column=ordered_by,
         first=first,
         until=until,
         scenario=scenario,
@@ -488,16 +489,13 @@ def traffic(
         over_rows=over,
         seed=settings.model.seed,
     )
-    delay: Any = None if label_delay < 0 else label_delay
-    if is_sample and delay:
-        delay = (rows[sample.LABEL_DELAY] / sample.MEAN_LABEL_DELAY_S * label_delay).tolist()
     with show.TrafficBars(as_json) as on_progress:
         summary = replay_traffic(
             url or settings.address,
             rows,
             target=label,
             rate=rate,
-            label_delay_s=delay,
+            label_delay_s=_label_delays(source, rows, label_delay),
             batch=batch,
             clients=clients,
             retry_s=retry,
@@ -507,6 +505,33 @@ def traffic(
         )
     show.print_summary(summary, as_json)
     raise typer.Exit(OK if summary.ok else FAILED)
+
+
+def _label_and_time(data: DataSettings, source: str, target: str, time: str, scenario: str) -> tuple[str, str]:
+    """The label's column and the time's column ("" for none); what is not given comes from the settings."""
+    from service import sample
+    from service.settings import SAMPLE
+
+    if source == SAMPLE:
+        return sample.TARGET, time
+    if scenario != "none":
+        raise typer.BadParameter("only the sample has scenarios: add --data sample", param_hint="--scenario")
+    if data.source != SAMPLE:
+        target, time = target or data.target, time or data.time
+    if not target:
+        raise typer.BadParameter(f"which column of {source} is the label?", param_hint="--target")
+    return target, time
+
+
+def _label_delays(source: str, rows: pd.DataFrame, mean_s: float) -> float | list[float] | None:
+    """Seconds from each answer to its label: one number, or those of the sample's rows; None for no labels."""
+    from service import sample
+    from service.settings import SAMPLE
+
+    if source == SAMPLE and mean_s > 0:
+        delays: list[float] = (rows[sample.LABEL_DELAY] / sample.MEAN_LABEL_DELAY_S * mean_s).tolist()
+        return delays
+    return None if mean_s < 0 else mean_s
 
 
 # Tokens
@@ -519,7 +544,7 @@ app.add_typer(tokens, name="token")
 
 @command("add", tokens)
 def token_add(
-    name: Annotated[str, typer.Argument(help="Who holds it: it stands in runs, metrics and beside labels")],
+    name: Annotated[str, typer.Argument(help="Name of its holder; runs, metrics and labels carry it")],
     scope: Annotated[list[str], typer.Option("--scope", help="predict, feedback, read, push or operate; repeatable")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -553,11 +578,11 @@ def token_list(config: ConfigOption = None, as_json: JsonOption = False) -> None
 
 @command("revoke", tokens)
 def token_revoke(
-    name: Annotated[str, typer.Argument(help="Of the tokens to end")],
+    name: Annotated[str, typer.Argument(help="Name of the tokens to revoke")],
     old: Annotated[bool, typer.Option("--old", help="All but the newest of this name")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """End the tokens of a name."""
+    """Revoke the tokens of a name."""
     from service import keys
 
     gone = keys.revoke(_settings(config).tokens_file, name, old=old)
@@ -585,7 +610,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 def _settings(config: Path | None, given: Mapping[str, str] | None = None) -> Settings:
     """The settings; `given` goes into this process's environment, so that its children see the same."""
-    from service.settings import load
+    from service.configuration import load
 
     os.environ.update(given or {})
     return load(config)
@@ -593,7 +618,7 @@ def _settings(config: Path | None, given: Mapping[str, str] | None = None) -> Se
 
 def _client(config: Path | None, url: str, token: str) -> Client:
     from service.command.client import Client
-    from service.settings import known_token
+    from service.keys import known_token
 
     settings = _settings(config)
     address = url or settings.address
@@ -610,7 +635,7 @@ def _columns(given: Iterable[str] | None) -> list[str]:
 def _asked(
     client: Client, run: int, wait: bool, as_json: bool, *, good: tuple[str, ...], timeout_s: float = 7200.0
 ) -> None:
-    """Say which run was queued and, when asked to wait, what came of it."""
+    """Say which run was queued and, when asked to wait, how it ended."""
     if not wait:
         if as_json:
             show.print_json({"run": run})

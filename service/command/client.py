@@ -19,7 +19,7 @@ import msgspec
 from monitoring.errors import EvergreenError
 
 FINISHED: Final = ("done", "failed")
-"""States in which a run moves no more."""
+"""States in which a run no longer changes."""
 
 
 class ServiceError(EvergreenError):
@@ -50,7 +50,7 @@ class Client:
     """One connection to a service. `token` is needed for `/manage`, and from other machines for all but the health
     routes; its name stands in each run's row.
 
-    Every call raises `Unreachable` when nothing answers, `ServiceError` (with `.status`) for an answer that is no 2xx.
+    Every call raises `Unreachable` when nothing answers, `ServiceError` (with `.status`) for an answer other than 2xx.
     """
 
     def __init__(self, url: str, token: str = "", *, timeout_s: float = 30.0) -> None:
@@ -160,7 +160,7 @@ class Client:
     ) -> dict[str, Any]:
         """The run once it is done or failed; `on_change` sees each state on the way.
 
-        Raises `NotFinished` after `timeout_s`. A service that restarts meanwhile is waited for.
+        Raises `NotFinished` after `timeout_s`. It goes on waiting while the service restarts.
         """
         until = time.monotonic() + timeout_s
         state = ""
@@ -216,7 +216,7 @@ class Client:
 
 
 def error_text(status: int, content: bytes) -> str:
-    """What an answer that is no 2xx says, in one line."""
+    """The message of an answer that is not a 2xx, in one line."""
     try:
         answer = msgspec.json.decode(content)
         said = answer["error"] if isinstance(answer, dict) and "error" in answer else str(answer)

@@ -1,4 +1,4 @@
-"""`evergreen demo`: the whole loop in front of your eyes, on the sample stream, ending by itself.
+"""`evergreen demo`: shows the whole loop on the sample stream, and ends by itself.
 
 A service is started as a user would start it; sample traffic with an abrupt drift goes in over HTTP, labels follow
 seconds later; the timeline is read from the service's own management API. The exit code is 0 only if everything that
@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,8 +28,10 @@ from monitoring.errors import EvergreenError
 from service import sample
 from service.command.client import Client, ServiceError, Unreachable
 from service.command.traffic import Answered, TrafficSummary, replay_traffic
+from service.configuration import load
+from service.keys import known_token
+from service.place import free_port
 from service.process import INSTALL_ROOT
-from service.settings import known_token, load
 
 RATE: Final = 150.0
 """Rows a second: enough for a window of labels every few seconds, little enough to leave two cores to the training."""
@@ -75,7 +76,7 @@ def run(*, keep: bool = False, seed: int = 0, console: Console | None = None) ->
     """Show the loop; 0 when drift was noticed, a better version served by all workers, quality back, nothing failed."""
     console = console or Console()
     home = Path(tempfile.mkdtemp(prefix="evergreen-demo-"))
-    port = _free_port()
+    port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("EVERGREEN_")}
     env |= {"EVERGREEN_HOME": str(home), "EVERGREEN_SERVE__PORT": str(port)}
     env |= {f"EVERGREEN_{name}": value for name, value in SETTINGS.items()}
@@ -184,7 +185,7 @@ def _teller(story: Story, console: Console) -> Callable[[str], None]:
 
 
 def _follow(client: Client, story: Story, seen: set[int], say: Callable[[str], None]) -> None:
-    """Tell what the service decided since the last look."""
+    """Print what the service decided since the last call."""
     drift = client.drift(limit=1)
     if drift and story.drift_at is None and story.now() > CALM_S:
         report = drift[0].get("drift") or {}
@@ -239,7 +240,7 @@ Phase = tuple[float, int] | None
 
 
 def _phases(answers: list[Answered], story: Story) -> tuple[Phase, Phase, Phase]:
-    """(AUC, rows) measured from the answers and what turned out true: before the drift, in it, with the new version."""
+    """(AUC, rows) from the answers and the true labels: before the drift, during it, with the new version."""
     calm_rows = int(RATE * CALM_S)
     before = [a for a in answers if a.first_row < calm_rows]
     during = [a for a in answers if a.first_row >= calm_rows and a.version == 1]
@@ -314,10 +315,3 @@ def _wait_for_interrupt(server: subprocess.Popen[bytes]) -> None:
         server.wait()
     except KeyboardInterrupt:
         return
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

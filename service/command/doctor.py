@@ -1,4 +1,4 @@
-"""`evergreen doctor`: what usually goes wrong on a machine, looked at before it does."""
+"""`evergreen doctor`: checks this machine for what usually goes wrong."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from service.process import DISTRIBUTION, INSTALL_ROOT
-from service.settings import SAMPLE, Settings, SettingsError, load
+from service.configuration import load
+from service.place import ServeError, check_packages, check_port
+from service.process import DISTRIBUTION
+from service.settings import SAMPLE, Settings, SettingsError
 
 OLDEST_PYTHON: Final = (3, 11)
 ENOUGH_DISK_BYTES: Final = 2 * 2**30
@@ -28,7 +29,7 @@ class Finding(NamedTuple):
 
 
 def examine(config: Path | None = None) -> list[Finding]:
-    """Every check with what was found; checks that need settings end at the first error in those."""
+    """All checks, each with what was found. When the settings have an error, checks that need them are left out."""
     found = [_python(), *_packages()]
     try:
         settings = load(config)
@@ -55,15 +56,10 @@ def _python() -> Finding:
 
 def _packages() -> Iterator[Finding]:
     """Our three package names are generic: a folder of that name elsewhere would be imported instead."""
-    root = INSTALL_ROOT
-    for name in ("service", "training", "monitoring"):
-        spec = importlib.util.find_spec(name)
-        origin = Path(spec.origin).resolve().parent if spec and spec.origin else None
-        here = Path.cwd() / name
-        if origin != root / name:
-            yield Finding("packages", False, f"`{name}` resolves to {origin}: give evergreen an environment of its own")
-        elif here.is_dir() and here.resolve() != root / name:
-            yield Finding("packages", False, f"{here} may hide evergreen's own `{name}`: start in another directory")
+    try:
+        check_packages(Path.cwd())
+    except ServeError as error:
+        yield Finding("packages", False, str(error))
     missing = [name for name in ("bentoml", "scikit-learn", "evidently", "onnxruntime") if not _version(name)]
     yield Finding(
         "packages", not missing, f"missing: {', '.join(missing)}" if missing else f"evergreen {_version(DISTRIBUTION)}"
@@ -111,7 +107,7 @@ def _token(settings: Settings) -> str:
 
 
 def _labels(settings: Settings) -> str:
-    """Whose labels train: who may send them decides what is in service tomorrow."""
+    """Whose labels models learn from: whoever may send labels decides what is in service tomorrow."""
     from service.keys import read
 
     trusted, plane = settings.gates.label_sources, settings.security.data_plane
@@ -151,13 +147,11 @@ def _port(settings: Settings) -> str:
     from service.command.client import Client, ServiceError
 
     host, port = settings.serve.host, settings.serve.port
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            return f"{host}:{port} is free"
-        except OSError:
-            pass
+    try:
+        check_port(host, port)
+        return f"{host}:{port} is free"
+    except ServeError:
+        pass  # who is there?
     with Client(settings.address, timeout_s=5.0) as client:
         try:
             client.readiness()

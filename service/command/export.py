@@ -46,7 +46,7 @@ def export_record(
         registry = Registry(engine, settings.models_dir, settings.model.name)
         schema_of = registry.champion() if version is None else version
         schema = FeatureSchema.from_json((registry.path(schema_of) / SCHEMA).read_bytes())
-        with locked(settings.exports_lock):  # an erasure under way is waited for
+        with locked(settings.exports_lock):  # waits until an erasure under way is done
             done = export(
                 engine,
                 schema,

@@ -17,12 +17,12 @@ from training.registry import Registry
 
 
 class TrainRefused(EvergreenError, RuntimeError):
-    """Raised when a first training is not the thing to do now; the message says what is."""
+    """Raised when a first version must not be trained now; the message says what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of it."""
+    """The result of the first training."""
 
     version: int | None
     promoted: bool

@@ -1,4 +1,4 @@
-"""`evergreen init`: a commented `evergreen.toml` from a data file, and a word on columns that look wrong.
+"""`evergreen init`: writes a commented `evergreen.toml` for a data file, and warns of columns that look wrong.
 
 The commonest way to fool oneself with a prediction service is a column that is known only after the fact. So before the
 file is written every column is looked at alone: does it equal the target, tell it all by itself, never change, name
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from monitoring.errors import EvergreenError
-from service.settings import FILE_NAME, SECTIONS, nearest, table
+from monitoring.nearest import did_you_mean
+from service.settings import FILE_NAME, SECTIONS
+from service.settings_table import table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +97,7 @@ def init(
         *(("--ignore", c) for c in ignore),
     ):
         if column not in columns:
-            known = nearest(column, columns) or "; it has " + ", ".join(columns)
+            known = did_you_mean(column, columns) or "; it has " + ", ".join(columns)
             raise InitError(f'{option} "{column}": {data} has no such column{known}')
     if time == target or target in ignore:
         raise InitError(f'--target "{target}" is also --time or in --ignore')
@@ -124,7 +126,7 @@ def init(
 def suspicious_columns(
     frame: pd.DataFrame, target: str, *, time: str = "", features: Sequence[str] = (), task: str = "binary"
 ) -> list[str]:
-    """A line for each feature that looks like no feature: constant, an id, the target again, known only later."""
+    """A warning for each feature that probably is none: constant, an id, the target again, known only later."""
     import numpy as np
 
     step = max(1, len(frame) // LOOKED_AT_ROWS)
@@ -290,7 +292,7 @@ def _found(schema: FeatureSchema, rows: int, warnings: Sequence[str]) -> list[st
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write the file whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

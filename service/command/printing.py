@@ -228,7 +228,7 @@ def print_run(run: Mapping[str, Any]) -> None:
 
 
 def _story(record: Mapping[str, Any]) -> Iterator[str]:
-    """The record of a run in words, one line a thing; what has no words of its own as JSON (`--json` has all of it)."""
+    """The record of a run in words, a line for each fact; what has no words of its own is shown as JSON."""
     told = {"payload", "quality", "version", "check"}
     if decision := record.get("decision"):
         yield from (f"because {reason}" for reason in decision.get("reasons", ()))
@@ -258,7 +258,7 @@ _TIMES: Final = (("created", "created_at"), ("started", "started_at"), ("finishe
 
 
 class TrafficBars:
-    """A progress bar on stderr while rows and labels go out; nothing where nobody looks."""
+    """A progress bar on stderr while rows and labels are sent; nothing when stderr is not a terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet or not sys.stderr.isatty()

@@ -11,7 +11,8 @@ import msgspec
 
 from monitoring.errors import EvergreenError
 from monitoring.feature import Task
-from service.settings import SAMPLE, nearest, row_at
+from monitoring.nearest import did_you_mean
+from service.settings import SAMPLE, row_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from service.sample import Scenario
 
 SAMPLE_ROWS: Final = 10_000
-"""How long the sample goes on when no end is given."""
+"""How many rows of the sample are sent when no end is given."""
 
 
 class RowsError(EvergreenError, ValueError):
@@ -28,7 +29,7 @@ class RowsError(EvergreenError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the service wants to be sent, read off its `/schema`."""
+    """What the service expects to be sent, as its `/schema` says."""
 
     kinds: dict[str, str]
     """Feature → numeric | boolean | categorical | datetime."""
@@ -64,7 +65,7 @@ def read_rows(
         if column and column not in rows.columns:
             known = [str(name) for name in rows.columns]
             raise RowsError(
-                f'{source} has no column "{column}"{nearest(column, known) or "; it has " + ", ".join(known)}'
+                f'{source} has no column "{column}"{did_you_mean(column, known) or "; it has " + ", ".join(known)}'
             )
     if time_column:
         rows = rows.iloc[time_order(rows[time_column])]
@@ -97,7 +98,7 @@ def _sample_rows(
 
 
 def read_schema(answer: dict[str, Any]) -> Wanted:
-    """`/schema` as what a sender needs of it. Raises `RowsError` when it is not one."""
+    """What a sender needs of a `/schema` answer. Raises `RowsError` when it is not one of Evergreen."""
     try:
         return msgspec.convert(
             {
@@ -119,7 +120,7 @@ def json_columns(frame: pd.DataFrame, kinds: dict[str, str]) -> dict[str, list[A
     if missing:
         known = [str(name) for name in frame.columns]
         raise RowsError(
-            f'the service wants "{missing[0]}", which the data lacks{nearest(missing[0], known)}'
+            f'the service wants "{missing[0]}", which the data lacks{did_you_mean(missing[0], known)}'
             + (f" ({len(missing)} of {len(kinds)} features are missing)" if len(missing) > 1 else "")
         )
     return {name: _json_column(frame[name], kind) for name, kind in kinds.items()}

@@ -1,6 +1,6 @@
 """`evergreen serve`: start the BentoML server in the right environment, and stop it in the right order.
 
-The parent process stays beside BentoML's supervisor, because three things are its to guarantee: the environment (own
+The parent process stays beside BentoML's supervisor, because it guarantees three things: the environment (own
 metrics folder, no container mode, absolute paths, one thread a worker), the order of stopping with an end to it, and
 that nothing outlives it.
 """
@@ -8,13 +8,10 @@ that nothing outlives it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib.util
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,58 +20,25 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
-from monitoring.errors import EvergreenError
-from service.process import CLOSING, INSTALL_ROOT, STOPPING, SUPERVISOR, numeric_address
-from service.settings import (
-    ROLE_VARIABLE,
-    RUN_DIR_VARIABLE,
-    Settings,
-    management_token,
-)
-
-PACKAGES: Final = ("service", "training", "monitoring")
+from service.keys import management_token
+from service.place import check_packages, check_port, numeric_address
+from service.process import CLOSING, INSTALL_ROOT, STOPPING, SUPERVISOR
+from service.settings import ROLE_VARIABLE, RUN_DIR_VARIABLE, Settings
+from training.priority import end_with_parent
 
 NOTICE_S: Final = 1.0
-"""How long `/readyz` answers 503 before requests are refused: load balancers look that often."""
+"""How long `/readyz` answers 503 before requests are refused: load balancers ask about that often."""
 
 QUIET_S: Final = 0.5
-"""Then how long nobody new gets in before the listener is closed: who waits in its queue is served."""
-
-
-class ServeError(EvergreenError, RuntimeError):
-    """Raised when the server cannot be started as asked; the message says what to change."""
-
-
-def check_packages(directory: Path) -> None:
-    """Refuse a place where `service`, `training` or `monitoring` would not be ours.
-
-    Raises `ServeError` naming the stranger and the remedy.
-    """
-    for name in PACKAGES:
-        ours = INSTALL_ROOT / name / "__init__.py"
-        if directory.resolve() != INSTALL_ROOT:
-            for stranger in (directory / name / "__init__.py", directory / f"{name}.py"):
-                if stranger.exists():
-                    raise ServeError(
-                        f"{stranger} would shadow evergreen's own package {name!r}: start evergreen in another "
-                        "directory and name this one, `cd / && EVERGREEN_HOME="
-                        f"{directory.resolve()} evergreen serve`, or rename your package"
-                    )
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve() if spec and spec.origin else None
-        if found != ours:
-            raise ServeError(
-                f"package {name!r} resolves to {found}, not to evergreen's {ours}: install evergreen in an environment "
-                "of its own (`python -m venv`), and keep other packages of that name off PYTHONPATH"
-            )
+"""How long, after that, new connections are refused before the listener closes: its queue is still served."""
 
 
 def environment(settings: Settings, run_dir: Path, role: str, base: Mapping[str, str]) -> dict[str, str]:
-    """What every process of the server finds in its environment, beside what the user set."""
+    """The environment of every process of the server: what the user set (`base`), and what the server needs."""
     env = dict(base)
     for name in ("BENTOML_CONTAINERIZED", "BENTOCLOUD_DEPLOYMENT_URL"):
         env.pop(name, None)  # container mode respawns no killed worker
-    env |= settings.exports()
+    env |= settings.for_children()
     env |= {
         "EVERGREEN_SERVE__HOST": settings.serve.host,  # options of the command may stand above file and environment
         "EVERGREEN_SERVE__PORT": str(settings.serve.port),
@@ -102,7 +66,7 @@ def run(
     Raises `ServeError` when it cannot start, `monitoring.drain.SpoolBusy` when a server runs on this `var` already.
     """
     check_packages(Path.cwd())
-    _check_port(settings.serve.host, settings.serve.port)
+    check_port(settings.serve.host, settings.serve.port)
     if role == "serve":
         check_free(settings.spool_dir)
     settings.models_dir.mkdir(parents=True, exist_ok=True)
@@ -131,7 +95,7 @@ def run(
         cwd=INSTALL_ROOT,
         env=env,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=lambda: end_with_parent(signal.SIGKILL),
         stdin=subprocess.DEVNULL,
     )
     (run_dir / SUPERVISOR).write_text(str(child.pid))
@@ -152,7 +116,7 @@ def run(
 
 
 def stop(child: subprocess.Popen[bytes], run_dir: Path, timeout_s: float) -> None:
-    """Stop in order: tell the load balancer, let nobody new in, finish what is there, drain; within `timeout_s` s."""
+    """Stop in order: tell the load balancer, refuse new connections, finish requests, drain; within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     for mark, seconds in ((STOPPING, NOTICE_S), (CLOSING, QUIET_S)):
         (run_dir / mark).touch()
@@ -169,26 +133,7 @@ def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def _kill_tree(child: subprocess.Popen[bytes]) -> None:
-    """End what is left of the server: its own session holds nothing but it."""
+    """Kill what is left of the server: nothing else runs in its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-def _die_with_parent() -> None:
-    """In the child: SIGKILL when the parent goes. Its own children notice and end by themselves."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _check_port(host: str, port: int) -> None:
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise ServeError(
-                f"{host}:{port} cannot be listened on ({error.strerror}): another server runs there, "
-                "or choose one with --port or [serve] port"
-            ) from error

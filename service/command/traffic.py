@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LABELS_A_REQUEST: Final = 1000
 REQUESTS_A_SECOND: Final = 20
-"""What the batch is chosen for when none is given: few enough to sustain any rate, enough to look like a stream."""
+"""When no batch is given, it is chosen for this: few enough to hold any rate, enough to look like a stream."""
 MOST_ROWS_A_REQUEST: Final = 1000
 REASONS_KEPT: Final = 5
 
@@ -43,7 +43,7 @@ _decode: Final = msgspec.json.decode
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One acknowledged request, beside what turned out to be true: enough to measure the quality of each version."""
+    """One acknowledged request with the true labels: enough to measure the quality of each version."""
 
     first_row: int
     """Position of its first row in the replayed frame."""
@@ -60,7 +60,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a replay stands."""
+    """How far a replay has come."""
 
     rows: int
     rows_sent: int
@@ -75,7 +75,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class TrafficSummary:
-    """What became of the rows. A row is sent when its request got a 2xx answer, else failed; so with labels."""
+    """The result of a replay. A row or label counts as sent when its request got a 2xx answer, else as failed."""
 
     rows: int
     rows_sent: int
@@ -90,12 +90,12 @@ class TrafficSummary:
     p50_ms: float
     p99_ms: float
     sending_s: float
-    """Until the last row was answered; the labels took the rest of `duration_s`."""
+    """Seconds until the last row was answered; sending labels took the rest of `duration_s`."""
     duration_s: float
     reasons: dict[str, int]
     """Why requests failed, with counts."""
     stopped: bool = False
-    """Ended before all rows were offered."""
+    """Whether it was stopped before all rows were sent."""
     task: Task = "binary"
     classes: tuple[Any, ...] = ()
     answers: tuple[Answered, ...] = field(default=(), repr=False)
@@ -157,7 +157,7 @@ def replay_traffic(
     on_answer: Callable[[Answered], None] | None = None,
     stop: threading.Event | None = None,
 ) -> TrafficSummary:
-    """Send `frame` (rows in the order of sending) to the service at `url` and say what became of it.
+    """Send `frame` (rows in the order of sending) to the service at `url` and return the result.
 
     Args:
         target: column of the labels; it and every column `/schema` does not name stay here.
@@ -216,7 +216,7 @@ class _Tally:
 
 
 class _Refused(Exception):
-    """An answer that is no 2xx, or none at all."""
+    """An answer that is not a 2xx, or no answer at all."""
 
 
 async def _replay(

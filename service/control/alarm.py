@@ -1,4 +1,4 @@
-"""Events that a person should hear of, to the webhook when there is one."""
+"""Sends events that a person should know of to the webhook, when there is one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Alarm:
         self._model = settings.model.name
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Tell, and return at once; facts are JSON values."""
+        """Send an event and return at once; `facts` are JSON values."""
         url = self._policy.webhook_url
         if not url:
             return

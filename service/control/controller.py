@@ -1,6 +1,6 @@
-"""The one process of a replica that looks after it: drain the record, mirror the aliases, and, with the lease, decide.
+"""One process of each replica drains the record, mirrors the aliases and, when it holds the lease, decides.
 
-Four threads that need nothing of each other: the drain, the mirror between store and workers, the watch over the
+Four threads that do not depend on each other: the drain, the mirror between store and workers, the watch over the
 workers, and the scheduler, whose jobs run only while this replica holds the lease. Each outlives a store that is down:
 it says so once, and goes on when the store is back.
 """
@@ -28,8 +28,9 @@ from service.control.pushes import sweep
 from service.control.scheduler import Scheduler
 from service.control.watch import Watch
 from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_reports, write_status
+from service.keys import management_token
 from service.process import Tree, forget_trees
-from service.settings import Settings, management_token
+from service.settings import Settings
 from training.priority import give_way
 from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
@@ -182,7 +183,7 @@ class Controller:
         self._say(spool_bytes=bytes_left, drain_lag_s=lag)
 
     def _mirror(self) -> None:
-        """Aliases to the workers, the workers' states to the store."""
+        """Copy the aliases to the workers, and the workers' states to the store."""
         engine = self.engine()
         if engine is None:
             return
@@ -216,13 +217,13 @@ class Controller:
                     self._keep(file, live)
 
     def _keep(self, file: LiveFile, live: Live | None) -> None:
-        """While the store is down the last word of it still holds, also for a worker that comes back."""
+        """Keep the live file as the store last said, so that a worker that restarts while the store is down serves."""
         if live is not None:
             with suppress(OSError):  # said as soon as the store answers again
                 file.keep(live)
 
     def _watch(self) -> None:
-        """Needs neither the store nor the disk: these are the troubles it is there to tell of."""
+        """Report problems of the workers. It needs neither the store nor the disk: they may be the problem."""
         watch = Watch(Alarm(self.settings), self._dropped_rows())
         while not self._stopping.wait(WATCH_EVERY_S):
             watch.look(self._dropped_rows(), read_reports(self.tree.run_dir / "workers"), time.monotonic())
@@ -251,9 +252,6 @@ class Controller:
             model=self.settings.model.name,
             champion=version(named.champion),
             announced=version(named.announced),
-            challenger=version(named.challenger),
-            canary=version(named.canary),
-            canary_weight=named.canary_weight,
             bootstrap=self.scheduler.bootstrap_state if self.scheduler and named.champion is None else "",
         )
         for problem in problems.keys() - self._missing:  # once each, not five times a second

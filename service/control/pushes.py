@@ -1,4 +1,4 @@
-"""Pushed files that no run is about: what a worker left behind that was killed while one arrived."""
+"""Deletes pushed files that belong to no run: a worker that is killed while one arrives leaves it behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("evergreen.pushes")
 
 
 def sweep(settings: Settings, engine: sa.Engine) -> int:
-    """How many pushed files were deleted: those that nobody writes, and no queued or running run is about."""
+    """Delete the pushed files that nobody is writing and that belong to no queued or running run; how many."""
     with contextlib.ExitStack() as stack:
         left = []
         for path in settings.pushes_dir.iterdir() if settings.pushes_dir.is_dir() else ():
@@ -36,5 +36,5 @@ def sweep(settings: Settings, engine: sa.Engine) -> int:
         for path in gone:
             path.unlink(missing_ok=True)
     if gone:
-        logger.warning("%d pushed files that no run is about were deleted from %s", len(gone), settings.pushes_dir)
+        logger.warning("%d pushed files that belong to no run were deleted from %s", len(gone), settings.pushes_dir)
     return len(gone)

@@ -38,13 +38,13 @@ PRUNE_EVERY_S: Final = 3600.0
 RETAIN_EVERY_S: Final = 3600.0
 RETRY_BOOTSTRAP_S: Final = 60.0
 REMIND_EVERY_S: Final = 3600.0
-"""While a job goes on failing for the same reason: a row and an alert an hour, not one for each check."""
+"""How often a job that fails again for the same reason is reported: each hour, not at each check."""
 NOTED: Final = ("check", "retention")
-"""Jobs whose failure is a run of its own."""
+"""Jobs whose failure gets a row in `runs`."""
 
 
 class Failure(NamedTuple):
-    """A spell of failures of one job, all for the same reason."""
+    """Failures of one job in a row, all for the same reason."""
 
     reason: str
     times: int
@@ -75,8 +75,8 @@ class Scheduler:
         self._turn = threading.Lock()  # one step of the loop at a time
         self._move = threading.Lock()  # promotions and rollbacks by hand do not wait for a training
         self._broken: Exception | None = None  # what the last step ended by, while its run may look under way
-        self._failures: dict[str, Failure] = {}  # by job: the spell it is in
-        self._store_down = False  # said once, until a job ends well again
+        self._failures: dict[str, Failure] = {}  # by job: its failures since it last ended well
+        self._store_down = False  # logged once, until a job ends well again
         self._reported = 0  # the version whose drift was last shown as a page
         self._bootstrap_after = 0.0
         self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
@@ -301,7 +301,7 @@ class Scheduler:
             self.alarm("quality", {"version": seen.champion, "reason": seen.quality.lost})
 
     def _report(self, check: int, seen: Seen) -> None:
-        """Evidently's page of the first check that saw a version's world move: it takes seconds, so once a version."""
+        """Write Evidently's report of the first check that saw drift under a version; it takes seconds."""
         folder = self.settings.var / "reports"
         folder.mkdir(parents=True, exist_ok=True)
         erasures = self._erasures

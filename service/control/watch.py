@@ -11,15 +11,15 @@ from service.handover import WorkerReport
 logger = logging.getLogger("evergreen.watch")
 
 REMIND_EVERY_S: Final = 600.0
-"""While rows go on being dropped."""
+"""How often it is reported again while rows go on being dropped."""
 
 
 class Watch:
-    """Looks at the workers every few seconds and tells each trouble once.
+    """Looks at the workers every few seconds and reports each problem once.
 
     Args:
         alarm: told (event, facts): `record_dropped` and `version_failed`.
-        dropped_rows: the counter's value now; rows dropped before are old news.
+        dropped_rows: the counter's value now; rows dropped before are not reported.
     """
 
     def __init__(self, alarm: Callable[[str, Mapping[str, Any]], None], dropped_rows: float) -> None:

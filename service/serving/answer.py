@@ -1,7 +1,7 @@
 """From a whole request to its answer: decode, predict, record with one `write`, encode, count; or refuse, in words.
 
 What can be done elsewhere, is: models are loaded by the worker's thread, rows reach the store by the controller,
-metrics are one memory write each. Who brings requests here is `front.py`, and `wire.py` for small ones.
+metrics are one memory write each. Requests come from `front.py`, small ones from `wire.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from monitoring.decode import InvalidRequest
 from monitoring.fits import LONGEST_CATEGORY
 from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
-from service import process
 from service.keys import Denied
+from service.serving import tuning
 from service.serving.asgi import Headers, Receive, Scope
 from service.serving.feedback import check_labels
 from service.serving.ids import new_ids
@@ -103,7 +103,7 @@ class Lane:
         self.max_bytes = serve.max_request_bytes
         self.max_pending_bytes = serve.max_pending_bytes
         self.read_timeout_s = serve.read_timeout_s
-        self.max_connections = process.bounded_connections(serve.max_connections)
+        self.max_connections = tuning.bounded_connections(serve.max_connections)
         self.held = 0
         """Bytes of bodies that are not whole, or wait for their turn."""
         self._turn = asyncio.Lock()  # of the one body over a megabyte that is read and answered at a time
@@ -383,5 +383,5 @@ def _without_values(message: str) -> str:
 
 
 def unpredictable(model: ServedModel, error: ValueError) -> Reject:
-    """What a client is told whose well-formed records the model has no answer to."""
+    """What a client is told when the model has no answer to its well-formed records."""
     return Reject(422, f"version {model.version} cannot take these records: {error}")

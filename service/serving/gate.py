@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 
+from service.serving.connection import PUSH
 from service.serving.request import Reject, content_length, echoed
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ logger = logging.getLogger("evergreen.gate")
 BODY_BYTES: Final = 2**20
 """Of a request in JSON: 10,000 ids to erase are some 400 kB."""
 
-PUSH: Final = "/manage/models"
-
 
 async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send: Send) -> None:
     """Let `app` answer a request of `/manage` whose token may ask for it; its name is then `request.state.who`.
@@ -32,7 +31,7 @@ async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send:
     """
     given = {name: value for name, value in scope["headers"]}
     path, method = scope["path"], scope["method"]
-    pushes = path == PUSH and method == "POST"
+    pushes = path == PUSH.decode() and method == "POST"
     needed: Scope = "read" if method in ("GET", "HEAD") else "push" if pushes else "operate"
     who = worker.keys.require(needed, given.get(b"authorization", b""))
     most = worker.settings.security.max_push_bytes if pushes else BODY_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from monitoring.fits import ID_CHARS, INSTANT_CHARS
@@ -30,6 +31,7 @@ READ: Final = ("401", "403", "405", "408", "414", "431", "500", "503")
 """What every route may answer."""
 WRITE: Final = (*READ, "400", "413", "415", "429")
 
+ID: Final = {"type": "string", "minLength": 1, "maxLength": ID_CHARS}
 TENSOR: Final = {
     "type": "object",
     "required": ["name", "shape", "datatype"],
@@ -70,79 +72,13 @@ def document(worker: Worker) -> dict[str, Any]:
     assert model is not None
     record = json_schema(model.schema, model.decoder.max_chars)
     target = record.pop("$defs", {}).get("label", {})
-    ids = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": ID_CHARS}}
-    answer: dict[str, Any] = {
-        "model": {"type": "string"},
-        "version": {"type": "integer"},
-        "ids": ids,
-        "predictions": {"type": "array", "items": target or {}},
-    }
-    if model.classes:
-        answer["probabilities"] = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
-        answer["classes"] = {"type": "array", "const": list(model.classes)}
-    label = {
-        "type": "object",
-        "required": ["id", "label"],
-        "additionalProperties": False,
-        "properties": {
-            "id": ids["items"],
-            "label": target or {"type": ["string", "number", "boolean"]},
-            "observed_at": {
-                "type": ["string", "number", "null"],
-                "maxLength": INSTANT_CHARS,
-                "description": "ISO 8601 or seconds since 1970, at most five minutes ahead of the server's clock",
-            },
-        },
-    }
+    most = worker.settings.serve.max_records
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Evergreen: {model.name}", "version": str(model.version)},
         "paths": {
-            "/predict": {
-                "post": _operation(
-                    "predict",
-                    "Predict records; a batch is answered whole or refused whole",
-                    {
-                        "type": "object",
-                        "required": ["records"],
-                        "additionalProperties": False,
-                        "properties": {
-                            "records": {
-                                "type": "array",
-                                "items": {"$ref": "#/components/schemas/Record"},
-                                "minItems": 1,
-                                "maxItems": worker.settings.serve.max_records,
-                            },
-                            "ids": {"anyOf": [ids, {"type": "null"}]},
-                        },
-                    },
-                    "200",
-                    {"type": "object", "required": ["model", "version", "ids", "predictions"], "properties": answer},
-                    (*WRITE, "422"),
-                )
-            },
-            "/feedback": {
-                "post": _operation(
-                    "feedback",
-                    "Send labels of earlier predictions; they are matched later",
-                    {
-                        "type": "object",
-                        "required": ["labels"],
-                        "additionalProperties": False,
-                        "properties": {
-                            "labels": {
-                                "type": "array",
-                                "items": label,
-                                "minItems": 1,
-                                "maxItems": worker.settings.serve.max_records,
-                            }
-                        },
-                    },
-                    "202",
-                    {"type": "object", "required": ["accepted"], "properties": {"accepted": {"type": "integer"}}},
-                    WRITE,
-                )
-            },
+            "/predict": {"post": _predict(model.classes, target, most)},
+            "/feedback": {"post": _feedback(target, most)},
             "/schema": {"get": _page("schema", "The live features as JSON Schema")},
             "/readyz": {"get": _page("readyz", "Whether predictions can be answered", kind="text/plain")},
             **_v2(model.name),
@@ -155,6 +91,65 @@ def document(worker: Worker) -> dict[str, Any]:
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _predict(classes: Sequence[Any], target: dict[str, Any], most: int) -> dict[str, Any]:
+    """`/predict`: at most `most` records a request, each answered with a value of `target`."""
+    ids = {"type": "array", "items": ID}
+    answer: dict[str, Any] = {
+        "model": {"type": "string"},
+        "version": {"type": "integer"},
+        "ids": ids,
+        "predictions": {"type": "array", "items": target},
+    }
+    if classes:
+        answer["probabilities"] = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+        answer["classes"] = {"type": "array", "const": list(classes)}
+    records = {"type": "array", "items": {"$ref": "#/components/schemas/Record"}, "minItems": 1, "maxItems": most}
+    return _operation(
+        "predict",
+        "Predict records; a batch is answered whole or refused whole",
+        {
+            "type": "object",
+            "required": ["records"],
+            "additionalProperties": False,
+            "properties": {"records": records, "ids": {"anyOf": [ids, {"type": "null"}]}},
+        },
+        "200",
+        {"type": "object", "required": ["model", "version", "ids", "predictions"], "properties": answer},
+        (*WRITE, "422"),
+    )
+
+
+def _feedback(target: dict[str, Any], most: int) -> dict[str, Any]:
+    """`/feedback`: at most `most` labels a request, each a value of `target`."""
+    label = {
+        "type": "object",
+        "required": ["id", "label"],
+        "additionalProperties": False,
+        "properties": {
+            "id": ID,
+            "label": target or {"type": ["string", "number", "boolean"]},
+            "observed_at": {
+                "type": ["string", "number", "null"],
+                "maxLength": INSTANT_CHARS,
+                "description": "ISO 8601 or seconds since 1970, at most five minutes ahead of the server's clock",
+            },
+        },
+    }
+    return _operation(
+        "feedback",
+        "Send labels of earlier predictions; they are matched later",
+        {
+            "type": "object",
+            "required": ["labels"],
+            "additionalProperties": False,
+            "properties": {"labels": {"type": "array", "items": label, "minItems": 1, "maxItems": most}},
+        },
+        "202",
+        {"type": "object", "required": ["accepted"], "properties": {"accepted": {"type": "integer"}}},
+        WRITE,
+    )
 
 
 def _v2(model: str) -> dict[str, Any]:

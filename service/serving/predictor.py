@@ -143,7 +143,7 @@ def load(
 
 
 def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...]) -> Callable[[Batch], np.ndarray]:
-    """The slow road, for estimators whose ONNX twin was not proven equal."""
+    """Prediction by scikit-learn, which is slower, for estimators whose ONNX twin was not proven equal."""
     from threadpoolctl import threadpool_limits
 
     from training.export import load_pipeline, predict
@@ -169,12 +169,12 @@ class LiveModel:
         trusted: types beyond scikit-learn's own that a skops artefact may hold.
         extra: columns that requests may have beside the features, for the record only.
         max_chars: characters of one category at most.
-        on_swap: told ("swapped" | "failed", seconds it took to load) for the metrics.
+        on_load: told ("loaded" | "failed", seconds it took) for the metrics.
     """
 
     max_records: int
     trusted: tuple[str, ...] = ()
-    on_swap: Callable[[str, float], None] = lambda result, seconds: None
+    on_load: Callable[[str, float], None] = lambda result, seconds: None
     extra: tuple[str, ...] = ()
     max_chars: int = CATEGORY_CHARS
     current: ServedModel | None = None
@@ -194,7 +194,7 @@ class LiveModel:
         return {str(version): failure.reason for version, failure in self._failures.items()}
 
     def get(self, version: int) -> ServedModel | None:
-        """A held version: the champion, a challenger, a canary."""
+        """The version with this number, None when it is not loaded."""
         return self._loaded.get(version)
 
     def follow(self, live: Live, now: float) -> bool:
@@ -234,11 +234,11 @@ class LiveModel:
             reason = f"{type(error).__name__}: {error}"
             self._failures[wanted.version] = _Failure(reason, times, now + backoff)
             logger.error("%s:%d does not load (%s); next try in %.0f s", name, wanted.version, reason, backoff)
-            self.on_swap("failed", time.perf_counter() - started)
+            self.on_load("failed", time.perf_counter() - started)
             return True
         self._failures.pop(wanted.version, None)
         self._loaded[wanted.version] = model
-        self.on_swap("loaded", time.perf_counter() - started)
+        self.on_load("loaded", time.perf_counter() - started)
         return True
 
     def _check_compatible(self, model: ServedModel) -> None:

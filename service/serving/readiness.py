@@ -15,7 +15,7 @@ WHY_STOPPING: Final = "stopping: this server finishes its requests in flight; se
 STARTED: Final = "started"
 """File of the run folder: every worker of this server has served, or said why it cannot."""
 SILENT_S: Final = 15.0
-"""A controller writes its word several times a second; after so long it is not to be relied on."""
+"""A controller writes its status several times a second; one that is older than this is not relied on."""
 
 
 def why_no_model(

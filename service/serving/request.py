@@ -8,10 +8,10 @@ from typing import Final
 from monitoring.errors import EvergreenError
 
 LENGTH_DIGITS: Final = 18
-"""Of a content length; Python itself refuses to read very long numbers."""
+"""The most digits of a content length: Python refuses to read very long numbers."""
 
 FORWARDED: Final = (b"x-forwarded-for", b"forwarded")
-"""A proxy of this machine says so of clients elsewhere."""
+"""Headers by which a proxy on this machine says that the client is elsewhere."""
 
 _ID: Final = re.compile(rb"[!-~]{1,200}")
 

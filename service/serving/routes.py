@@ -109,13 +109,13 @@ async def _live_page(worker: Worker, send: Send, content: Callable[[Worker], dic
 
 
 def _management(worker: Worker) -> Any:
-    from service.serving.management import application
+    from service.serving.management.application import application
 
     return application(worker)
 
 
 async def refuse(send: Send, status: int, message: str, retry_after_s: int | None = None) -> None:
-    """Answer an error in the one shape errors have here."""
+    """Answer an error as JSON, `{"error": message}`."""
     extra = [] if retry_after_s is None else [(b"retry-after", b"%d" % retry_after_s)]
     await respond(send, status, msgspec.json.encode({"error": message}), JSON, extra)
 

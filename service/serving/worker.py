@@ -14,8 +14,7 @@ import msgspec
 from monitoring.log import PredictionLog
 from monitoring.metrics import HotCounter, HotHistogram, Metrics
 from service.handover import Live, Stamp, WorkerReport, read_live, read_reports, stamp_of, write_report
-from service.keys import Keys
-from service.privacy import open_privacy
+from service.keys import Keys, open_privacy
 from service.process import CLOSING, STOPPING
 from service.serving.door import close_door
 from service.serving.predictor import LiveModel
@@ -49,7 +48,7 @@ class Worker:
         self.model = LiveModel(
             settings.serve.max_records,
             tuple(settings.security.trusted_types),
-            on_swap=self._count_swap,
+            on_load=self._count_load,
             extra=settings.privacy.names,
             max_chars=settings.serve.max_category_chars,
         )
@@ -98,7 +97,7 @@ class Worker:
             return why_no_model(self.run_dir, path, self.live, self._damage, self.model.failed, time.time())
         return self._start.waits_for()
 
-    def _count_swap(self, result: str, seconds: float) -> None:
+    def _count_load(self, result: str, seconds: float) -> None:
         self.metrics.model_swaps.labels(result).inc()
         self.metrics.model_swap_seconds.observe(seconds)
 

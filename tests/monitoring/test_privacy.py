@@ -12,11 +12,12 @@ from monitoring.drain import Drainer
 from monitoring.erase import Subject, find
 from monitoring.privacy import Privacy
 from monitoring.store import open_store
+from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
-from service.privacy import open_privacy
+from service.keys import open_privacy
 from service.serving.front import Front
 from service.serving.worker import Worker
-from service.settings import Settings, SettingsError, load
+from service.settings import Settings, SettingsError
 from tests.artefacts import example_record, make_artefact, sample_schema
 from tests.fronts import beyond, post
 from tests.places import files_with

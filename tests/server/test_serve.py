@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from service import place
 from service.command import serve
-from service.process import SUPERVISOR, Tree, forget_trees
+from service.configuration import load
+from service.process import INSTALL_ROOT, SUPERVISOR, Tree, forget_trees
 from service.serving.pages import PAGES, page
-from service.settings import SettingsError, load
+from service.settings import SettingsError
 
 
 @pytest.mark.parametrize("form", ["training/__init__.py", "monitoring.py"])
@@ -43,7 +45,7 @@ def test_a_folder_of_data_with_such_a_name_is_no_package(tmp_path: Path) -> None
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "rows.parquet").touch()
 
-    serve.check_packages(tmp_path)
+    place.check_packages(tmp_path)
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -53,7 +55,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None
         port = taken.getsockname()[1]
         settings = load(environ={"EVERGREEN_HOME": str(tmp_path), "EVERGREEN_SERVE__PORT": str(port)})
 
-        with pytest.raises(serve.ServeError, match=f"127.0.0.1:{port} cannot be listened on"):
+        with pytest.raises(place.ServeError, match=f"127.0.0.1:{port} cannot be listened on"):
             serve.run(settings)
 
 
@@ -112,7 +114,7 @@ def test_plain_bentoml_serve_listens_where_the_settings_say_which_is_this_machin
     for given, expected in (({}, "127.0.0.1 3000"), ({"EVERGREEN_SERVE__HOST": "0.0.0.0"}, "0.0.0.0 3000")):
         done = subprocess.run(
             [sys.executable, "-c", program],
-            cwd=serve.INSTALL_ROOT,
+            cwd=INSTALL_ROOT,
             env={**environ, **given},
             capture_output=True,
             text=True,
@@ -122,8 +124,8 @@ def test_plain_bentoml_serve_listens_where_the_settings_say_which_is_this_machin
 
 
 def test_the_pages_are_in_the_wheel_and_in_the_bento() -> None:
-    project = tomllib.loads((serve.INSTALL_ROOT / "pyproject.toml").read_text())
-    bento = (serve.INSTALL_ROOT / "bentofile.yaml").read_text()
+    project = tomllib.loads((INSTALL_ROOT / "pyproject.toml").read_text())
+    bento = (INSTALL_ROOT / "bentofile.yaml").read_text()
 
     assert project["tool"]["setuptools"]["package-data"] == {"service": ["web/*"]}
     assert '"service/web/*"' in bento

@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.cli import app
+from service.keys import management_token
 from service.process import DISTRIBUTION
-from service.settings import Settings, management_token
+from service.settings import Settings
 from tests.stand_in import TOKEN, StandIn, serving
 
 
@@ -344,11 +345,13 @@ def test_the_doctor_finds_a_healthy_machine_healthy(service: StandIn, monkeypatc
 
 def test_the_doctor_sees_a_package_that_would_be_imported_instead(empty_folder: Path) -> None:
     (empty_folder / "training").mkdir()
+    assert "shadow" not in evergreen("doctor").stdout, "a folder of data is no package"
+    (empty_folder / "training" / "__init__.py").touch()
 
     result = evergreen("doctor")
 
     assert result.exit_code == 1
-    assert "may hide evergreen's own `training`" in result.stdout
+    assert "shadow evergreen's own package 'training'" in " ".join(result.stdout.split())
 
 
 def test_the_doctor_sees_a_token_that_others_can_read(empty_folder: Path) -> None:

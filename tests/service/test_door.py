@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_server import ROOT, free_port
+from service.place import free_port
+from tests.real_server import ROOT
 
 CLOSER = """
 import socket, sys

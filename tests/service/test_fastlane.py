@@ -19,11 +19,12 @@ import pytest
 
 from monitoring.drain import Drainer
 from monitoring.store import open_store, predictions
+from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.ids import new_ids
 from service.serving.worker import Worker
-from service.settings import Settings, load
+from service.settings import Settings
 from tests.artefacts import example_record, make_artefact, sample_schema
 from tests.fronts import beyond, post, run
 

@@ -9,7 +9,8 @@ import pytest
 from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.init import USEFUL, InitError, init, suspicious_columns
-from service.settings import SECTIONS, load
+from service.configuration import load
+from service.settings import SECTIONS
 from training.data import DataError
 
 

@@ -16,11 +16,11 @@ from monitoring.drain import Drainer
 from monitoring.store import open_store
 from monitoring.window import label_status, read_window
 from service import keys
-from service.keys import Keys, TokenError
+from service.configuration import load
+from service.keys import Keys, TokenError, management_token
 from service.serving.front import Front
 from service.serving.gate import BODY_BYTES
 from service.serving.worker import Worker
-from service.settings import load, management_token
 from tests.artefacts import example_record, sample_schema
 from tests.wired import artefact, records, request, serving, talk, working
 

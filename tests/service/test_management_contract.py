@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from monitoring.schema import FeatureSchema
+from service.configuration import load
 from service.handover import ControllerStatus, Live, LiveVersion, write_live, write_status
 from service.serving.front import Front
 from service.serving.worker import Worker
-from service.settings import load
 from tests.fronts import run
 from tests.places import START, Place, first, record
 from tests.stand_in import TOKEN, StandIn

@@ -20,10 +20,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from monitoring.store import open_store
+from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
+from service.keys import known_token, management_token
 from service.serving.front import Front
 from service.serving.worker import Worker
-from service.settings import known_token, load, management_token
 from tests.artefacts import make_artefact
 
 CHECKS = [

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from service.configuration import load
 from service.handover import Live, LiveVersion, WorkerReport, read_live, read_reports, write_live, write_report
 from service.serving.predictor import LONGEST_BACKOFF_S, LiveModel
 from service.serving.worker import Worker
-from service.settings import load
 from tests.artefacts import example_record, make_artefact
 
 
@@ -59,7 +59,7 @@ def test_a_changed_file_keeps_the_old_model_and_is_retried_later_and_later(versi
     with (tmp_path / "copy" / "2" / "model.onnx").open("ab") as file:
         file.write(b"x")
     outcomes: list[str] = []
-    model = LiveModel(100, on_swap=lambda result, seconds: outcomes.append(result))
+    model = LiveModel(100, on_load=lambda result, seconds: outcomes.append(result))
     model.follow(live(tmp_path / "copy", 1), now=0.0)
 
     for now in (1.0, 2.0, 5.9, 6.1, 10.0, 16.2):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from service.configuration import load
 from service.handover import (
     ControllerStatus,
     Live,
@@ -21,7 +22,6 @@ from service.handover import (
     write_status,
 )
 from service.serving.worker import Worker
-from service.settings import load
 from tests.artefacts import make_artefact
 
 Start = Callable[[], Worker]

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from monitoring.metrics import Metrics, total
 from monitoring.store import aliases, open_store
+from service.configuration import load
 from service.control.scheduler import Scheduler
-from service.settings import Settings, load
+from service.settings import Settings
 from tests.real_server import wait_until
 from training.runs import Runs
 

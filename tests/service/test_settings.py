@@ -12,17 +12,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from service.settings import (
-    SECTIONS,
-    ManagementToken,
-    Settings,
-    SettingsError,
-    known_token,
-    load,
-    management_token,
-    row_at,
-    table,
-)
+from service.configuration import load
+from service.keys import ManagementToken, known_token, management_token
+from service.settings import SECTIONS, Settings, SettingsError, row_at
+from service.settings_table import table
 from training.job import TrainPolicy
 
 
@@ -221,7 +214,7 @@ def test_relative_paths_of_the_environment_are_relative_to_the_working_directory
     assert settings.models_dir == tmp_path / "bento/models"
 
 
-def test_a_child_in_another_directory_loads_the_same_settings_from_the_exports(
+def test_a_child_in_another_directory_loads_the_same_settings_from_its_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "etc").mkdir()
@@ -238,7 +231,7 @@ def test_a_child_in_another_directory_loads_the_same_settings_from_the_exports(
     here = load(environ=environ)
 
     monkeypatch.chdir("/")
-    there = load(environ=environ | here.exports())
+    there = load(environ=environ | here.for_children())
 
     # The folder of the model store is a default here and said aloud there.
     assert there == here.model_copy(update={"bentoml_home": here.bentoml_folder})
@@ -360,7 +353,7 @@ def test_importing_the_settings_imports_nothing_heavy() -> None:
         "onnxruntime",
         "bentoml",
     }
-    program = f"import sys, service.settings; print(*(set(sys.modules) & {heavy!r}))"
+    program = f"import sys, service.configuration; print(*(set(sys.modules) & {heavy!r}))"
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from service import sample
 from service.command.client import Client, ServiceError, Unreachable
 from service.command.rows import RowsError, json_columns, json_labels, read_rows
 from service.command.traffic import Progress, batch_for, replay_traffic
+from service.place import free_port
 from tests.stand_in import StandIn, serving
 
 
@@ -30,12 +30,6 @@ def service(rows: pd.DataFrame) -> Iterator[StandIn]:
     ignore = (sample.TIME, sample.LABEL_DELAY)
     with serving(StandIn(FeatureSchema.infer(rows, sample.TARGET, ignore=ignore))) as stand_in:
         yield stand_in
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # A replay

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
-from service.settings import load
 from tests.artefacts import example_record, make_artefact, sample_schema
 
 

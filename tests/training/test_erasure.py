@@ -19,7 +19,7 @@ from monitoring.record import PREDICTION
 from monitoring.schema import FeatureSchema
 from monitoring.store import connect, dead_letters, labels, open_store, predictions, runs
 from monitoring.window import read_window
-from service.serving.management import Erasure
+from service.serving.management.rows import Erasure
 from tests.places import NOW, POLICY, TOKEN, Place, append, append_label, drain, files_with, first, place, record
 from tests.processes import python
 from training.artefact import REFERENCE, SCHEMA, file_digest, verify

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 from monitoring.drain import Drainer
 from monitoring.store import labels
 from service import keys
+from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
-from service.settings import load
 from tests.places import Place, first, world
 from training.cycle import run_cycle
 from training.gates import GatePolicy

@@ -1,0 +1,90 @@
+"""What was checked and decided, and how the deployment stands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import FileResponse
+
+from service.handover import read_reports, read_status
+from service.serving.management.managed import LARGEST_ID, Here, NumberInPath, Text
+from training.rollout import live_workers
+from training.runs import Check, Run
+
+router = APIRouter()
+
+
+@router.get("/manage/runs")
+def list_runs(
+    here: Here,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    before: Annotated[int | None, Query(ge=1, le=LARGEST_ID)] = None,
+    kind: Annotated[Text | None, Query(max_length=100)] = None,
+) -> dict[str, Any]:
+    """Decisions, newest first; `before` pages on."""
+    return {"runs": [_run(run) for run in here.runs.list(limit=limit, before=before, kind=kind)]}
+
+
+@router.get("/manage/runs/{run_id}")
+def run(here: Here, run_id: NumberInPath) -> dict[str, Any]:
+    """One decision with its full story."""
+    return _run(here.runs.get(run_id))
+
+
+@router.get("/manage/drift")
+def drift(here: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 1) -> dict[str, Any]:
+    """The newest checks: drift by feature, quality, and what was decided."""
+    return {"checks": [{"id": check.id, **_check(check)} for check in here.runs.checks(limit=limit)]}
+
+
+@router.get("/manage/reports/{check_id}")
+def report(here: Here, check_id: NumberInPath) -> FileResponse:
+    """Evidently's HTML report of a check."""
+    path = here.settings.var / "reports" / f"{check_id}.html"
+    if not path.exists():
+        raise HTTPException(
+            404, f"check {check_id} has no report: one is kept for the first check that saw a version's data drift"
+        )
+    return FileResponse(path, media_type="text/html")
+
+
+@router.get("/manage/status")
+def status(here: Here) -> dict[str, Any]:
+    """The deployment at a glance."""
+    live = here.registry.live()
+    checks = here.runs.checks(limit=1)
+    controller = read_status(here.worker.run_dir)
+    current = here.worker.model.current
+    return {
+        "model": here.settings.model.name,
+        "champion": live.champion,
+        "previous": live.previous,
+        "announced": live.announced,
+        "engine": current.engine if current else None,
+        "ready": here.worker.why_not_ready is None,
+        "workers": [
+            {"replica": w.replica, "slot": w.slot, "serving": w.serving, "ready": list(w.ready), "failed": w.failed}
+            for w in live_workers(here.engine, 10.0)
+        ]
+        or [
+            {"replica": "this", "slot": r.slot, "serving": r.serving, "ready": list(r.ready), "failed": r.failed}
+            for r in read_reports(here.worker.run_dir / "workers")
+        ],
+        "leader": controller.leader if controller else None,
+        "spool_bytes": controller.spool_bytes if controller else None,
+        "drain_lag_s": controller.drain_lag_s if controller else None,
+        "last_check": _check(checks[0]) if checks else None,
+        "runs": [_run(run, whole=False) for run in here.runs.list(limit=5)],
+    }
+
+
+def _run(run: Run, *, whole: bool = True) -> dict[str, Any]:
+    shown = {name: getattr(run, name) for name in Run.__dataclass_fields__}
+    if not whole:
+        shown.pop("record")
+    return shown
+
+
+def _check(check: Check) -> dict[str, Any]:
+    return {name: getattr(check, name) for name in ("at", "version", "drift", "quality", "decision")}
