@@ -35,7 +35,7 @@ from monitoring.schema import FeatureSchema
 from service import sample
 from service.handover import read_live
 from tests.real_server import Server, free_port
-from training.export import load_pipeline
+from training.trust import load_pipeline
 
 SEED: Final = 1
 ROWS: Final = 1000

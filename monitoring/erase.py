@@ -16,7 +16,8 @@ import msgspec
 import sqlalchemy as sa
 
 from monitoring import fits
-from monitoring.export import UNFINISHED, whole_file
+from monitoring.export import whole_file
+from monitoring.files import UNFINISHED
 from monitoring.insert import last_stored
 from monitoring.log import OPEN, SEALED
 from monitoring.record import Frame, Rows, blank, decode_frame, iter_records

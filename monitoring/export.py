@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitoring.errors import CannotGoOn
+from monitoring.files import replacing
 from monitoring.schema import FeatureSchema
 from monitoring.window import iter_window
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 DAY_S: Final = 86_400.0
 FILE_NAME: Final = "part-0.parquet"
-UNFINISHED: Final = ".writing"
 _LOCK_POLL_S: Final = 0.25
 
 
@@ -107,13 +107,8 @@ def whole_file(filesystem: Any, path: str) -> Iterator[Any]:
     where that is another file system); an object store shows an upload once it is complete.
     """
     if "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol):
-        beside = Path(f"{path}{UNFINISHED}")
-        try:
-            with beside.open("wb") as file:
-                yield file
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(Path(path)) as beside, beside.open("wb") as file:
+            yield file
         return
     file = filesystem.open(path, "wb", autocommit=False)
     try:

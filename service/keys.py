@@ -22,7 +22,8 @@ from typing import Final, get_args
 import msgspec
 
 from monitoring.errors import EvergreenError
-from service.handover import Stamp, replace_file, stamp_of
+from monitoring.files import write_atomically
+from service.handover import Stamp, stamp_of
 from service.settings import Scope, Settings, management_token
 
 logger = logging.getLogger("evergreen.keys")
@@ -120,7 +121,7 @@ def _changing(path: Path) -> Iterator[Callable[[tuple[Token, ...]], None]]:
     lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lambda tokens: replace_file(path, msgspec.json.encode(_Kept(tokens)), durable=True)
+        yield lambda tokens: write_atomically(path, msgspec.json.encode(_Kept(tokens)), mode=0o600)
     finally:
         os.close(lock)
 

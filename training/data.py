@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from monitoring.errors import CannotGoOn
+from monitoring.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,10 +174,6 @@ def assemble(schema: FeatureSchema, source: pd.DataFrame | None, record: pd.Data
     return together.sort_values(AT, kind="stable", ignore_index=True)
 
 
-UNFINISHED: Final = ".writing"
-"""Ending of a snapshot that is being written."""
-
-
 def snapshot(frame: pd.DataFrame, folder: Path) -> Snapshot:
     """`frame` as a Parquet file in `folder`, named by the sha256 of its content.
 
@@ -186,10 +183,8 @@ def snapshot(frame: pd.DataFrame, folder: Path) -> Snapshot:
     digest = content_digest(frame)
     path = folder / f"{digest}.parquet"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(UNFINISHED)
-        frame.to_parquet(beside, index=False)
-        beside.replace(path)
+        with replacing(path) as beside:
+            frame.to_parquet(beside, index=False)
     return Snapshot(path, digest, len(frame))
 
 

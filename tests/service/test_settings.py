@@ -23,7 +23,7 @@ from service.settings import (
     row_at,
     table,
 )
-from training.job import TrainPolicy
+from training.split import TrainPolicy
 
 
 def written(folder: Path, text: str) -> Path:

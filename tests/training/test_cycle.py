@@ -22,17 +22,18 @@ from training import cycle, job
 from training.artefact import SCHEMA
 from training.cycle import bootstrap, run_cycle, take_over, work_off
 from training.data import Prepared, prepare
-from training.export import load_pipeline, predict
 from training.gates import GatePolicy
-from training.job import JobResult, JobSpec, TrainPolicy
 from training.lease import CONTROLLER, Lease, LeaseLost
 from training.loop import Loop
-from training.pipeline import build
+from training.pipeline import build, predict
 from training.policy import RetrainPolicy
 from training.registry import NoChampion, Registry
 from training.rollout import WorkerState
 from training.runs import NO_ACTION, Run, Runs
+from training.spec import JobResult, JobSpec
+from training.split import TrainPolicy
 from training.subprocess_job import subprocess_job
+from training.trust import load_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from monitoring.schema import FeatureSchema, Task
 from tests.world import known
-from training.export import convert
+from training.convert import convert
 from training.pipeline import SPACE, Parameters, build, fit
 from training.tune import search
 

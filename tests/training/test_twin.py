@@ -14,8 +14,8 @@ from monitoring.decode import RequestDecoder
 from monitoring.schema import FeatureSchema, Task
 from tests.world import known, raw
 from training.artefact import ArtefactError
-from training.export import export, predict
-from training.pipeline import build
+from training.export import export
+from training.pipeline import build, predict
 from training.twin import Twin
 
 TASKS: list[Task] = ["binary", "multiclass", "regression"]
