@@ -31,7 +31,7 @@ from service import sample
 from service.command.rows import json_columns
 from service.handover import read_live
 from tests.real_server import Server, wait_until
-from training.export import load_pipeline
+from training.trust import load_pipeline
 
 SEED: Final = 1
 CLIENTS: Final = 32

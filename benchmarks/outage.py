@@ -30,7 +30,7 @@ from benchmarks.serving import question
 from monitoring.schema import FeatureSchema
 from service.handover import read_live
 from tests.real_server import Server, wait_until
-from training.export import load_pipeline
+from training.trust import load_pipeline
 
 SEED: Final = 1
 CLIENTS: Final = 32

@@ -36,7 +36,7 @@ from service import sample
 from service.handover import read_live
 from service.place import free_port
 from tests.real_server import Server
-from training.export import load_pipeline
+from training.trust import load_pipeline
 
 SEED: Final = 1
 ROWS: Final = 1000

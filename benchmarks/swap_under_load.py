@@ -35,9 +35,10 @@ from monitoring.schema import FeatureSchema
 from monitoring.store import aliases, connect
 from service import sample
 from tests.real_server import Server
-from training.export import export, load_pipeline
+from training.export import export
 from training.pipeline import build
 from training.registry import Registry
+from training.trust import load_pipeline
 
 SEED: Final = 1
 ROWS: Final = 200

@@ -25,7 +25,7 @@ from benchmarks.serving import ROWS, drained, question
 from monitoring.schema import FeatureSchema
 from service.handover import read_live
 from tests.real_server import Server
-from training.export import load_pipeline
+from training.trust import load_pipeline
 
 SEED: Final = 1
 CLIENTS: Final = 16

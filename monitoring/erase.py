@@ -17,8 +17,9 @@ import sqlalchemy as sa
 
 from monitoring import fits
 from monitoring.canonical import frame_of_readable, is_whole
-from monitoring.export import UNFINISHED, whole_file
+from monitoring.export import whole_file
 from monitoring.feature import AT, ID, SchemaError
+from monitoring.files import UNFINISHED
 from monitoring.insert import last_stored
 from monitoring.record import Entry, TableRows, blank, decode_entry, iter_entries
 from monitoring.schema import FeatureSchema

@@ -8,7 +8,7 @@ EvergreenError
         LogHeld               monitoring/retention.py
         SchemaError           monitoring/feature.py
         ArtefactError         training/artefact.py
-            UntrustedModel    training/export.py
+            UntrustedModel    training/trust.py
         DataError             training/data.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py
@@ -18,7 +18,7 @@ EvergreenError
     DrainFailed               monitoring/drain.py
     StoreTooNew               monitoring/store.py
     AdaptationError           training/adaptation.py
-    JobError                  training/job.py
+    JobError                  training/spec.py
     LeaseLost                 training/lease.py
     NoChampion                training/registry.py
     NotAnnounced              training/registry.py
@@ -55,3 +55,9 @@ class EvergreenError(Exception):
 
 class CannotGoOn(EvergreenError):
     """Raised when a step of the loop cannot be done as asked: its run ends as refused, and the champion stays."""
+
+
+def in_short(error: BaseException) -> str:
+    """What a library's exception says, on one line of at most 200 characters; its class when it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

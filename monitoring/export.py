@@ -30,6 +30,7 @@ from monitoring.feature import (
     SOURCE,
     VERSION,
 )
+from monitoring.files import replacing
 from monitoring.retention import DAY_S
 from monitoring.schema import FeatureSchema
 from monitoring.window import iter_window
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 FILE_NAME: Final = "part-0.parquet"
-UNFINISHED: Final = ".writing"
 _LOCK_POLL_S: Final = 0.25
 
 
@@ -118,13 +118,8 @@ def whole_file(filesystem: Any, path: str) -> Iterator[Any]:
     where that is another file system); an object store shows an upload once it is complete.
     """
     if "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol):
-        beside = Path(f"{path}{UNFINISHED}")
-        try:
-            with beside.open("wb") as file:
-                yield file
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(Path(path)) as beside, beside.open("wb") as file:
+            yield file
         return
     file = filesystem.open(path, "wb", autocommit=False)
     try:

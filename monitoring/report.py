@@ -6,7 +6,6 @@ on request or after a check that found drift, outside the serving processes.
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +13,7 @@ from zlib import crc32
 
 from monitoring.drift import OUTPUT, DriftPolicy, DriftReport, output_column, sampled
 from monitoring.feature import SCORE
+from monitoring.files import replacing
 
 SHOWN_CHARS: Final = 60
 """Of one category: the page repeats it in every figure."""
@@ -100,13 +100,8 @@ def _write(
             Dataset.from_pandas(current, data_definition=definition),
             Dataset.from_pandas(reference, data_definition=definition),
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as unfinished:
             run.save_html(str(unfinished))
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def _drawable(series: pd.Series[Any], numeric: bool) -> pd.Series[Any]:

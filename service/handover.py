@@ -8,13 +8,12 @@ never waits for a lock of a table. In the other direction each worker keeps one 
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from monitoring.files import write_atomically
 from service.process import alive
 
 logger = logging.getLogger("evergreen.handover")
@@ -68,7 +67,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
 
 def write_live(path: Path, live: Live) -> None:
     """Replace the live file; a reader sees the old one or the new one, whole."""
-    replace_file(path, msgspec.json.format(msgspec.json.encode(live), indent=2), durable=True)
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(live), indent=2), mode=0o600)
 
 
 def read_live(path: Path) -> Live | None:
@@ -114,7 +113,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 def write_report(folder: Path, report: WorkerReport) -> None:
     """Write into `folder` what a worker serves."""
-    replace_file(folder / f"{report.slot}.json", msgspec.json.encode(report), durable=False)
+    write_atomically(folder / f"{report.slot}.json", msgspec.json.encode(report), durable=False, mode=0o600)
 
 
 def read_reports(folder: Path) -> list[WorkerReport]:
@@ -128,22 +127,6 @@ def read_reports(folder: Path) -> list[WorkerReport]:
         if alive(report.pid):
             found.append(report)
     return found
-
-
-def replace_file(path: Path, content: bytes, *, durable: bool) -> None:
-    """`content` at `path`, whole or not at all; `durable` also after a power failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 STATUS: Final = "controller.json"
@@ -162,7 +145,7 @@ class ControllerStatus(msgspec.Struct, frozen=True):
 
 def write_status(run_dir: Path, status: ControllerStatus) -> None:
     """Write the controller's status into the server's folder."""
-    replace_file(run_dir / STATUS, msgspec.json.encode(status), durable=False)
+    write_atomically(run_dir / STATUS, msgspec.json.encode(status), durable=False, mode=0o600)
 
 
 def read_status(run_dir: Path) -> ControllerStatus | None:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 import msgspec
 
 from monitoring.errors import EvergreenError
-from service.handover import Stamp, replace_file, stamp_of
+from monitoring.files import write_atomically
+from service.handover import Stamp, stamp_of
 from service.settings import Scope, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def revoke(path: Path, name: str, *, old: bool = False) -> int:
 def _changing(path: Path) -> Iterator[Callable[[tuple[Token, ...]], None]]:
     """Keep other writers of the tokens waiting; gives the function that replaces the file."""
     with _alone_with(path.with_suffix(".lock")):
-        yield lambda tokens: replace_file(path, msgspec.json.encode(_Kept(tokens)), durable=True)
+        yield lambda tokens: write_atomically(path, msgspec.json.encode(_Kept(tokens)), mode=0o600)
 
 
 class Keys:

@@ -27,8 +27,8 @@ from monitoring.log import LogPolicy
 from monitoring.quality import QualityPolicy
 from monitoring.retention import RetentionPolicy
 from training.gates import GatePolicy
-from training.job import TrainPolicy
 from training.policy import RetrainPolicy
+from training.split import TrainPolicy
 
 PREFIX: Final = "EVERGREEN_"
 FILE_NAME: Final = "evergreen.toml"

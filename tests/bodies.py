@@ -42,12 +42,12 @@ from training.artefact import SCHEMA
 from training.cycle import work_off
 from training.data import Prepared, prepare
 from training.gates import GatePolicy
-from training.job import TrainPolicy
 from training.lease import CONTROLLER, Lease
 from training.loop import Loop
 from training.policy import RetrainPolicy
 from training.registry import Registry
 from training.runs import Run, Runs
+from training.split import TrainPolicy
 
 NUL, RIGHT_TO_LEFT, SURROGATE = "\0", "\u202e", "\ud800"
 CLASSES: dict[Task, tuple[Any, ...]] = {

@@ -26,15 +26,16 @@ from training import job
 from training.artefact import SCHEMA
 from training.cycle import bootstrap, run_cycle, work_off
 from training.data import Prepared, prepare
-from training.export import load_pipeline, predict
 from training.gates import GatePolicy
-from training.job import TrainPolicy
 from training.lease import CONTROLLER, Lease
 from training.loop import Loop
+from training.pipeline import predict
 from training.policy import RetrainPolicy
 from training.registry import NoChampion, Registry
 from training.runs import Run, Runs
+from training.split import TrainPolicy
 from training.subprocess_job import subprocess_job
+from training.trust import load_pipeline
 
 TOKEN = 1
 START = 1_700_000_000.0

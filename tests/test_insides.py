@@ -205,7 +205,7 @@ def test_a_boosted_tree_has(boosted: Any, name: str) -> None:
 
 
 def test_a_boosted_tree_is_where_the_trust_list_says(boosted: Any) -> None:
-    from training.export import DEFAULT_TRUSTED
+    from training.trust import DEFAULT_TRUSTED
 
     kind = type(boosted._predictors[0][0])
     assert f"{kind.__module__}.{kind.__qualname__}" in DEFAULT_TRUSTED

@@ -21,8 +21,8 @@ IMPORTERS = {
     "evidently": {"monitoring/drift.py", "monitoring/report.py"},
     "apscheduler": {"service/control/scheduler.py"},
     "optuna": {"training/tune.py"},
-    "skops": {"training/export.py"},
-    "skl2onnx": {"training/export.py"},
+    "skops": {"training/trust.py"},
+    "skl2onnx": {"training/convert.py"},
     "fastapi": {
         f"service/serving/management/{name}.py" for name in ("application", "managed", "models", "rows", "runs")
     },

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from monitoring.errors import CannotGoOn
+from monitoring.files import write_atomically
 
 FORMAT: Final = 1
 """Format of the manifest. Bump it when a reader of the old one would go wrong; keep reading the old ones."""
@@ -94,16 +94,6 @@ def file_digest(path: Path) -> str:
     """sha256 of the file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """`content` at `path`, whole or not at all, also after a crash."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def plain(value: Any) -> Any:

@@ -28,7 +28,6 @@ from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA
 from training.data import DataError, assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
-from training.job import JobSpec
 from training.lease import LeaseLost
 from training.loop import Loop
 from training.policy import Decision, History, QualityCheck, decide
@@ -36,6 +35,7 @@ from training.registry import NoChampion
 from training.retention import retain
 from training.rollout import RolloutResult, promote, roll_back
 from training.runs import NO_ACTION, Run
+from training.spec import JobSpec
 from training.subprocess_job import JobCrashed, JobStopped
 
 if TYPE_CHECKING:

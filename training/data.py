@@ -15,6 +15,7 @@ import msgspec
 
 from monitoring.errors import CannotGoOn
 from monitoring.feature import AT, LABEL, ORIGIN
+from monitoring.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,10 +172,6 @@ def assemble(schema: FeatureSchema, source: pd.DataFrame | None, record: pd.Data
     return together.sort_values(AT, kind="stable", ignore_index=True)
 
 
-UNFINISHED: Final = ".writing"
-"""Ending of a snapshot that is being written."""
-
-
 def snapshot(frame: pd.DataFrame, folder: Path) -> Snapshot:
     """`frame` as a Parquet file in `folder`, named by the sha256 of its content.
 
@@ -184,10 +181,8 @@ def snapshot(frame: pd.DataFrame, folder: Path) -> Snapshot:
     digest = content_digest(frame)
     path = folder / f"{digest}.parquet"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(UNFINISHED)
-        frame.to_parquet(beside, index=False)
-        beside.replace(path)
+        with replacing(path) as beside:
+            frame.to_parquet(beside, index=False)
     return Snapshot(path, digest, len(frame))
 
 

@@ -30,11 +30,12 @@ from monitoring.erase import (
 from monitoring.errors import CannotGoOn
 from monitoring.export import locked
 from monitoring.feature import AT
+from monitoring.files import UNFINISHED
 from monitoring.fits import feature_number
 from monitoring.retention import compact
 from monitoring.schema import FeatureSchema
 from training.artefact import REFERENCE, SCHEMA
-from training.data import UNFINISHED, snapshot
+from training.data import snapshot
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
@@ -115,7 +116,12 @@ def free_space(loop: Loop, story: Story) -> None:
 def forget_unfinished(loop: Loop) -> None:
     """Make whole what writers that broke off have left half written, or delete it: it holds rows nobody looks for."""
     loop.registry.settle()
-    for folder, pattern in ((loop.snapshots_dir, f"*{UNFINISHED}"), (loop.reports_dir, "*.tmp")):
+    unfinished = f"*{UNFINISHED}"
+    for folder, pattern in (
+        (loop.snapshots_dir, unfinished),
+        (loop.reports_dir, unfinished),
+        (loop.reports_dir, "*.tmp"),  # of 0.2.0 and before
+    ):
         for left in folder.glob(pattern) if folder is not None else ():
             left.unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ none. `run` is the same in the caller's process. Heavy libraries are imported in
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import resource
@@ -18,115 +17,40 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from monitoring.errors import EvergreenError
 from monitoring.feature import AT, LABEL, ORIGIN, Feature, SchemaError
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
-from training.artefact import SCHEMA, ArtefactError, plain, read_manifest, verify, write_atomically
+from training.artefact import SCHEMA, ArtefactError, read_manifest, verify, write_manifest
 from training.data import DataError, content_digest, read_snapshot
-from training.gates import Answers, GatePolicy, Metric, Truth, Verdict, answers, judge, metric_of, score
-from training.pipeline import Parameters, fit
+from training.export import export
+from training.gates import Answers, GatePolicy, Metric, Truth, answers, judge, metric_of, score
+from training.pipeline import Parameters, final_of, fit, predict
 from training.priority import end_with_parent, give_way
+from training.spec import RESULT, JobError, JobResult, JobSpec, write_result
+from training.split import (
+    TrainPolicy,
+    champions_holdout,
+    holdout_facts,
+    inner_split,
+    known_rows,
+    split,
+    usable,
+    windows_of,
+)
+from training.trust import load_pipeline, load_skops
 from training.tune import search
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-RESULT: Final = "result.json"
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-
-class JobError(EvergreenError, RuntimeError):
-    """Raised when a training or a judgement cannot be done; the message says what it lacked."""
-
-
-class TrainPolicy(BaseModel):
-    """Which rows a challenger learns from, and how long it may look for its parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    holdout_share: float = Field(
-        0.25,
-        gt=0,
-        lt=1,
-        description="share; of the rows newer than the champion, the newest that judge and never train",
-    )
-    max_holdout_rows: int = Field(
-        20_000, ge=20, description="rows; more settle nothing and would be missed in training"
-    )
-    max_rows: int = Field(100_000, ge=100, description="rows; the newest that a training reads, bounds time and memory")
-    min_rows: int = Field(100, ge=20, description="rows; a model is not fitted to fewer")
-    window_shares: tuple[float, ...] = Field(
-        (1.0, 0.5, 0.25), description="shares of the record; windows tried besides all rows, newest rows of each"
-    )
-    inner_share: float = Field(
-        0.2, gt=0, lt=0.9, description="share of the newest training rows on which windows and parameters are compared"
-    )
-    trials: int = Field(0, ge=0, le=1000, description="fits; hyper-parameter trials, 0 keeps the defaults")
-    tune_seconds: float = Field(300.0, gt=0, description="seconds; no trial begins later than this")
-    reference_rows: int = Field(5000, ge=100, description="rows; the newest known ones, with which drift compares")
-
-
-class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to do, complete: nothing is read from settings or the environment."""
-
-    kind: Literal["train", "judge"]
-    out: str  # folder for the artefact and result.json, made when absent
-    snapshot: str  # Parquet file of a snapshot frame (training.data)
-    schema: str | dict[str, Any]  # path of a schema.json, or its content
-    name: str = "model"
-    champion: str | None = None  # artefact folder
-    champion_until: float = 0.0  # `_at` of the last record row the champion was fitted to; 0: none of the record
-    pushed: str | None = None  # judge: path of the skops file
-    training: dict[str, Any] = {}  # TrainPolicy
-    gates: dict[str, Any] = {}  # GatePolicy
-    parameters: dict[str, Any] = {}  # pipeline.Parameters: where the search starts
-    trusted: tuple[str, ...] = ()  # types beyond export.DEFAULT_TRUSTED
-    seed: int = 0
-    threads: int = 1
-    memory_mb: int = 0  # of private memory; 0: unbounded
-    nice: int = 10
-    origin: str = "retrain"  # bootstrap | retrain | push
-    created_at: float = 0.0  # seconds since 1970 UTC
-    git: str | None = None  # revision of the program
-    version: str | None = None  # the pusher's own label
-    twin: bool = True  # False: judge the scikit-learn pipeline only
-
-
-class JobResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a job. `passed` only when `ok`; `error` only when not."""
-
-    ok: bool
-    passed: bool = False
-    verdict: Verdict | None = None
-    error: str | None = None
-    quality: dict[str, Any] = {}  # on the holdout: metric, challenger, champion (or None), error, rows, metrics
-    windows: tuple[dict[str, Any], ...] = ()  # {"name", "rows", "score", "chosen"}
-    seconds: float = 0.0
-    until: float = 0.0  # `_at` of the last record row the challenger was fitted to: the next champion_until
-    notes: tuple[str, ...] = ()
-
-
-class Rows(msgspec.Struct, frozen=True):
-    """Positions in the snapshot: the rows that may train (in time order), and the holdout."""
-
-    train: Any
-    holdout: Any
-    origin: str  # of the holdout: "record", "source" or both
-
-
-class Window(msgspec.Struct, frozen=True):
-    """The newest `rows` of the training rows."""
-
-    name: str
-    rows: int
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -177,17 +101,8 @@ def run(spec: JobSpec) -> JobResult:
         traceback.print_exc()
         result = JobResult(ok=False, error=f"{spec.kind} failed with {type(error).__name__}: {error}")
     result = msgspec.structs.replace(result, seconds=time.perf_counter() - begin)
-    content = json.dumps(plain(msgspec.to_builtins(result)), indent=2, allow_nan=False)
-    write_atomically(out / RESULT, content.encode())
+    write_result(out, result)
     return result
-
-
-def read_result(out: Path) -> JobResult | None:
-    """The result in an output folder; None when the job left none, that is when it was killed."""
-    try:
-        return msgspec.json.decode((out / RESULT).read_bytes(), type=JobResult)
-    except FileNotFoundError:
-        return None
 
 
 def refit(manifest: Mapping[str, Any], snapshot: Path, schema: FeatureSchema) -> Any:
@@ -216,23 +131,16 @@ def _train(spec: JobSpec, out: Path) -> JobResult:
     training = frame.iloc[rows.train[-policy.max_rows :]]
     metric = metric_of(schema.task, gates)
 
-    inner = _inner_split(training, policy)
+    inner = inner_split(training, policy)
     tried = _try_windows(training, inner, schema, spec, policy, metric)
     chosen = max(tried, key=lambda window: (_order(window["score"]), window["rows"]))
     for window in tried:
         window["chosen"] = window is chosen
-    parameters, trials = Parameters.model_validate(spec.parameters), []
+    parameters = Parameters.model_validate(spec.parameters)
+    trials: list[dict[str, Any]] = []
     if policy.trials and inner:
         past, future = training.iloc[:-inner].tail(chosen["rows"]), training.iloc[-inner:]
-        study = search(
-            lambda p: _order(_try(past, future, schema, p, spec.seed, metric)),
-            trials=policy.trials,
-            seconds=policy.tune_seconds,
-            seed=spec.seed,
-            start=parameters,
-        )
-        parameters = Parameters.model_validate(study.parameters)
-        trials = [{"parameters": p, "score": value} for p, value in study.trials]
+        parameters, trials = _tune(past, future, schema, parameters, spec.seed, policy, metric)
 
     window_frame = training.tail(chosen["rows"])
     pipeline = _fit(window_frame, schema, parameters, spec.seed)
@@ -246,7 +154,7 @@ def _train(spec: JobSpec, out: Path) -> JobResult:
         "window": {"name": chosen["name"], "rows": chosen["rows"], "start": start, "stop": stop},
         "windows": tried,
         "trials": trials,
-        "holdout": _holdout_facts(holdout, rows),
+        "holdout": holdout_facts(holdout, rows),
     }
     known = known_rows(frame.iloc[start : int(rows.holdout[-1]) + 1], len(holdout), policy)
     until = window_frame.loc[window_frame[ORIGIN] == "record", AT]
@@ -265,66 +173,32 @@ def _train(spec: JobSpec, out: Path) -> JobResult:
     )
 
 
-def split(
-    frame: pd.DataFrame,
+def _tune(
+    past: pd.DataFrame,
+    future: pd.DataFrame,
     schema: FeatureSchema,
+    start: Parameters,
+    seed: int,
     policy: TrainPolicy,
-    gates: GatePolicy,
-    *,
-    champion_until: float = 0.0,
-    first: bool = False,
-) -> Rows:
-    """Which rows of a snapshot frame train and which judge.
-
-    The holdout is the newest `holdout_share` of the record rows later than `champion_until` (at least
-    `gates.min_holdout_rows`), so that neither model was fitted to it; for a `first` version of all rows. Everything
-    before its first row may train. Raises `JobError` when there are too few rows.
-    """
-    record = (frame[ORIGIN] == "record").to_numpy()
-    at = frame[AT].to_numpy()
-    fresh = np.arange(len(frame)) if first else np.flatnonzero(record & (at > champion_until))
-    needed = gates.min_holdout_rows
-    if len(fresh) < needed:
-        what = "labelled rows" if first else "labelled record rows newer than the champion's training data"
-        raise JobError(f"there are {len(fresh)} {what}, the holdout alone needs {needed}: wait for more labels")
-    rows = min(max(math.ceil(policy.holdout_share * len(fresh)), needed), max(policy.max_holdout_rows, needed))
-    holdout = fresh[-rows:]
-    train = np.flatnonzero(_usable(frame, schema) & (np.arange(len(frame)) < holdout[0]))
-    if len(train) < policy.min_rows:
-        raise JobError(
-            f"{len(train)} rows are left to train on before the holdout of {rows}, {policy.min_rows} are needed: "
-            "wait for more labels, or give more source data"
-        )
-    origins = sorted(set(frame[ORIGIN].iloc[holdout]))
-    return Rows(train, holdout, " and ".join(origins))
-
-
-def _usable(frame: pd.DataFrame, schema: FeatureSchema) -> npt.NDArray[np.bool_]:
-    if schema.task == "regression":
-        return np.ones(len(frame), dtype=bool)
-    known: npt.NDArray[np.bool_] = frame[LABEL].isin(list(schema.classes)).to_numpy(dtype=bool)
-    return known
-
-
-def _inner_split(training: pd.DataFrame, policy: TrainPolicy) -> int:
-    """How many of the newest training rows compare windows and parameters; 0 when there are too few for that."""
-    recorded = int((training[ORIGIN] == "record").sum())
-    rows = int(policy.inner_share * (recorded if recorded >= 5 * policy.min_rows else len(training)))
-    rows = min(max(rows, 50), policy.max_holdout_rows)
-    return rows if len(training) - rows >= policy.min_rows else 0
+    metric: Metric,
+) -> tuple[Parameters, list[dict[str, Any]]]:
+    """The best parameters found, and every trial."""
+    study = search(
+        lambda p: _order(_try(past, future, schema, p, seed, metric)),
+        trials=policy.trials,
+        seconds=policy.tune_seconds,
+        seed=seed,
+        start=start,
+    )
+    trials = [{"parameters": parameters, "score": value} for parameters, value in study.trials]
+    return Parameters.model_validate(study.parameters), trials
 
 
 def _try_windows(
     training: pd.DataFrame, inner: int, schema: FeatureSchema, spec: JobSpec, policy: TrainPolicy, metric: Metric
 ) -> list[dict[str, Any]]:
     """Each window with its score on the newest training rows; only the whole when there is nothing to choose by."""
-    recorded = int((training[ORIGIN] == "record").sum())
-    sizes = {len(training): "all rows"}
-    for share in policy.window_shares:
-        rows = int(share * recorded)
-        if policy.min_rows <= rows < 0.9 * len(training) and all(abs(rows - s) > 0.05 * s for s in sizes):
-            sizes[rows] = "the record" if share == 1 else f"the newest {share:.0%} of the record"
-    windows = [Window(name, rows) for rows, name in sizes.items()]
+    windows = windows_of(training, policy)
     if len(windows) == 1 or not inner:
         return [{"name": windows[0].name, "rows": windows[0].rows, "score": None}]
     parameters = Parameters.model_validate(spec.parameters)
@@ -340,8 +214,6 @@ def _try_windows(
 def _try(
     past: pd.DataFrame, future: pd.DataFrame, schema: FeatureSchema, parameters: Parameters, seed: int, metric: Metric
 ) -> float:
-    from training.export import predict
-
     if not _has_all_classes(past, schema):
         return math.nan
     pipeline = _fit(past, schema, parameters, seed)
@@ -355,7 +227,7 @@ def _order(value: float | None) -> float:
 
 
 def _fit(window: pd.DataFrame, schema: FeatureSchema, parameters: Parameters, seed: int) -> Any:
-    window = window[_usable(window, schema)]
+    window = window[usable(window, schema)]
     if not _has_all_classes(window, schema):
         present = sorted(map(str, set(window[LABEL].tolist())))
         raise JobError(
@@ -392,18 +264,10 @@ def refreshed(schema: FeatureSchema, frame: pd.DataFrame) -> FeatureSchema:
     return msgspec.structs.replace(schema, features=tuple(features))
 
 
-def known_rows(known: pd.DataFrame, holdout_rows: int, policy: TrainPolicy) -> pd.DataFrame:
-    """The newest rows of training and holdout, at most `reference_rows`; the column `_holdout` marks which is which."""
-    marked = known.assign(_holdout=np.arange(len(known)) >= len(known) - holdout_rows)
-    return marked.tail(max(policy.reference_rows, 1))
-
-
 # -- judge ----------------------------------------------------------------------------------------------------------
 
 
 def _judge(spec: JobSpec, out: Path) -> JobResult:
-    from training.export import load_skops
-
     policy, gates = TrainPolicy.model_validate(spec.training), GatePolicy.model_validate(spec.gates)
     if spec.pushed is None:
         raise JobError("a judge job needs `pushed`, the path of a skops file")
@@ -415,12 +279,15 @@ def _judge(spec: JobSpec, out: Path) -> JobResult:
     try:
         rows = split(frame, schema, policy, gates, champion_until=spec.champion_until, first=spec.champion is None)
     except JobError as reason:
-        rows, note = _champions_holdout(frame, spec, gates, str(reason))
+        if spec.champion is None:
+            raise
+        facts = (read_manifest(Path(spec.champion)).get("data") or {}).get("holdout") or {}
+        rows, note = champions_holdout(frame, facts, gates, str(reason))
         notes = (note,)
     holdout = frame.iloc[rows.holdout]
     notes += ("whether the pushed model was fitted to rows of the holdout is not known",)
     known = known_rows(frame.iloc[: int(rows.holdout[-1]) + 1], len(holdout), policy)
-    data = {"snapshot": content_digest(frame), "rows": None, "holdout": _holdout_facts(holdout, rows)}
+    data = {"snapshot": content_digest(frame), "rows": None, "holdout": holdout_facts(holdout, rows)}
     recorded = frame.loc[frame[ORIGIN] == "record", AT]
     return _finish(
         spec,
@@ -435,22 +302,6 @@ def _judge(spec: JobSpec, out: Path) -> JobResult:
         until=float(recorded.iloc[-1]) if len(recorded) else 0.0,  # as if fitted to everything known when it came
         notes=notes,
     )
-
-
-def _champions_holdout(frame: pd.DataFrame, spec: JobSpec, gates: GatePolicy, reason: str) -> tuple[Rows, str]:
-    """The rows the champion was judged on, for when the record has too few newer ones: it was not fitted to them."""
-    if spec.champion is None:
-        raise JobError(reason)
-    facts = (read_manifest(Path(spec.champion)).get("data") or {}).get("holdout") or {}
-    if "source" not in str(facts.get("origin", "")):
-        raise JobError(f"{reason}; and the champion's own holdout was not of the source data")
-    at = frame[AT].to_numpy()
-    inside = (at >= facts["from"]) & (at <= facts["until"]) & (frame[ORIGIN] == "source").to_numpy()
-    holdout = np.flatnonzero(inside)
-    if len(holdout) < gates.min_holdout_rows:
-        raise JobError(f"{reason}; and {len(holdout)} rows of the champion's own holdout are in the snapshot")
-    train = np.flatnonzero(np.arange(len(frame)) < holdout[0])
-    return Rows(train, holdout, "source"), f"{reason}; judged on the {len(holdout)} rows of the champion's own holdout"
 
 
 def _check_interface(pipeline: Any, schema: FeatureSchema) -> None:
@@ -484,7 +335,7 @@ def _check_interface(pipeline: Any, schema: FeatureSchema) -> None:
 
 
 def _simple_parameters(pipeline: Any) -> dict[str, Any]:
-    final = pipeline.steps[-1][1] if hasattr(pipeline, "steps") else pipeline
+    final = final_of(pipeline)
     given = final.get_params(deep=False) if hasattr(final, "get_params") else {}
     return {name: value for name, value in given.items() if isinstance(value, (bool, int, float, str, type(None)))}
 
@@ -507,21 +358,8 @@ def _finish(
     notes: tuple[str, ...],
 ) -> JobResult:
     """Export, compare with the champion on the holdout, and write the verdict into the artefact."""
-    from training.artefact import write_manifest
-    from training.export import export, load_pipeline, predict
-
     features, labels = holdout[list(schema.names)], _labels(holdout, schema)
-    truth, metric = Truth.of(labels, schema), metric_of(schema.task, gates)
-    try:
-        said = predict(pipeline, features, schema)
-        if not np.isfinite(said).all():
-            raise JobError(
-                f"the model answers NaN or infinity for {int((~np.isfinite(said)).sum())} of the holdout's rows"
-            )
-        reference = _with_answers(known, predict(pipeline, known[list(schema.names)], schema), schema)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # a pushed model of any make
-        raise JobError(f"the model cannot answer the holdout's rows: {' '.join(str(error).split())[:300]}") from error
-
+    said, reference = _asked(pipeline, features, known, schema)
     complete = export(
         pipeline,
         schema,
@@ -542,18 +380,51 @@ def _finish(
         twin=spec.twin,
     )
     challenger = _answers_in_service(out, complete, pipeline, said, features, schema)
-    champion = None
-    if spec.champion is not None:
-        folder = Path(spec.champion)
-        champions_manifest = verify(folder)
-        its_schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
-        if its_schema.digest != schema.digest:
-            raise JobError("the champion takes other columns, kinds or classes than this schema: it cannot be compared")
-        champions = load_pipeline(folder, spec.trusted)
-        champion = _answers_in_service(
-            folder, champions_manifest, champions, predict(champions, features, schema), features, schema
-        )
+    champion = None if spec.champion is None else _champions_answers(spec, Path(spec.champion), features, schema)
     verdict = judge(challenger, champion, features, labels, schema, gates, spec.seed)
+    quality = _quality(challenger, champion, labels, schema, metric_of(schema.task, gates), spec.seed)
+    complete |= {"quality": quality, "verdict": msgspec.to_builtins(verdict)}
+    write_manifest(out, complete)
+    return JobResult(
+        ok=True, passed=verdict.passed, verdict=verdict, quality=quality, windows=windows, until=until, notes=notes
+    )
+
+
+def _asked(
+    pipeline: Any, features: pd.DataFrame, known: pd.DataFrame, schema: FeatureSchema
+) -> tuple[npt.NDArray[Any], pd.DataFrame]:
+    """What the model says of the holdout's features, and the reference: the known rows with its answers."""
+    try:
+        said = predict(pipeline, features, schema)
+        if not np.isfinite(said).all():
+            raise JobError(
+                f"the model answers NaN or infinity for {int((~np.isfinite(said)).sum())} of the holdout's rows"
+            )
+        return said, _with_answers(known, predict(pipeline, known[list(schema.names)], schema), schema)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # a pushed model of any make
+        raise JobError(f"the model cannot answer the holdout's rows: {' '.join(str(error).split())[:300]}") from error
+
+
+def _champions_answers(spec: JobSpec, folder: Path, features: pd.DataFrame, schema: FeatureSchema) -> Answers:
+    """What the champion in `folder` says of the holdout. Raises `JobError` when it reads other columns."""
+    manifest = verify(folder)
+    its_schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
+    if its_schema.digest != schema.digest:
+        raise JobError("the champion takes other columns, kinds or classes than this schema: it cannot be compared")
+    pipeline = load_pipeline(folder, spec.trusted)
+    return _answers_in_service(folder, manifest, pipeline, predict(pipeline, features, schema), features, schema)
+
+
+def _quality(
+    challenger: Answers,
+    champion: Answers | None,
+    labels: npt.NDArray[Any],
+    schema: FeatureSchema,
+    metric: Metric,
+    seed: int,
+) -> dict[str, Any]:
+    """What the manifest and the run say of the quality on the holdout."""
+    truth, said = Truth.of(labels, schema), challenger.values
     measured = measure(
         labels,
         _predictions(said, schema),
@@ -561,21 +432,16 @@ def _finish(
         schema.task,
         schema.classes,
         QualityPolicy(metric=metric),
-        seed=spec.seed,
+        seed=seed,
     )
-    quality = {
+    return {
         "metric": metric,
-        "challenger": score(challenger.values, truth, metric),
+        "challenger": score(said, truth, metric),
         "champion": None if champion is None else score(champion.values, truth, metric),
-        "rows": len(holdout),
+        "rows": len(labels),
         "error": measured.error,
         "metrics": measured.metrics,
     }
-    complete |= {"quality": quality, "verdict": msgspec.to_builtins(verdict)}
-    write_manifest(out, complete)
-    return JobResult(
-        ok=True, passed=verdict.passed, verdict=verdict, quality=quality, windows=windows, until=until, notes=notes
-    )
 
 
 def _answers_in_service(
@@ -589,7 +455,6 @@ def _answers_in_service(
     """The pipeline's answers, timed on the road that would serve them: the twin when there is one."""
     import pandas as pd
 
-    from training.export import predict
     from training.twin import Rows as Encoded
     from training.twin import Twin
 
@@ -620,17 +485,6 @@ def _predictions(values: npt.NDArray[Any], schema: FeatureSchema) -> npt.NDArray
     classes = np.array(schema.classes, dtype=object if isinstance(schema.classes[0], str) else None)
     said: npt.NDArray[Any] = classes[values.argmax(axis=1)]
     return said
-
-
-def _holdout_facts(holdout: pd.DataFrame, rows: Rows) -> dict[str, Any]:
-    return {
-        "rows": len(holdout),
-        "from": float(holdout[AT].iloc[0]),
-        "until": float(holdout[AT].iloc[-1]),
-        "origin": rows.origin,
-        "start": int(rows.holdout[0]),
-        "stop": int(rows.holdout[-1]) + 1,
-    }
 
 
 def _schema(spec: JobSpec) -> FeatureSchema:

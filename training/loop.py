@@ -11,11 +11,12 @@ from monitoring.drift import DriftPolicy
 from monitoring.quality import QualityPolicy
 from training.data import Prepared
 from training.gates import GatePolicy
-from training.job import JobResult, JobSpec, TrainPolicy
 from training.policy import RetrainPolicy
 from training.registry import Registry
 from training.rollout import WorkerState
 from training.runs import Runs
+from training.spec import JobResult, JobSpec
+from training.split import TrainPolicy
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -1,8 +1,8 @@
-"""Task + parameters -> a scikit-learn pipeline, and the space its parameters are searched in."""
+"""Building a scikit-learn pipeline, fitting and asking it; the space its parameters are searched in."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,3 +88,53 @@ def build(
     boosting = HistGradientBoostingRegressor if schema.task == "regression" else HistGradientBoostingClassifier
     model = boosting(**settings.model_dump(), early_stopping=False, random_state=seed)
     return Pipeline([("columns", ColumnTransformer(columns)), ("model", model)])
+
+
+def predict(pipeline: Any, frame: pd.DataFrame, schema: FeatureSchema) -> npt.NDArray[Any]:
+    """What the pipeline says of a canonical frame: probabilities, rows by classes; for regression float64 values.
+
+    A pushed model may have been fitted to the columns in another order: it gets them in its own.
+    """
+    import numpy as np
+
+    frame = frame[names_of(pipeline, schema)]
+    if schema.task == "regression":
+        return np.asarray(pipeline.predict(frame), dtype=np.float64).reshape(-1)
+    answer: npt.NDArray[Any] = np.asarray(pipeline.predict_proba(frame))
+    return answer
+
+
+def final_of(pipeline: Any) -> Any:
+    return pipeline.steps[-1][1] if hasattr(pipeline, "steps") else pipeline
+
+
+def names_of(pipeline: Any, schema: FeatureSchema) -> list[str]:
+    names = getattr(pipeline, "feature_names_in_", None)
+    return list(schema.names) if names is None else [str(name) for name in names]
+
+
+def parts_of(model: Any, wanted: tuple[type, ...]) -> Iterator[tuple[Any, Any]]:
+    """(owner, object) for each object of the wanted types within `model`; the owner is the estimator around it."""
+    import numpy as np
+    from sklearn.base import BaseEstimator
+
+    seen: set[int] = set()
+    stack: list[tuple[Any, Any]] = [(None, model)]
+    while stack:
+        owner, value = stack.pop()
+        if id(value) in seen or isinstance(value, (str, bytes, int, float, bool, type(None))):
+            continue
+        seen.add(id(value))
+        if isinstance(value, wanted):
+            yield owner, value
+            continue
+        if isinstance(value, BaseEstimator):
+            owner = value
+        if isinstance(value, Mapping):
+            stack += [(owner, item) for item in value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)) or (
+            isinstance(value, np.ndarray) and value.dtype == object
+        ):
+            stack += [(owner, item) for item in (value.ravel() if isinstance(value, np.ndarray) else value)]
+        elif hasattr(value, "__dict__"):
+            stack += [(owner, item) for item in vars(value).values()]

@@ -28,8 +28,9 @@ import msgspec
 import sqlalchemy as sa
 
 from monitoring.errors import CannotGoOn, EvergreenError
+from monitoring.files import write_atomically
 from monitoring.store import aliases, db_now, versions
-from training.artefact import MANIFEST, REFERENCE, ArtefactError, file_digest, read_manifest, verify, write_atomically
+from training.artefact import MANIFEST, REFERENCE, ArtefactError, file_digest, read_manifest, verify
 from training.lease import CONTROLLER, LeaseLost, fence, upsert, write_fenced
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from monitoring.errors import EvergreenError
-from training.job import JobResult, JobSpec, read_result
+from training.spec import JobResult, JobSpec, read_result
 
 TAIL_CHARACTERS: Final = 4000
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from monitoring.errors import EvergreenError
+from monitoring.files import write_atomically
 from monitoring.nearest import did_you_mean
 from service.settings import FILE_NAME, SECTIONS
 from service.settings_table import table
@@ -294,11 +294,6 @@ def _found(schema: FeatureSchema, rows: int, warnings: Sequence[str]) -> list[st
 def _write(path: Path, text: str) -> None:
     """Write the file whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        write_atomically(path, text.encode(), durable=False, mode=0o644)
     except OSError as error:
         raise InitError(f"cannot write {path}: {error.strerror}") from None

@@ -146,7 +146,8 @@ def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...])
     """Prediction by scikit-learn, which is slower, for estimators whose ONNX twin was not proven equal."""
     from threadpoolctl import threadpool_limits
 
-    from training.export import load_pipeline, predict
+    from training.pipeline import predict
+    from training.trust import load_pipeline
 
     pipeline = load_pipeline(folder, trusted)
     threadpool_limits(1)  # OpenMP threads of a 5 ms predict fight with the other workers for the same cores

@@ -63,7 +63,7 @@ def error_of(response: httpx.Response) -> str:
 
 
 def test_a_prediction_is_what_scikit_learn_predicts(app: Front, artefact: Path) -> None:
-    from training.export import load_pipeline
+    from training.trust import load_pipeline
 
     schema, features, _ = sample_schema()
     records = [

@@ -25,7 +25,7 @@ from tests.bodies import Place, drain, fill, source, through
 from training import cycle, job
 from training.artefact import SCHEMA
 from training.data import snapshot
-from training.job import JobSpec
+from training.spec import JobSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns
 

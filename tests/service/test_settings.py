@@ -16,7 +16,7 @@ from service.configuration import load
 from service.keys import ManagementToken, known_token, management_token
 from service.settings import SECTIONS, Settings, SettingsError, row_at
 from service.settings_table import table
-from training.job import TrainPolicy
+from training.split import TrainPolicy
 
 
 def written(folder: Path, text: str) -> Path:

@@ -20,11 +20,11 @@ from training import cycle, job
 from training.artefact import SCHEMA
 from training.cycle import bootstrap, run_cycle, take_over, work_off
 from training.gates import GatePolicy
-from training.job import JobResult, JobSpec
 from training.lease import CONTROLLER, Lease, LeaseLost
 from training.pipeline import build
 from training.rollout import WorkerState
 from training.runs import NO_ACTION, Run
+from training.spec import JobResult, JobSpec
 from training.subprocess_job import subprocess_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns

@@ -19,8 +19,11 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from monitoring.feature import Task
 from tests.world import known
 from training.artefact import ArtefactError, read_manifest, verify, write_manifest
-from training.export import UntrustedModel, check_rows, convert, export, load_pipeline, load_skops, predict
-from training.pipeline import build
+from training.convert import convert
+from training.export import export
+from training.parity import check_rows
+from training.pipeline import build, predict
+from training.trust import UntrustedModel, load_pipeline, load_skops
 from training.twin import Twin
 
 NUMBERS, CATEGORIES = ["a", "b", "member", "joined"], ["city"]

@@ -23,9 +23,12 @@ from monitoring.schema import FeatureSchema
 from tests.world import history
 from training.artefact import verify
 from training.data import Snapshot, snapshot
-from training.export import load_pipeline, predict
 from training.gates import GatePolicy
-from training.job import THREAD_VARIABLES, JobResult, JobSpec, TrainPolicy, main, read_result, refit, run, split
+from training.job import THREAD_VARIABLES, main, refit, run
+from training.pipeline import predict
+from training.spec import JobResult, JobSpec, read_result
+from training.split import TrainPolicy, split
+from training.trust import load_pipeline
 
 QUICK = {"max_iter": 15}
 SMALL = {"min_holdout_rows": 100}

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from monitoring.feature import Task
 from monitoring.schema import FeatureSchema
 from tests.world import known
-from training.export import convert
+from training.convert import convert
 from training.pipeline import SPACE, Parameters, build, fit
 from training.tune import search
 

@@ -15,8 +15,8 @@ from monitoring.feature import Task
 from monitoring.schema import FeatureSchema
 from tests.world import known, raw
 from training.artefact import ArtefactError
-from training.export import export, predict
-from training.pipeline import build
+from training.export import export
+from training.pipeline import build, predict
 from training.twin import Twin
 
 TASKS: list[Task] = ["binary", "multiclass", "regression"]

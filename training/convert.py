@@ -1,0 +1,354 @@
+"""A fitted scikit-learn pipeline -> its ONNX twin, when one can be made that answers the same.
+
+What skl2onnx loses is avoided here: categories become tables of codes, thresholds and baselines are prepared first.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from monitoring.errors import in_short
+from training.parity import CHECK_ROWS, UNSEEN, Parity, answers_of, check_rows, compare
+from training.pipeline import final_of, names_of, parts_of
+from training.twin import Twin
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monitoring.schema import FeatureSchema
+
+MAX_TREE_NODES: Final = 200_000
+"""Larger forests get no twin: skl2onnx handles some 10,000 nodes a second, in Python."""
+
+_ROW_BY_ROW: Final = frozenset(
+    {"Add", "ArrayFeatureExtractor", "Cast", "Concat", "Identity", "LabelEncoder", "OneHotEncoder", "Reshape", "ZipMap"}
+    | {"TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+)
+"""ONNX operators that look at each row by itself, in one order."""
+
+
+def convert(
+    pipeline: Any, schema: FeatureSchema, check_frame: pd.DataFrame
+) -> tuple[bytes | None, dict[str, Any] | None, Parity]:
+    """The ONNX model, the manifest's `twin` entry and the parity; both None when no conversion agrees.
+
+    Tried in this order: one float32 matrix (the fastest), one float64 matrix (linear models on large numbers), one
+    input a column.
+    """
+    rows = check_rows(check_frame, schema)
+    reasons: list[str] = []
+    last = Parity(len(rows), None, False, "")
+    try:
+        expected = answers_of(pipeline, rows, schema)
+    except Exception as error:  # any pipeline of a user's own making
+        return (
+            None,
+            None,
+            Parity(
+                len(rows),
+                None,
+                False,
+                "the pipeline itself refuses rows with missing values, unseen categories or extreme numbers, which "
+                f"its twin would answer: {in_short(error)}; add an imputer, or handle_unknown to the encoder",
+            ),
+        )
+    for layout in (_float32_matrix, _float64_matrix, _columns):
+        try:
+            with _quiet():
+                model, plan = layout(pipeline, schema)
+            twin = Twin.of(model, plan, schema)
+            parity = compare(expected, twin.predict_frame(rows), schema, min(len(check_frame), CHECK_ROWS))
+        except _NoConversion as error:
+            reasons.append(f"{layout.__name__[1:]}: {error}")
+            continue
+        except Exception as error:  # skl2onnx and onnxruntime raise anything
+            reasons.append(f"{layout.__name__[1:]}: {in_short(error)}")
+            continue
+        if parity.agrees:
+            return model, plan, parity
+        last = parity
+        reasons.append(f"{layout.__name__[1:]}: {parity.reason}")
+    return None, None, msgspec.structs.replace(last, reason="; ".join(reasons))
+
+
+class _NoConversion(Exception):
+    """Raised when a pipeline does not have the shape a layout needs."""
+
+
+def _float32_matrix(pipeline: Any, schema: FeatureSchema) -> tuple[bytes, dict[str, Any]]:
+    return _as_matrix(pipeline, schema, double=False)
+
+
+def _float64_matrix(pipeline: Any, schema: FeatureSchema) -> tuple[bytes, dict[str, Any]]:
+    return _as_matrix(pipeline, schema, double=True)
+
+
+def _as_matrix(pipeline: Any, schema: FeatureSchema, *, double: bool) -> tuple[bytes, dict[str, Any]]:
+    """Everything before the matrix is a table of codes for each categorical column; the rest is ONNX."""
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    numeric_pipeline, columns = _split(pipeline, schema)
+    if double and _splits_on_missing(numeric_pipeline):
+        raise _NoConversion("a tree splits on missing values, on which skl2onnx 1.20 never returns")
+    kind = DoubleTensorType if double else FloatTensorType
+    model = _to_onnx(numeric_pipeline, [("X", kind([None, len(columns)]))])
+    plan: dict[str, Any] = {"layout": "matrix", "columns": columns, "input": "X", "output": _output(model, schema)}
+    plan["row_by_row"] = _is_row_by_row(model)
+    if double:
+        plan["dtype"] = "float64"
+    return model.SerializeToString(), plan
+
+
+def _columns(pipeline: Any, schema: FeatureSchema) -> tuple[bytes, dict[str, Any]]:
+    from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+
+    inputs = [(n, FloatTensorType([None, 1]) if n in schema.numeric_names else StringTensorType([None, 1]))
+              for n in names_of(pipeline, schema)]  # fmt: skip
+    model = _to_onnx(_prepared(pipeline), inputs)
+    present = {i.name for i in model.graph.input}
+    return model.SerializeToString(), {
+        "layout": "columns",
+        "inputs": [
+            {"feature": n, "input": n, "type": "float" if n in schema.numeric_names else "string"}
+            for n, _ in inputs
+            if n in present
+        ],
+        "missing_category": "",
+        "output": _output(model, schema),
+        "row_by_row": _is_row_by_row(model),
+    }
+
+
+def _is_row_by_row(model: Any) -> bool:
+    """Whether each row's answer is the same to the last bit whatever other rows are predicted with it.
+
+    Trees compare and add up row by row; a product of matrices may add in another order when it has more rows.
+    """
+    return {node.op_type for node in model.graph.node} <= _ROW_BY_ROW
+
+
+def _to_onnx(model: Any, inputs: list[tuple[str, Any]]) -> Any:
+    from skl2onnx import convert_sklearn
+
+    nodes = _tree_nodes(model)
+    if nodes > MAX_TREE_NODES:
+        raise _NoConversion(f"its trees have {nodes} nodes, more than {MAX_TREE_NODES} are not converted")
+    final = final_of(model)
+    options = {id(final): {"zipmap": False}} if hasattr(final, "predict_proba") else None
+    converted = convert_sklearn(model, initial_types=inputs, options=options)
+    offset = getattr(final, "evergreen_offset", None)
+    return converted if offset is None else _add_offset(converted, offset)
+
+
+def _tree_nodes(model: Any) -> int:
+    from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
+    from sklearn.tree._tree import Tree
+
+    trees = parts_of(model, (TreePredictor, Tree))
+    return sum(len(tree.nodes) if isinstance(tree, TreePredictor) else int(tree.node_count) for _, tree in trees)
+
+
+def _splits_on_missing(model: Any) -> bool:
+    """A split of "missing" against "present" has an infinite threshold: `find_switch_point` loops on it for ever."""
+    import numpy as np
+    from sklearn.tree._tree import Tree
+
+    return any(not np.isfinite(tree.threshold).all() for _, tree in parts_of(model, (Tree,)))
+
+
+def _output(model: Any, schema: FeatureSchema) -> str:
+    names = [output.name for output in model.graph.output]
+    if schema.task == "regression":
+        return str(names[0])
+    found = [name for name in names if "probab" in name]
+    if not found:
+        raise _NoConversion(f"the converted model answers {names}, no probabilities")
+    return str(found[0])
+
+
+def _split(pipeline: Any, schema: FeatureSchema) -> tuple[Any, list[dict[str, Any]]]:
+    """A pipeline that reads one matrix of numbers, and what stands in each column of that matrix."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import Pipeline
+
+    names = names_of(pipeline, schema)
+    steps = list(pipeline.steps) if hasattr(pipeline, "steps") else []
+    first = steps[0][1] if len(steps) > 1 else None
+    if not isinstance(first, ColumnTransformer):
+        if schema.categorical_names:
+            raise _NoConversion("categorical features without a ColumnTransformer as the first step")
+        return _prepared(pipeline), [{"feature": name} for name in names]
+
+    columns: list[dict[str, Any]] = []
+    surrogates: list[tuple[str, Any, list[int]]] = []
+    for step, transformer, selected in first.transformers_:
+        if isinstance(transformer, str) and transformer == "drop":
+            continue
+        chosen = _selected(selected, names)
+        if not chosen:
+            continue
+        tables, surrogate = _tables(transformer, chosen, schema)
+        surrogates.append((step, surrogate, list(range(len(columns), len(columns) + len(chosen)))))
+        columns += [
+            {"feature": name} if table is None else {"feature": name, **table}
+            for name, table in zip(chosen, tables, strict=True)
+        ]
+    rest = _prepared(Pipeline(steps[1:]) if len(steps) > 2 else steps[-1][1])
+    if all(surrogate == "passthrough" for _, surrogate, _ in surrogates):
+        return rest, columns  # nothing is left of the ColumnTransformer: its output is the matrix itself
+
+    import numpy as np
+
+    reads_matrix = ColumnTransformer([(n, "passthrough", c) for n, _, c in surrogates], sparse_threshold=0.0)
+    reads_matrix.fit(np.zeros((2, len(columns)), dtype=np.float32))
+    reads_matrix.transformers_ = surrogates
+    inner = rest.steps if hasattr(rest, "steps") else [("model", rest)]
+    return Pipeline([("columns", reads_matrix), *inner]), columns
+
+
+def _selected(selected: Any, names: list[str]) -> list[str]:
+    import numpy as np
+
+    if isinstance(selected, str):
+        return [selected]
+    if isinstance(selected, slice):
+        raise _NoConversion("a ColumnTransformer that selects by slice")
+    values = np.asarray(selected)
+    if values.dtype == bool:
+        return [name for name, wanted in zip(names, values.tolist(), strict=True) if wanted]
+    return [names[value] if isinstance(value, int) else str(value) for value in values.tolist()]
+
+
+def _tables(transformer: Any, chosen: list[str], schema: FeatureSchema) -> tuple[list[dict[str, Any] | None], Any]:
+    """The code table of each chosen column (None: a number as it is), and the transformer of those codes."""
+    import numpy as np
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
+
+    categorical = [name in schema.categorical_names for name in chosen]
+    if not any(categorical):
+        return [None] * len(chosen), transformer if isinstance(transformer, str) else _nameless(transformer)
+    if isinstance(transformer, str) or not all(categorical):
+        raise _NoConversion(f"one transformer for numbers and categories together ({', '.join(chosen[:3])}…)")
+    if isinstance(transformer, OrdinalEncoder):
+        return [_ordinal(transformer, chosen, at) for at in range(len(chosen))], "passthrough"
+    if isinstance(transformer, OneHotEncoder):
+        if transformer.drop is not None or transformer.handle_unknown != "ignore" or transformer._infrequent_enabled:
+            raise _NoConversion("a OneHotEncoder with drop, infrequent categories or handle_unknown other than ignore")
+        tables: list[dict[str, Any] | None] = []
+        for categories in transformer.categories_:
+            known = {value: float(at) for at, value in enumerate(categories) if isinstance(value, str)}
+            gaps = [float(at) for at, value in enumerate(categories) if not isinstance(value, str)]
+            tables.append({"codes": known, "unknown": -1.0, "missing": gaps[0] if gaps else -1.0})
+        codes = OneHotEncoder(
+            categories=[np.arange(len(c), dtype=np.float32) for c in transformer.categories_],
+            handle_unknown="ignore",
+            sparse_output=False,
+        )
+        return tables, codes.fit(np.zeros((1, len(chosen)), dtype=np.float32))
+    raise _NoConversion(f"{type(transformer).__name__} on categorical features")
+
+
+def _ordinal(encoder: Any, chosen: list[str], at: int) -> dict[str, Any]:
+    """The codes as the encoder itself gives them: asked, not deduced from its options."""
+    import numpy as np
+    import pandas as pd
+
+    known = [value for value in encoder.categories_[at] if isinstance(value, str)]
+    asked: list[Any] = [*known, np.nan, UNSEEN]
+    filler = [next((v for v in c if isinstance(v, str)), np.nan) for c in encoder.categories_]
+    frame = pd.DataFrame(
+        {
+            name: pd.Series(asked if other == at else [filler[other]] * len(asked), dtype=object)
+            for other, name in enumerate(chosen)
+        }
+    )
+    try:
+        codes = np.asarray(encoder.transform(frame), dtype=np.float64)[:, at].tolist()
+    except ValueError as error:
+        raise _NoConversion(
+            f"the encoder of {chosen[at]} refuses missing or unseen values: {in_short(error)}"
+        ) from None
+    return {"codes": dict(zip(known, codes[:-2], strict=True)), "missing": codes[-2], "unknown": codes[-1]}
+
+
+def _nameless(transformer: Any) -> Any:
+    """A copy that has forgotten its column names, so that skl2onnx counts columns instead."""
+    transformer = copy.deepcopy(transformer)
+    for step in [transformer, *(step for _, step in getattr(transformer, "steps", []))]:
+        if hasattr(step, "__dict__"):
+            step.__dict__.pop("feature_names_in_", None)
+    return transformer
+
+
+def _prepared(model: Any) -> Any:
+    """A copy of the model that converts to ONNX without loss.
+
+    - The thresholds of histogram gradient boosting are float64 midpoints; skl2onnx rounds them to the nearest float32,
+      which lies on the wrong side of a float32 value now and then. Rounded down, every float32 comparison is the same.
+    - A regression's baseline is taken out and added again in float64: a sum of float32 loses the digits of a small
+      variation on a large mean.
+    """
+    import numpy as np
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    model = _nameless(model)
+    final = final_of(model)
+    if isinstance(final, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
+        if final.is_categorical_ is not None:
+            raise _NoConversion("skl2onnx does not convert HistGradientBoosting with categorical_features")
+        for stage in final._predictors:
+            for tree in stage:
+                nodes = tree.nodes.copy()
+                with np.errstate(over="ignore"):
+                    rounded = nodes["num_threshold"].astype(np.float32)
+                above = rounded.astype(np.float64) > nodes["num_threshold"]
+                rounded[above] = np.nextafter(rounded[above], np.float32(-np.inf))
+                nodes["num_threshold"] = rounded
+                tree.nodes = nodes
+    if isinstance(final, HistGradientBoostingRegressor) and final.loss in (
+        "squared_error",
+        "absolute_error",
+        "quantile",
+    ):
+        final.evergreen_offset = float(np.asarray(final._baseline_prediction).reshape(-1)[0])
+        final._baseline_prediction = np.zeros_like(final._baseline_prediction)
+    if getattr(final, "classes_", None) is not None and np.asarray(final.classes_).dtype == bool:
+        final.classes_ = final.classes_.astype(np.int64)  # only the probabilities are read
+    return model
+
+
+def _add_offset(model: Any, offset: float) -> Any:
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    output = graph.output[0]
+    graph.initializer.append(numpy_helper.from_array(np.array([offset], dtype=np.float64), "evergreen_offset"))
+    graph.node.append(helper.make_node("Cast", [output.name], ["evergreen_wide"], to=TensorProto.DOUBLE))
+    graph.node.append(helper.make_node("Add", ["evergreen_wide", "evergreen_offset"], ["evergreen_value"]))
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("evergreen_value", TensorProto.DOUBLE, [None, 1]))
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings and log lines skl2onnx emits for every conversion; its errors still come through."""
+    logger = logging.getLogger("skl2onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,74 @@
+"""What a job is given and what it gives back: values that cross between two processes as JSON files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from monitoring.errors import EvergreenError
+from monitoring.files import write_atomically
+from training.artefact import plain
+from training.gates import Verdict
+
+RESULT: Final = "result.json"
+
+
+class JobError(EvergreenError, RuntimeError):
+    """Raised when a training or a judgement cannot be done; the message says what it lacked."""
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to do, complete: nothing is read from settings or the environment."""
+
+    kind: Literal["train", "judge"]
+    out: str  # folder for the artefact and result.json, made when absent
+    snapshot: str  # Parquet file of a snapshot frame (training.data)
+    schema: str | dict[str, Any]  # path of a schema.json, or its content
+    name: str = "model"
+    champion: str | None = None  # artefact folder
+    champion_until: float = 0.0  # `_at` of the last record row the champion was fitted to; 0: none of the record
+    pushed: str | None = None  # judge: path of the skops file
+    training: dict[str, Any] = {}  # TrainPolicy
+    gates: dict[str, Any] = {}  # GatePolicy
+    parameters: dict[str, Any] = {}  # pipeline.Parameters: where the search starts
+    trusted: tuple[str, ...] = ()  # types beyond export.DEFAULT_TRUSTED
+    seed: int = 0
+    threads: int = 1
+    memory_mb: int = 0  # of private memory; 0: unbounded
+    nice: int = 10
+    origin: str = "retrain"  # bootstrap | retrain | push
+    created_at: float = 0.0  # seconds since 1970 UTC
+    git: str | None = None  # revision of the program
+    version: str | None = None  # the pusher's own label
+    twin: bool = True  # False: judge the scikit-learn pipeline only
+
+
+class JobResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a job. `passed` only when `ok`; `error` only when not."""
+
+    ok: bool
+    passed: bool = False
+    verdict: Verdict | None = None
+    error: str | None = None
+    quality: dict[str, Any] = {}  # on the holdout: metric, challenger, champion (or None), error, rows, metrics
+    windows: tuple[dict[str, Any], ...] = ()  # {"name", "rows", "score", "chosen"}
+    seconds: float = 0.0
+    until: float = 0.0  # `_at` of the last record row the challenger was fitted to: the next champion_until
+    notes: tuple[str, ...] = ()
+
+
+def write_result(out: Path, result: JobResult) -> None:
+    """Leave the result in the output folder, whole or not at all."""
+    content = json.dumps(plain(msgspec.to_builtins(result)), indent=2, allow_nan=False)
+    write_atomically(out / RESULT, content.encode())
+
+
+def read_result(out: Path) -> JobResult | None:
+    """The result in an output folder; None when the job left none, that is when it was killed."""
+    try:
+        return msgspec.json.decode((out / RESULT).read_bytes(), type=JobResult)
+    except FileNotFoundError:
+        return None
