@@ -65,9 +65,10 @@ def quality_text(found: Any) -> str:
     """`auc 0.8312 (1,000 rows)` of a measured quality, whatever else stands beside it."""
     if not isinstance(found, dict):
         return ""
-    if "metric" in found and "value" in found:
+    value = found.get("value", found.get("challenger"))  # of a check, or of a version's own holdout
+    if "metric" in found and value is not None:
         rows = f" ({found['rows']:,} rows)" if isinstance(found.get("rows"), int) else ""
-        return f"{found['metric']} {_number(found['value'])}{rows}"
+        return f"{found['metric']} {_number(value)}{rows}"
     return ", ".join(f"{name} {_number(value)}" for name, value in found.items() if isinstance(value, (int, float)))
 
 

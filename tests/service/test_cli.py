@@ -151,7 +151,7 @@ def test_every_reading_command_has_a_table(service: StandIn) -> None:
     service.queue("retrain", "because [of this]", None)
 
     assert "because [of this]" in ask(service, "runs").stdout
-    assert "champion" in ask(service, "models").stdout and "challenger 0.83" in ask(service, "models").stdout
+    assert "champion" in ask(service, "models").stdout and "auc 0.83" in ask(service, "models").stdout
     assert "wasserstein" in ask(service, "drift").stdout
     one = ask(service, "runs", "1").stdout
     assert "run 1: retrain, done, promoted, version 2" in one
