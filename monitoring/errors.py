@@ -12,6 +12,7 @@ EvergreenError
         DataError             training/data.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py
+        UnknownAdaptation     training/adaptations.py
         UnknownVersion        training/registry.py
     InvalidRequest            monitoring/decode.py
     SpoolBusy                 monitoring/drain.py

@@ -15,7 +15,7 @@ from monitoring.errors import EvergreenError
 from monitoring.store import db_now, leases
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
     from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
@@ -169,6 +169,16 @@ def write_fenced(engine: sa.Engine, statement: UpdateBase, token: int, name: str
             if found is None or found[1] != token or found[2] <= 0:
                 raise LeaseLost(name, token, found)
     return rows
+
+
+def insert_fenced(
+    engine: sa.Engine, table: sa.Table, values: Mapping[str, Any], token: int, name: str = CONTROLLER
+) -> sa.Row[Any]:
+    """The new row of `table`, with all its columns. Raises `LeaseLost`; nothing is written then."""
+    # The casts give PostgreSQL the types of parameters that stand in a SELECT.
+    row = sa.select(*(sa.cast(sa.literal(values[c], table.c[c].type), table.c[c].type) for c in values))
+    insert = table.insert().from_select(list(values), row.where(fence(engine, token, name)))
+    return write_fenced(engine, insert.returning(*table.c), token, name)[0]
 
 
 def upsert(engine: sa.Engine, table: sa.Table) -> PostgresInsert | SqliteInsert:
