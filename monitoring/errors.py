@@ -20,6 +20,7 @@ EvergreenError
     StoreTooNew               monitoring/store.py
     AdaptationError           training/adaptation.py
     JobError                  training/job.py
+    SwitchedOff               training/adaptations.py
     LeaseLost                 training/lease.py
     NoChampion                training/registry.py
     NotAnnounced              training/registry.py

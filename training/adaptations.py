@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
-from monitoring.errors import CannotGoOn
+from monitoring.errors import CannotGoOn, EvergreenError
 from monitoring.store import adaptations, versions
 from training.lease import CONTROLLER, fence, insert_fenced, write_fenced
 from training.runs import as_json
@@ -27,6 +27,8 @@ Kind = Literal["made", "reverted", "off", "on"]
 version, until `on`."""
 
 _COLUMNS: Final = tuple(column for column in adaptations.c if column.name not in ("served", "whole"))
+_TRIES: Final = 3
+_IS_SWITCH: Final = adaptations.c.kind.in_(("off", "on"))
 _NEWEST: Final = (adaptations.c.at.desc(), adaptations.c.version.desc(), adaptations.c.number.desc())
 
 
@@ -35,6 +37,13 @@ class UnknownAdaptation(CannotGoOn, LookupError):
 
     def __init__(self, version: int, number: int) -> None:
         super().__init__(f"version {version} has no adaptation {number}: `evergreen adaptation` lists those there are")
+
+
+class SwitchedOff(EvergreenError, RuntimeError):
+    """Raised when an adaptation is made although the last switch says `off`; nothing was written."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"adaptations are switched off, version {version} gets none: `evergreen adaptation on`")
 
 
 class InForce(NamedTuple):
@@ -83,30 +92,40 @@ class Adaptations:
         """The number of the new row, the version's largest one so far plus one.
 
         `made` needs `served`, as it is to answer, and `whole`, with every expert; both are stored with this number in
-        them. Other kinds have neither. Raises `LeaseLost`, and ValueError for one without what it needs.
+        them. Other kinds have neither. Raises `LeaseLost`, `SwitchedOff` for one that is made while the last switch
+        says so, and ValueError for one without what it needs.
         """
         if not (served is not None) == (whole is not None) == (kind == "made"):
             raise ValueError(f"`made` comes with both adaptations, other kinds with none; got {kind!r}")
-        newest = self.newest(version)
-        number = 1 if newest is None else newest.number + 1  # the lease has one holder: nobody else writes meanwhile
-        bytes_of = [
-            None if one is None else msgspec.structs.replace(one, version=version, number=number).encode()
-            for one in (served, whole)
-        ]
-        values = {
-            "version": version,
-            "number": number,
-            "at": now,
-            "kind": kind,
-            "who": who,
-            "why": why,
-            "digest": None if bytes_of[0] is None else hashlib.sha256(bytes_of[0]).hexdigest(),
-            "served": bytes_of[0],
-            "whole": bytes_of[1],
-            "record": as_json(record or {}),
-        }
-        insert_fenced(self._engine, adaptations, values, token, self._lease)
-        return number
+        for left in reversed(range(_TRIES)):
+            newest = self.newest(version)
+            number = 1 if newest is None else newest.number + 1
+            held = [
+                None if one is None else msgspec.structs.replace(one, version=version, number=number).encode()
+                for one in (served, whole)
+            ]
+            values = {
+                "version": version,
+                "number": number,
+                "at": now,
+                "kind": kind,
+                "who": who,
+                "why": why,
+                "digest": None if held[0] is None else hashlib.sha256(held[0]).hexdigest(),
+                "served": held[0],
+                "whole": held[1],
+                "record": as_json(record or {}),
+            }
+            last = sa.select(adaptations.c.kind).where(_IS_SWITCH).order_by(*_NEWEST).limit(1).scalar_subquery()
+            is_on = sa.func.coalesce(last, "on") != "off" if kind == "made" else None
+            try:
+                if insert_fenced(self._engine, adaptations, values, token, self._lease, only_if=is_on) is None:
+                    raise SwitchedOff(version)
+                return number
+            except sa.exc.IntegrityError:  # another thread of the holder has just taken this number
+                if not left:
+                    raise
+        raise AssertionError  # the last try has returned or raised
 
     def in_force(self, version: int) -> InForce | None:
         """What this version answers with: its newest row's, when that was made and `off` was not said since."""
@@ -124,7 +143,7 @@ class Adaptations:
 
     def switch(self) -> Event | None:
         """The last `off` or `on`, whichever version served then; None: never said, which means on."""
-        return next(iter(self._events(1, adaptations.c.kind.in_(("off", "on")), order=_NEWEST)), None)
+        return next(iter(self._events(1, _IS_SWITCH, order=_NEWEST)), None)
 
     def list(self, version: int, limit: int = 50) -> Sequence[Event]:
         """At most `limit` rows of this version, newest first."""

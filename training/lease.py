@@ -172,13 +172,23 @@ def write_fenced(engine: sa.Engine, statement: UpdateBase, token: int, name: str
 
 
 def insert_fenced(
-    engine: sa.Engine, table: sa.Table, values: Mapping[str, Any], token: int, name: str = CONTROLLER
-) -> sa.Row[Any]:
-    """The new row of `table`, with all its columns. Raises `LeaseLost`; nothing is written then."""
+    engine: sa.Engine,
+    table: sa.Table,
+    values: Mapping[str, Any],
+    token: int,
+    name: str = CONTROLLER,
+    *,
+    only_if: sa.ColumnElement[bool] | None = None,
+) -> sa.Row[Any] | None:
+    """The new row of `table`, with all its columns; None when `only_if` did not hold.
+
+    Raises `LeaseLost`; nothing is written then.
+    """
     # The casts give PostgreSQL the types of parameters that stand in a SELECT.
     row = sa.select(*(sa.cast(sa.literal(values[c], table.c[c].type), table.c[c].type) for c in values))
-    insert = table.insert().from_select(list(values), row.where(fence(engine, token, name)))
-    return write_fenced(engine, insert.returning(*table.c), token, name)[0]
+    row = row.where(fence(engine, token, name), *(() if only_if is None else (only_if,)))
+    rows = write_fenced(engine, table.insert().from_select(list(values), row).returning(*table.c), token, name)
+    return rows[0] if rows else None
 
 
 def upsert(engine: sa.Engine, table: sa.Table) -> PostgresInsert | SqliteInsert:

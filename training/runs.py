@@ -267,7 +267,7 @@ class Runs:
             "quality": None if quality is None else as_json(quality),
             "decision": as_json(decision),
         }
-        return int(insert_fenced(self._engine, checks, values, token, self._lease).id)
+        return int(self._new(checks, values, token).id)
 
     def checks(self, *, limit: int = 50, version: int | None = None) -> tuple[Check, ...]:
         """At most `limit` checks, newest first."""
@@ -302,7 +302,12 @@ class Runs:
 
     def _insert(self, token: int, **values: Any) -> int:
         values.setdefault("record", "{}")
-        return int(insert_fenced(self._engine, runs, values, token, self._lease).id)
+        return int(self._new(runs, values, token).id)
+
+    def _new(self, table: sa.Table, values: Mapping[str, Any], token: int) -> sa.Row[Any]:
+        row = insert_fenced(self._engine, table, values, token, self._lease)
+        assert row is not None  # there is no condition but the fence
+        return row
 
 
 def as_json(value: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from monitoring.store import adaptations, open_store, versions
 from training.adaptation import Adaptation, Expert, decode
-from training.adaptations import Adaptations, InForce, UnknownAdaptation
+from training.adaptations import Adaptations, InForce, SwitchedOff, UnknownAdaptation
 from training.lease import CONTROLLER, Lease, LeaseLost
 
 TOKEN = 1
@@ -71,7 +71,7 @@ def test_the_numbers_of_a_version_grow_and_its_newest_is_in_force(table: Adaptat
     assert (table.newest(3), first.number, len(table.list(3, 1))) == (newest, 1, 1)
 
 
-@pytest.mark.parametrize("kind", ["reverted", "off", "on"])
+@pytest.mark.parametrize("kind", ["reverted", "on"])
 def test_whatever_else_happens_ends_it_until_another_is_made(table: Adaptations, kind: str) -> None:
     make(table, 3, 1.0)
     assert say(table, 3, kind, 2.0) == 2
@@ -93,6 +93,10 @@ def test_off_holds_for_every_version_until_on(table: Adaptations) -> None:
     assert table.in_force(2) is None  # also after a rollback to it
     switch = table.switch()
     assert switch is not None and (switch.kind, switch.version) == ("off", 3)
+    for version in (2, 3):
+        with pytest.raises(SwitchedOff, match="evergreen adaptation on"):
+            make(table, version, 3.5)
+    assert len(table.list(3)) == 2
 
     say(table, 3, "on", 4.0)
     found = table.in_force(2)
@@ -119,7 +123,7 @@ def test_old_rows_go_but_what_is_in_force_and_the_last_switch_stay(engine: sa.En
             row = {"name": "m", "version": version, "created_at": 1.0, "origin": "push", "manifest": "{}"}
             connection.execute(versions.insert().values(row))
     make(table, 1, 1.0)  # of a version that is gone
-    say(table, 2, "off", 1.0)
+    say(table, 2, "on", 1.0)
     for at in range(2, 8):
         make(table, 2, float(at))
     for _ in range(3):
