@@ -383,7 +383,7 @@ def adaptation(
     with _client(config, url, token) as client:
         if state != "show":
             run = client.switch_adaptation(state, why)
-            _asked(client, run, wait, as_json, good=(state,), timeout_s=CHANGE_WAIT_S)
+            return _asked(client, run, wait, as_json, good=(state,), timeout_s=CHANGE_WAIT_S)
         found = client.adaptation(limit)
     if as_json:
         show.print_json(found)
