@@ -72,6 +72,11 @@ class Store:
         self._engine = connect(server.settings.store_url)
         self._adaptations = Adaptations(self._engine)
 
+    def next_number(self, version: int) -> int:
+        """What `add` will return."""
+        newest = self._adaptations.newest(version)
+        return 1 if newest is None else newest.number + 1
+
     def add(self, version: int, adaptation: Adaptation) -> int:
         """Its number: it is in force from now on. Raises `LeaseLost` while the server holds no lease."""
         with self._engine.connect() as connection:
