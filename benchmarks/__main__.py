@@ -29,6 +29,7 @@ def main() -> int:
         ),
         "swap_under_load": lambda say: swap_under_load.run(
             swaps=10 if quick else 50,
+            adaptations=20 if quick else 200,
             requests=20_000 if quick else 200_000,
             json_to=out / "swap_under_load.json",
             say=say,

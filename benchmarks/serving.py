@@ -26,7 +26,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from benchmarks import processes, report
+from benchmarks import adapted, processes, report
 from benchmarks.load import Generator, Measured, Target, closed_loop
 from benchmarks.peers import PEERS, Peer, Record, probabilities, records_body
 from benchmarks.processes import CannotMeasure, Family
@@ -46,8 +46,14 @@ TOLERANCE: Final = 1e-5
 """Largest difference of a probability from the pipeline's own."""
 
 EVERGREEN: Final = "evergreen"
+ADAPTED: Final = "evergreen-adapted"
 FLOOR: Final = "floor"
 TITLE: Final = "**Evergreen** (recording, metrics, strict validation)"
+ADAPTED_TITLE: Final = "**Evergreen**, with an adaptation in force"
+ADAPTED_CONFIGURATION: Final = (
+    "The same in a folder of its own, with an adaptation of all experts that the default policy knows, three residual "
+    "learners with 30, 30 and 60 trees among them; it had to answer as the adaptation of the twin's output does."
+)
 CONFIGURATION: Final = (
     "`evergreen serve` with one worker (SERVE__WORKERS=1) and its controller, which stores the recorded rows "
     "meanwhile; one trial of the study (TRAINING__TRIALS=1) gives the default 100 trees; scheduled checks are an hour "
@@ -166,6 +172,16 @@ def start_evergreen(home: Path, core: int | None) -> Running:
         server.process,
         evergreen=server,
     )
+
+
+def adapt(server: Running, artefact: Path, asked: Question, seed: int) -> Question:
+    """Put an adaptation into force in this Evergreen: what it must answer from now on."""
+    assert server.evergreen is not None
+    server.name, server.title, server.configuration = ADAPTED, ADAPTED_TITLE, ADAPTED_CONFIGURATION
+    adaptation = adapted.with_every_expert(artefact, int(artefact.name), seed)
+    store = adapted.Store(server.evergreen)
+    store.wait(store.add(adaptation.version, adaptation))
+    return Question(asked.records, np.array(adapted.expected(artefact, adaptation, asked.records)))
 
 
 def _move(family: Family, core: int | None) -> None:
@@ -322,7 +338,7 @@ def ratio(one: Running, other: Running, workload: Workload, reading: str) -> Spr
 
 def best_peer(servers: Sequence[Running], workload: Workload, reading: str = "requests_per_second") -> Running | None:
     """The quickest peer by the median; the floor is no peer, it does not do the work."""
-    peers = [s for s in servers if s.name not in (EVERGREEN, FLOOR) and s.measured.get(workload.name)]
+    peers = [s for s in servers if s.name not in (EVERGREEN, ADAPTED, FLOOR) and s.measured.get(workload.name)]
     worth = {s.name: spread(s, workload, reading).median for s in peers}
     if reading == "p50_ms":
         return min((s for s in peers if worth[s.name] == worth[s.name]), key=lambda s: worth[s.name], default=None)
@@ -348,6 +364,9 @@ def ratios(servers: Sequence[Running]) -> list[tuple[str, str, Spread]]:
         if floor:
             against = ratio(evergreen, floor, workload, "requests_per_second")
             found.append((workload.name, f"{rate}, Evergreen ÷ floor", against))
+        if with_one := by_name.get(ADAPTED):
+            against = ratio(with_one, evergreen, workload, "requests_per_second")
+            found.append((workload.name, f"{rate}, with an adaptation ÷ without", against))
     return found
 
 
@@ -456,6 +475,18 @@ def run(
         evergreen.family.pause()
         if not only or EVERGREEN in only:
             servers.append(evergreen)
+        if not only or ADAPTED in only:
+            say(f"{ADAPTED}: starts and trains its first version")
+            other_home = work / "other"
+            other_home.mkdir()
+            with_one = start_evergreen(other_home, server_core)
+            stack.callback(with_one.family.end)
+            assert with_one.evergreen is not None
+            live = read_live(with_one.evergreen.settings.live_file)
+            assert live is not None and live.champion is not None
+            check(with_one, adapt(with_one, Path(live.champion.path), asked, seed))
+            with_one.family.pause()
+            servers.append(with_one)
         for peer in wanted:
             if peer.name in left_out:
                 continue
@@ -498,8 +529,9 @@ def run(
     report.write_json(json_to, result)
     say("")
     say(markdown(result, servers, left_out))
-    failed = sum(m.failed for found in evergreen.measured.values() for m in found)
-    return 1 if failed or evergreen.problem else 0
+    ours = [server for server in servers if server.name in (EVERGREEN, ADAPTED)]
+    failed = sum(m.failed for server in ours for found in server.measured.values() for m in found)
+    return 1 if failed or any(server.problem for server in ours) else 0
 
 
 def _dump(pipeline: Any, path: Path) -> str:
@@ -512,14 +544,16 @@ def _dump(pipeline: Any, path: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "evergreen-peers", metavar="FOLDER")
-    parser.add_argument("--only", default="", help=f"of {', '.join([EVERGREEN, *(peer.name for peer in PEERS)])}")
+    parser.add_argument(
+        "--only", default="", help=f"of {', '.join([EVERGREEN, ADAPTED, *(peer.name for peer in PEERS)])}"
+    )
     parser.add_argument("--seconds", type=float, default=2.5, help="of one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     only = [name for name in given.only.split(",") if name]
-    unknown = set(only) - {EVERGREEN, *(peer.name for peer in PEERS)}
+    unknown = set(only) - {EVERGREEN, ADAPTED, *(peer.name for peer in PEERS)}
     if unknown:
         parser.error(f"--only: no server {', '.join(sorted(unknown))}; {parser.format_help()}")
     return run(

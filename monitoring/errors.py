@@ -12,12 +12,14 @@ EvergreenError
         DataError             training/data.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py
+        UnknownAdaptation     training/adaptations.py
         UnknownVersion        training/registry.py
     InvalidRequest            monitoring/decode.py
     SpoolBusy                 monitoring/drain.py
     DrainFailed               monitoring/drain.py
     StoreTooNew               monitoring/store.py
     AdaptationError           training/adaptation.py
+    SwitchedOff               training/adaptations.py
     JobError                  training/spec.py
     LeaseLost                 training/lease.py
     NoChampion                training/registry.py

@@ -1,8 +1,9 @@
 """The record as Parquet for those who train elsewhere: `day=2026-11-23/part-0.parquet`, to any fsspec URL.
 
-Columns as `read_window` gives them: the canonical features, `_id`, `_at`, `_version`, `_prediction`, `_score`,
-`_label`, `_observed_at`, `_source`, and `_probabilities` for a multiclass task; a label joins the newest prediction
-with its id. Days are UTC days of the answer. `pandas.read_parquet(folder)` reads all of it, `day` as one more column.
+Columns as `read_window` gives them: the canonical features, `_id`, `_at`, `_version`, `_adaptation` (null when none was
+in force), `_prediction`, `_score`, `_label`, `_observed_at`, `_source`, and `_probabilities` for a multiclass task; a
+label joins the newest prediction with its id. Days are UTC days of the answer. `pandas.read_parquet(folder)` reads all
+of it, `day` as one more column.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import msgspec
 
 from monitoring.errors import CannotGoOn
 from monitoring.feature import (
+    ADAPTATION,
     AT,
     ID,
     LABEL,
@@ -187,6 +189,7 @@ def _arrow_schema(schema: FeatureSchema) -> Any:
         (ID, pa.string()),
         (AT, pa.float64()),
         (VERSION, pa.int64()),
+        (ADAPTATION, pa.int64()),
         (PREDICTED, answer),
         (SCORE, pa.float64()),
         (LABEL, answer),

@@ -23,6 +23,8 @@ ID: Final = "_id"
 AT: Final = "_at"
 """Seconds since 1970 UTC when it was answered, or of the source's time column."""
 VERSION: Final = "_version"
+ADAPTATION: Final = "_adaptation"
+"""Number of the version's adaptation that was in force, NaN when none was."""
 PREDICTED: Final = "_prediction"
 SCORE: Final = "_score"
 """Probability of the second class of a binary task."""
@@ -37,7 +39,7 @@ ORIGIN: Final = "_origin"
 """Of a snapshot: "source" or "record"."""
 
 RESERVED_COLUMNS: Final = frozenset(
-    {ID, AT, VERSION, PREDICTED, SCORE, PROBABILITIES, LABEL, OBSERVED_AT, SOURCE, HOLDOUT, ORIGIN}
+    {ID, AT, VERSION, ADAPTATION, PREDICTED, SCORE, PROBABILITIES, LABEL, OBSERVED_AT, SOURCE, HOLDOUT, ORIGIN}
 )
 """Columns that the recorded window, the snapshot and the reference add beside the features."""
 

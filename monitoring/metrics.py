@@ -77,6 +77,12 @@ class Metrics:
         self.model_swap_seconds = self._histogram(
             "model_swap_seconds", "Time to load, verify and warm up a version", LONG_BUCKETS_S
         )
+        self.adaptation_number = self._gauge(
+            "adaptation_number", "Adaptation in force of this version (0: none)", "version"
+        )
+        self.adaptation_swaps = self._counter(
+            "adaptation_swaps", "Adaptations taken up by a worker, by what came of it", "result"
+        )
 
     def _add_loop(self) -> None:
         """Of the record, checks, trainings and jobs."""

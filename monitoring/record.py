@@ -59,6 +59,8 @@ class Prediction(NamedTuple):
     features: str
     prediction: str
     probabilities: str | None
+    adaptation: int | None
+    """Number of the version's adaptation that was in force."""
 
 
 class Label(NamedTuple):
@@ -255,6 +257,7 @@ class _Answer(msgspec.Struct, gc=False):
     predictions: list[msgspec.Raw]
     ids: list[_Id] | None = None
     probabilities: list[msgspec.Raw] | None = None
+    adaptation: int | None = None
 
 
 class _Asked(msgspec.Struct, gc=False):
@@ -346,11 +349,11 @@ def _decode_prediction(entry: Entry, segment: int, into: TableRows) -> None:
             f"{entry.rows} rows announced, {rows} records, {len(predictions)} predictions, {len(ids)} ids, "
             f"{'no' if probabilities is None else len(probabilities)} probabilities"
         )
-    at, version = entry.at, answer.version
+    at, version, adaptation = entry.at, answer.version, answer.adaptation
     if rows == 1:  # most requests: without the loop it takes two thirds of the time
         chance = None if probabilities is None else str(probabilities[0], "utf-8")
         texts = (str(records[0], "utf-8"), str(predictions[0], "utf-8"), chance)
-        into.predictions.append(_new_tuple(Prediction, (day, segment, first, ids[0], at, version, *texts)))
+        into.predictions.append(_new_tuple(Prediction, (day, segment, first, ids[0], at, version, *texts, adaptation)))
         return
     into.predictions += [
         _new_tuple(  # Prediction(...) would take as long as all the rest
@@ -365,6 +368,7 @@ def _decode_prediction(entry: Entry, segment: int, into: TableRows) -> None:
                 str(records[row], "utf-8"),
                 str(predictions[row], "utf-8"),
                 None if probabilities is None else str(probabilities[row], "utf-8"),
+                adaptation,
             ),
         )
         for row in range(rows)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from monitoring.errors import EvergreenError
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 """Format of the tables below. Bump it together with a new file in `monitoring/migrations/versions`, its number padded
 to four digits being the revision; the file also sets `evergreen_meta.schema_version`."""
 
@@ -49,6 +49,7 @@ predictions = sa.Table(
     sa.Column("features", sa.Text, nullable=False),  # the record as sent: a JSON object
     sa.Column("prediction", sa.Text, nullable=False),  # JSON scalar
     sa.Column("probabilities", sa.Text),  # JSON array in the order of the schema's classes, or NULL
+    sa.Column("adaptation", sa.Integer),  # number of the version's adaptation in force, NULL when none was
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (day)",  # a partition a day, made by the drain: `ensure_days`
 )
@@ -122,6 +123,22 @@ aliases = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("weight", sa.Double, nullable=False, server_default="1"),
     sa.Column("changed_at", sa.Double, nullable=False),
+)
+
+adaptations = sa.Table(
+    "adaptations",
+    metadata,
+    # What happened to the adaptations of each version; the newest row of a version says whether one is in force.
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),  # whose output it corrects
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),  # grows with each row of a version
+    sa.Column("at", sa.Double, nullable=False),  # seconds since 1970 UTC
+    sa.Column("kind", sa.Text, nullable=False),  # made | reverted | off | on
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text),  # SHA-256 of `served`, hex
+    sa.Column("served", sa.LargeBinary),  # the bytes workers load, NULL unless made
+    sa.Column("whole", sa.LargeBinary),  # with every expert, for scoring; NULL unless made
+    sa.Column("record", sa.Text, nullable=False, server_default="{}"),  # JSON: evidence, weights
 )
 
 runs = sa.Table(

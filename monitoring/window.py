@@ -15,6 +15,7 @@ from monitoring import fits
 from monitoring.canonical import frame_of_readable, is_whole
 from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.feature import (
+    ADAPTATION,
     AT,
     ID,
     LABEL,
@@ -79,13 +80,14 @@ def read_window(
     sources: Collection[str] = (),
 ) -> pd.DataFrame:
     """Recorded predictions, oldest first: the canonical features in schema order, then
-    `_id, _at, _version, _prediction, _score, _label, _observed_at, _source` (and `_probabilities` for a multiclass
-    task).
+    `_id, _at, _version, _adaptation, _prediction, _score, _label, _observed_at, _source` (and `_probabilities` for a
+    multiclass task).
 
     `since` <= at < `until`, seconds since 1970 UTC; `rows` keeps the newest ones. A label joins only the newest row
     with its id, and of several labels the one observed last counts. `labelled=True` keeps rows with a label.
     With `sources` only the labels that came with a token of one of these names are looked at. `_source` is that name,
     "" without a token, and without a label.
+    `_adaptation` is the number of the version's adaptation that was in force (float), NaN when none was.
     `_score` is the probability of `classes[1]` of a binary task, else NaN. `_label` has the canonical dtype when every
     row has one, else it is float with NaN (regression) or object with None.
 
@@ -331,7 +333,7 @@ def _frame(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    *_, ids, at, versions, texts, answers, chances = columns[: len(predictions.columns)]
+    *_, ids, at, versions, texts, answers, chances, adaptations = columns[: len(predictions.columns)]
     observed_at, *_, label_texts, senders = columns[len(predictions.columns) :]
     given = _targets(schema, answers)
     fitting = np.array([value is not None for value in given], dtype=bool)
@@ -358,6 +360,7 @@ def _frame(
         ID: np.array(pick(ids), dtype=object),
         AT: np.array(pick(at), dtype=np.float64),
         VERSION: np.array(pick(versions), dtype=np.int64),
+        ADAPTATION: np.array(pick(adaptations), dtype=np.float64),
         PREDICTED: _column(schema, pick(given)),
         SCORE: np.full(len(keep), np.nan),
         LABEL: _column(schema, pick(raw_labels)),

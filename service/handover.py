@@ -24,11 +24,22 @@ Stamp = tuple[int, int, int]
 """What changes when a file is replaced or written to: time, inode, size."""
 
 
+class LiveAdaptation(msgspec.Struct, frozen=True):
+    """An adaptation of a version's output and the file that holds it (absolute)."""
+
+    number: int
+    path: str
+    digest: str
+    """SHA-256 of the file, hex."""
+
+
 class LiveVersion(msgspec.Struct, frozen=True):
     """A version to hold in memory and the folder of its artefact (absolute)."""
 
     version: int
     path: str
+    adaptation: LiveAdaptation | None = None
+    """In force; None: it answers with its own output."""
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -59,6 +70,10 @@ class WorkerReport(msgspec.Struct, frozen=True):
     engine: str = ""
     ready: tuple[int, ...] = ()
     failed: dict[str, str] = {}
+    adaptation: int | None = None
+    """Number of the adaptation in force of the version it serves."""
+    unadapted: str = ""
+    """Why it does not have the one it should have."""
     hour: int = 0
     """The hour that `sent` counts, in hours since 1970."""
     sent: dict[str, int] = {}

@@ -290,6 +290,11 @@ class Settings(BaseModel):
         return self.var / "pushes"
 
     @property
+    def adaptations_dir(self) -> Path:
+        """The adaptations in force, a file each: what `live_file` names."""
+        return self.var / "adaptations"
+
+    @property
     def live_file(self) -> Path:
         return self.var / "live.json"
 

@@ -25,6 +25,7 @@ from monitoring.quality import Quality
 from monitoring.schema import FeatureSchema
 from service.serving.answer import Feedback
 from service.serving.feedback import check_labels
+from service.serving.management.adaptation import Switch
 from service.serving.management.managed import LARGEST_ID, Why
 from service.serving.request import Reject, check_content_type
 
@@ -159,9 +160,18 @@ class StandIn:
                 if whole(version) not in VERSIONS:
                     return 404, {"error": f"there is no version {version}"}
                 return self.queue("promote", why, int(version))
+            case "GET", ["adaptation"]:
+                whole(query.get("limit", ["20"])[0], 1000)
+                made = {"version": 2, "number": 17, "at": 1.7e9, "kind": "made", "who": "loop", "why": "a check"}
+                weights = {"identity": 0.3, "residuals": 0.7, "shift-300": 0.001}
+                made |= {"digest": "0" * 64, "record": {"weights": weights}, "weights": weights}
+                return 200, {"version": 2, "enabled": True, "in_force": 17, "adaptations": [made]}
+            case "POST", ["adaptation"]:
+                asked = Switch.model_validate_json(body)
+                return self.queue("adaptation", asked.why, asked.state)
             case "POST", ["retrain" | "rollback" as kind]:
                 return self.queue(kind, reason(body), None)
-            case _, ["status" | "models" | "runs" | "drift" | "retrain" | "rollback"]:
+            case _, ["status" | "models" | "runs" | "drift" | "retrain" | "rollback" | "adaptation"]:
                 return 405, {"error": "Method Not Allowed"}
             case _:
                 return 404, {"error": "no such route"}
@@ -198,6 +208,8 @@ class StandIn:
             "previous": 1,
             "announced": None,
             "engine": "onnx",
+            "adaptation": 17,
+            "unadapted": {"api-2": "2-17: was changed"},
             "ready": True,
             "leader": True,
             "workers": [

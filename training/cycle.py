@@ -25,6 +25,7 @@ from monitoring.quality import fell, measure
 from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
+from training.adaptations import Adaptations
 from training.artefact import REFERENCE, SCHEMA
 from training.data import DataError, assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
@@ -46,8 +47,8 @@ logger = logging.getLogger(__name__)
 TRAININGS: Final = ("bootstrap", "retrain")
 """Kinds of runs that fit a model; the cool-down counts from them."""
 
-MOVES: Final = ("promote", "rollback")
-"""Kinds of runs that only move aliases: seconds, and nobody wants to wait for a training to end before them."""
+MOVES: Final = ("promote", "rollback", "adaptation")
+"""Kinds of runs that only move an alias or a switch: nobody wants to wait for a training to end before them."""
 
 Story = dict[str, Any]
 """The record of a run, filled as it goes, so that a crash keeps what was known."""
@@ -156,6 +157,20 @@ def run_rollback(loop: Loop, run: Run) -> Run:
     return _carry_out(loop, run, story, move)
 
 
+def run_adaptation(loop: Loop, run: Run) -> Run:
+    """The run that switched adaptations off (the champion's own output is served) or on again."""
+    story: Story = {}
+
+    def switch() -> Ending:
+        champion, state = loop.registry.champion(), run.payload["state"]
+        story["adaptation"] = Adaptations(loop.engine).add(
+            champion, kind=state, who=run.who, why=run.why, now=loop.clock(), token=loop.token
+        )
+        return Ending("done", state, champion)
+
+    return _carry_out(loop, run, story, switch)
+
+
 def run_erase(loop: Loop, run: Run) -> Run:
     """The run that forgot prediction ids, or a subject by a feature's value; see `training/erasure.py`."""
     story: Story = {}
@@ -195,7 +210,7 @@ def run_retention(loop: Loop, policy: RetentionPolicy) -> Run | None:
 def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
     """The oldest queued run (of these kinds, when given), carried out; None when none is queued.
 
-    `MOVES` may be worked off beside a training: each moves aliases in one statement.
+    `MOVES` may be worked off beside a training: each moves an alias, or a switch, in one statement.
     """
     run = loop.runs.claim(loop.token, loop.clock(), kinds)
     if run is None:
@@ -207,7 +222,13 @@ def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
             return bootstrap(loop, run)
     if run.kind == "bootstrap":
         return bootstrap(loop, run)
-    steps = {"push": run_push, "promote": run_promote, "rollback": run_rollback, "erase": run_erase}
+    steps = {
+        "push": run_push,
+        "promote": run_promote,
+        "rollback": run_rollback,
+        "adaptation": run_adaptation,
+        "erase": run_erase,
+    }
     if run.kind in steps:
         return steps[run.kind](loop, run)
     return _finish(loop, run, Ending("failed", "refused"), {"error": f"nobody knows runs of kind {run.kind!r}"})

@@ -15,7 +15,7 @@ from monitoring.errors import EvergreenError
 from monitoring.store import db_now, leases
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
     from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
@@ -169,6 +169,26 @@ def write_fenced(engine: sa.Engine, statement: UpdateBase, token: int, name: str
             if found is None or found[1] != token or found[2] <= 0:
                 raise LeaseLost(name, token, found)
     return rows
+
+
+def insert_fenced(
+    engine: sa.Engine,
+    table: sa.Table,
+    values: Mapping[str, Any],
+    token: int,
+    name: str = CONTROLLER,
+    *,
+    only_if: sa.ColumnElement[bool] | None = None,
+) -> sa.Row[Any] | None:
+    """The new row of `table`, with all its columns; None when `only_if` did not hold.
+
+    Raises `LeaseLost`; nothing is written then.
+    """
+    # The casts give PostgreSQL the types of parameters that stand in a SELECT.
+    row = sa.select(*(sa.cast(sa.literal(values[c], table.c[c].type), table.c[c].type) for c in values))
+    row = row.where(fence(engine, token, name), *(() if only_if is None else (only_if,)))
+    rows = write_fenced(engine, table.insert().from_select(list(values), row).returning(*table.c), token, name)
+    return rows[0] if rows else None
 
 
 def upsert(engine: sa.Engine, table: sa.Table) -> PostgresInsert | SqliteInsert:

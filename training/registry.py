@@ -31,7 +31,7 @@ from monitoring.errors import CannotGoOn, EvergreenError
 from monitoring.files import write_atomically
 from monitoring.store import aliases, db_now, versions
 from training.artefact import MANIFEST, REFERENCE, ArtefactError, file_digest, read_manifest, verify
-from training.lease import CONTROLLER, LeaseLost, fence, upsert, write_fenced
+from training.lease import CONTROLLER, LeaseLost, fence, insert_fenced, upsert, write_fenced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -321,10 +321,7 @@ class Registry:
             with self._engine.begin() as connection:
                 connection.execute(versions.insert().values(values))
             return
-        columns = [versions.c[name] for name in values]
-        row = sa.select(*(sa.cast(sa.literal(values[c.name], c.type), c.type) for c in columns))
-        insert = versions.insert().from_select(columns, row.where(fence(self._engine, token, self._lease)))
-        write_fenced(self._engine, insert.returning(versions.c.version), token, self._lease)
+        insert_fenced(self._engine, versions, values, token, self._lease)
 
     def _exists(self, version: int) -> bool:
         wanted = sa.select(sa.literal(1)).where(versions.c.name == self.name, versions.c.version == version)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from monitoring.errors import EvergreenError
 from monitoring.store import checks, runs
-from training.lease import CONTROLLER, fence, write_fenced
+from training.lease import CONTROLLER, fence, insert_fenced, write_fenced
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -87,7 +87,7 @@ class Runs:
             who=who,
             why=why,
             created_at=now,
-            record=_json({"payload": dict(payload)} if payload else {}),
+            record=as_json({"payload": dict(payload)} if payload else {}),
         )
         with self._engine.begin() as connection:
             return int(connection.execute(row.returning(runs.c.id)).scalar_one())
@@ -151,7 +151,7 @@ class Runs:
             started_at=now,
             finished_at=now,
             version=version,
-            record=_json(dict(record or {})),
+            record=as_json(dict(record or {})),
         )
 
     def redact(self, run_id: int, payload: Mapping[str, Any], token: int) -> None:
@@ -159,7 +159,7 @@ class Runs:
         change = (
             runs.update()
             .where(runs.c.id == run_id, runs.c.state == "running", self._fence(token))
-            .values(record=_json({"payload": dict(payload)}))
+            .values(record=as_json({"payload": dict(payload)}))
         )
         write_fenced(self._engine, change.returning(runs.c.id), token, self._lease)
 
@@ -184,7 +184,7 @@ class Runs:
                 outcome=outcome,
                 version=version,
                 finished_at=now,
-                record=_json({**before.record, **(record or {})}),
+                record=as_json({**before.record, **(record or {})}),
             )
             .returning(*runs.c)
         )
@@ -242,7 +242,7 @@ class Runs:
                     state="failed",
                     outcome="crashed" if why else "interrupted",
                     finished_at=now,
-                    record=_json({**asked, "error": error}),
+                    record=as_json({**asked, "error": error}),
                 )
                 .returning(runs.c.id)
             )
@@ -263,14 +263,11 @@ class Runs:
         values = {
             "at": at,
             "version": version,
-            "drift": None if drift is None else _json(drift),
-            "quality": None if quality is None else _json(quality),
-            "decision": _json(decision),
+            "drift": None if drift is None else as_json(drift),
+            "quality": None if quality is None else as_json(quality),
+            "decision": as_json(decision),
         }
-        rows = write_fenced(
-            self._engine, _insert_fenced(checks, values, self._fence(token)).returning(checks.c.id), token, self._lease
-        )
-        return int(rows[0][0])
+        return int(self._new(checks, values, token).id)
 
     def checks(self, *, limit: int = 50, version: int | None = None) -> tuple[Check, ...]:
         """At most `limit` checks, newest first."""
@@ -305,18 +302,15 @@ class Runs:
 
     def _insert(self, token: int, **values: Any) -> int:
         values.setdefault("record", "{}")
-        row = _insert_fenced(runs, values, self._fence(token)).returning(runs.c.id)
-        return int(write_fenced(self._engine, row, token, self._lease)[0][0])
+        return int(self._new(runs, values, token).id)
+
+    def _new(self, table: sa.Table, values: Mapping[str, Any], token: int) -> sa.Row[Any]:
+        row = insert_fenced(self._engine, table, values, token, self._lease)
+        assert row is not None  # there is no condition but the fence
+        return row
 
 
-def _insert_fenced(table: sa.Table, values: Mapping[str, Any], condition: sa.ColumnElement[bool]) -> sa.Insert:
-    columns = [table.c[name] for name in values]
-    # The casts give PostgreSQL the types of parameters that stand in a SELECT.
-    row = sa.select(*(sa.cast(sa.literal(values[c.name], c.type), c.type) for c in columns))
-    return table.insert().from_select(columns, row.where(condition))
-
-
-def _json(value: Mapping[str, Any]) -> str:
+def as_json(value: Mapping[str, Any]) -> str:
     """JSON text; NaN and infinity become null, numpy's scalars numbers, anything else unknown its text."""
     return msgspec.json.encode(value, enc_hook=lambda odd: odd.item() if hasattr(odd, "item") else str(odd)).decode()
 

@@ -116,6 +116,18 @@ class Twin:
             feed = {self._input: self.encode(batch.numeric(), batch.categorical() if self._encoded else ())}
         else:
             feed = self._columns(batch.numeric(), batch.categorical())
+        return self._run(feed)
+
+    def predict_with_matrix(self, batch: Encoded) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+        """The same, and what an adaptation reads beside it (float32, n by columns): the matrix the model itself read,
+        or, when it reads its columns one by one, the numeric features."""
+        numeric = batch.numeric()
+        if not self._matrix:
+            return self._run(self._columns(numeric, batch.categorical())), numeric
+        matrix = self.encode(numeric, batch.categorical() if self._encoded else ())
+        return self._run({self._input: matrix}), matrix.astype(np.float32, copy=False)
+
+    def _run(self, feed: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
         answer: npt.NDArray[Any] = self._session.run(self._outputs, feed)[0]
         return answer.reshape(-1) if self._single_column else answer
 

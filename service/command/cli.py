@@ -368,6 +368,29 @@ def rollback(
         _asked(client, client.rollback(why), wait, as_json, good=good, timeout_s=CHANGE_WAIT_S)
 
 
+@command("adaptation")
+def adaptation(
+    state: Annotated[Literal["show", "off", "on"], typer.Argument(help="Show it, or switch it")] = "show",
+    limit: Annotated[int, typer.Option(help="Newest of them to show", min=1, max=1000)] = 20,
+    why: WhyOption = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is switched")] = True,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How the champion's output is adapted between trainings; switch it off, or on."""
+    with _client(config, url, token) as client:
+        if state != "show":
+            run = client.switch_adaptation(state, why)
+            return _asked(client, run, wait, as_json, good=(state,), timeout_s=CHANGE_WAIT_S)
+        found = client.adaptation(limit)
+    if as_json:
+        show.print_json(found)
+    else:
+        show.print_adaptation(found)
+
+
 @command("erase")
 def erase(
     ids: Annotated[list[str] | None, typer.Option("--id", help="Prediction id; may be repeated")] = None,

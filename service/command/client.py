@@ -136,6 +136,14 @@ class Client:
         whom = {"ids": list(ids)} if ids else {"feature": feature, "value": value}
         return self._queued("POST", "/manage/erasures", {**whom, "why": why})
 
+    def adaptation(self, limit: int = 20) -> dict[str, Any]:
+        """`{"version", "enabled", "in_force", "adaptations": [...]}`, what happened last first."""
+        return self._object("GET", f"/manage/adaptation?limit={limit}")
+
+    def switch_adaptation(self, state: str, why: str = "") -> int:
+        """`on` or `off`; the queued run."""
+        return self._queued("POST", "/manage/adaptation", {"state": state, "why": why})
+
     def promote(self, version: int, why: str = "") -> int:
         return self._queued("POST", f"/manage/models/{version}/promote", {"why": why})
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from service.keys import Token
 
 
+LEAST_SHOWN: Final = 0.01
+"""Weight of an expert that is worth a word."""
+
+
 def open_console(*, stderr: bool = False) -> Console:
     """A console that leaves words as they are: no markup, no colouring of numbers, no wrapping of sentences."""
     from rich.console import Console
@@ -79,6 +83,7 @@ def print_status(found: Mapping[str, Any]) -> None:
     head = f"{found.get('model')}: " + (f"version {champion}" if champion is not None else "no version in service yet")
     details = [
         found.get("engine") and f"by {found['engine']}",
+        found.get("adaptation") is not None and f"adaptation {found['adaptation']}",
         found.get("previous") is not None and f"previous {found['previous']}",
         found.get("announced") is not None and f"announced {found['announced']}",
     ]
@@ -95,6 +100,8 @@ def print_status(found: Mapping[str, Any]) -> None:
             failed,
         )
     console.print(workers)
+    for slot, why in (found.get("unadapted") or {}).items():
+        console.print(f"{slot} does not have the adaptation in force: {why}")
     waiting, lag = found.get("spool_bytes"), found.get("drain_lag_s")
     if waiting is not None:
         console.print(f"record: {waiting:,} bytes wait for the store, the oldest for {lag or 0:.1f} s")
@@ -142,6 +149,26 @@ def print_drift(checks: Sequence[Mapping[str, Any]]) -> None:
             drifted = "yes" if each.get("drifted") else ""
             score, threshold = _number(each.get("score")), _number(each.get("threshold"))
             _add(shown, each.get("name"), each.get("test"), score, threshold, drifted, each.get("note"))
+        console.print(shown)
+
+
+def print_adaptation(found: Mapping[str, Any]) -> None:
+    """`GET /manage/adaptation` for people."""
+    console = open_console()
+    version, number = found.get("version"), found.get("in_force")
+    switched = "" if found.get("enabled", True) else "; switched off (`evergreen adaptation on`)"
+    if version is None:
+        console.print(f"no version in service yet{switched}")
+        return
+    served = "its own output" if number is None else f"adaptation {number}"
+    console.print(f"version {version} answers with {served}{switched}")
+    shown = new_table("number", "at", "what", "who", "why", "weights")
+    for each in found.get("adaptations", ()):
+        weights = (each.get("weights") or {}).items()
+        heaviest = sorted(weights, key=lambda one: -one[1])
+        told = _listed(f"{name} {weight:.0%}" for name, weight in heaviest if weight >= LEAST_SHOWN)
+        _add(shown, each["number"], _when(each.get("at")), each.get("kind"), each.get("who"), each.get("why"), told)
+    if found.get("adaptations"):
         console.print(shown)
 
 

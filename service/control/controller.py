@@ -24,6 +24,7 @@ from monitoring.metrics import Metrics, total
 from monitoring.spool import segments
 from monitoring.store import open_store
 from service.control.alarm import Alarm
+from service.control.in_force import InForceFiles
 from service.control.pushes import sweep
 from service.control.scheduler import Scheduler
 from service.control.watch import Watch
@@ -31,6 +32,7 @@ from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read
 from service.keys import management_token
 from service.process import Tree, forget_trees
 from service.settings import Settings
+from training.adaptations import Adaptations
 from training.priority import give_way
 from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
@@ -188,12 +190,13 @@ class Controller:
         if engine is None:
             return
         registry = Registry(engine, self.settings.models_dir, self.settings.model.name)
+        adaptations = InForceFiles(self.settings.adaptations_dir, Adaptations(engine))
         file, live = LiveFile(self.settings.live_file), None
         reported: tuple[float, list[WorkerState]] = (0.0, [])
         trouble = ""
         while not self._stopping.wait(self.settings.schedule.sync_interval_s):
             try:
-                live = self._live(registry)
+                live = self._live(registry, adaptations)
                 file.keep(live)
                 states = [
                     WorkerState(self.replica, r.slot, r.serving, r.ready, {int(v): why for v, why in r.failed.items()})
@@ -234,7 +237,7 @@ class Controller:
             total(self.metrics.directory, f"evergreen_{name}_total", dropped) for name in ("log_records", "labels")
         )
 
-    def _live(self, registry: Registry) -> Live:
+    def _live(self, registry: Registry, adaptations: InForceFiles) -> Live:
         named = registry.live()
 
         problems: dict[int, str] = {}
@@ -243,7 +246,7 @@ class Controller:
             if number is None:
                 return None
             try:
-                return LiveVersion(number, str(registry.path(number)))
+                return LiveVersion(number, str(registry.path(number)), adaptations.named(number))
             except UnknownVersion as error:
                 problems[number] = str(error)
                 return None

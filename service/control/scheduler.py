@@ -19,6 +19,7 @@ from monitoring.spool import segments
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
 from service.settings import Settings
+from training.adaptations import Adaptations
 from training.cycle import MOVES, bootstrap, note_failure, reason, run_cycle, run_retention, take_over, work_off
 from training.erasure import delete_reports
 from training.lease import Lease, LeaseLost
@@ -254,6 +255,7 @@ class Scheduler:
             before=now - policy.checks_days * DAY_S,
             runs_before=now - policy.runs_days * DAY_S if policy.runs_days else None,
         )
+        Adaptations(self.engine).prune(now - policy.checks_days * DAY_S, keep_newest=100, token=loop.token)
         forget_workers(self.engine, policy.workers_s)
         here = segments(self.settings.spool_dir).keys()
         forget_drained(self.engine, now - policy.drained_days * DAY_S, keep=here)
@@ -325,7 +327,7 @@ class Scheduler:
         for table, rows in run.record.get("rows", {}).items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
         if run.kind != "check" or run.state == "failed":
-            if not forgets and run.kind != "check":
+            if not forgets and run.kind not in ("check", "adaptation"):
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
             logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)

@@ -67,6 +67,7 @@ class PredictAnswer(msgspec.Struct, omit_defaults=True):
 
     model: str
     version: int
+    adaptation: int | msgspec.UnsetType  # without a default, so that it stands here; UNSET leaves it out
     ids: list[str]
     predictions: list[Any]
     probabilities: list[list[float]] | None = None
@@ -205,6 +206,7 @@ class Lane:
                 PredictAnswer(
                     model.name,
                     model.version,
+                    model.adaptation,
                     batch.ids or new_ids(batch.n),
                     predictions[start:end],
                     None if probabilities is None else probabilities[start:end],

@@ -61,6 +61,11 @@ INFERRED: Final = {
         "model_version": {"type": "string"},
         "id": {"type": "string"},
         "outputs": {"type": "array", "items": TENSOR},
+        "parameters": {
+            "type": "object",
+            "properties": {"adaptation": {"type": "integer"}},
+            "description": "Which adaptation of the version's output answered; absent when none is in force",
+        },
     },
 }
 ABOUT_MODEL: Final = {"type": "object", "required": ["name", "versions", "platform", "inputs", "outputs"]}
@@ -99,6 +104,10 @@ def _predict(classes: Sequence[Any], target: dict[str, Any], most: int) -> dict[
     answer: dict[str, Any] = {
         "model": {"type": "string"},
         "version": {"type": "integer"},
+        "adaptation": {
+            "type": "integer",
+            "description": "Number of the adaptation of this version's output; absent when none is in force",
+        },
         "ids": ids,
         "predictions": {"type": "array", "items": target},
     }

@@ -8,25 +8,29 @@ goes, and a version that will not load leaves the old one serving.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
 
 from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.errors import EvergreenError
 from monitoring.fits import CATEGORY_CHARS
 from monitoring.schema import FeatureSchema
-from service.handover import Live, LiveVersion
+from service.handover import Live, LiveAdaptation, LiveVersion
 
 if TYPE_CHECKING:
     import numpy as np
 
     from monitoring.decode import Batch, RequestDecoder
+    from training.adaptation import Adapter
 
 logger = logging.getLogger("evergreen.predictor")
 
@@ -73,6 +77,21 @@ class ServedModel:
     classes: tuple[Any, ...]
     row_by_row: bool = False
     """Whether a row's answer is the same to the last bit whatever other rows are predicted with it."""
+    run_with_matrix: Callable[[Batch], tuple[np.ndarray, np.ndarray]] | None = None
+    """The version's own output, and the matrix (n by columns, float32) that an adaptation reads beside it."""
+    adaptation: int | msgspec.UnsetType = msgspec.UNSET
+    """Number of the adaptation that `run` applies."""
+
+    def adapted(self, adapter: Adapter) -> ServedModel:
+        """The same version, its output adapted."""
+        both, apply, columns = self.run_with_matrix, adapter.apply, adapter.adaptation.columns
+        assert both is not None
+
+        def run(batch: Batch) -> np.ndarray:
+            output, matrix = both(batch)
+            return apply(output, matrix if columns else None)
+
+        return replace(self, run=run, adaptation=adapter.number)
 
     def predict(self, batch: Batch) -> tuple[list[Any], list[list[float]] | None]:
         """The predictions of a batch in JSON values, and the probabilities of a classifier.
@@ -124,12 +143,15 @@ def load(
         raise PrivateFeature(wanted.version, private)
     engine: Engine
     run: Callable[[Batch], np.ndarray]
+    run_with_matrix: Callable[[Batch], tuple[np.ndarray, np.ndarray]]
     if manifest.get("twin"):
         from training.twin import Twin
 
-        engine, run = "onnx", Twin(folder, manifest).predict
+        twin = Twin(folder, manifest)
+        engine, run, run_with_matrix = "onnx", twin.predict, twin.predict_with_matrix
     else:
         engine, run = "scikit-learn", _scikit_learn(folder, schema, trusted)
+        run_with_matrix = _beside_numbers(run)
     return ServedModel(
         name=name,
         version=wanted.version,
@@ -139,6 +161,7 @@ def load(
         run=run,
         classes=schema.classes,
         row_by_row=bool((manifest.get("twin") or {}).get("row_by_row")),
+        run_with_matrix=run_with_matrix,
     )
 
 
@@ -152,6 +175,31 @@ def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...])
     pipeline = load_pipeline(folder, trusted)
     threadpool_limits(1)  # OpenMP threads of a 5 ms predict fight with the other workers for the same cores
     return lambda batch: predict(pipeline, batch.frame(), schema)
+
+
+def _beside_numbers(run: Callable[[Batch], np.ndarray]) -> Callable[[Batch], tuple[np.ndarray, np.ndarray]]:
+    return lambda batch: (run(batch), batch.numeric())
+
+
+def load_adaptation(wanted: LiveAdaptation, model: ServedModel) -> ServedModel:
+    """The version `model` with this adaptation applied to what it answers.
+
+    Raises `training.adaptation.AdaptationError` when the file is not what was announced, or not of this version.
+    """
+    from training.adaptation import AdaptationError, Adapter, decode
+
+    data = Path(wanted.path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != wanted.digest:
+        raise AdaptationError(f"{wanted.path} was changed: expected sha256 {wanted.digest}; delete it to have it again")
+    found = decode(data)
+    width = len(model.classes) if model.schema.task == "multiclass" else 1
+    theirs = (found.version, found.number, found.task, found.width)
+    ours = (model.version, wanted.number, model.schema.task, width)
+    if theirs != ours:
+        raise AdaptationError(
+            f"{wanted.path} is of another model: its version, number, task and width are {theirs}, expected {ours}"
+        )
+    return model.adapted(Adapter(found))
 
 
 @dataclass(slots=True)
@@ -171,17 +219,21 @@ class LiveModel:
         extra: columns that requests may have beside the features, for the record only.
         max_chars: characters of one category at most.
         on_load: told ("loaded" | "failed", seconds it took) for the metrics.
+        on_adaptation: told ("loaded" | "failed") of each adaptation.
     """
 
     max_records: int
     trusted: tuple[str, ...] = ()
     on_load: Callable[[str, float], None] = lambda result, seconds: None
+    on_adaptation: Callable[[str], None] = lambda result: None
     extra: tuple[str, ...] = ()
     max_chars: int = CATEGORY_CHARS
     current: ServedModel | None = None
     recent_body: bytes = b""
     _loaded: dict[int, ServedModel] = field(default_factory=dict)
+    _adapted: dict[int, tuple[LiveAdaptation, ServedModel]] = field(default_factory=dict)
     _failures: dict[int, _Failure] = field(default_factory=dict)
+    _unadapted: dict[LiveAdaptation, _Failure] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -194,34 +246,41 @@ class LiveModel:
         """Versions that would not load, with the reason."""
         return {str(version): failure.reason for version, failure in self._failures.items()}
 
+    @property
+    def unadapted(self) -> str:
+        """Why an adaptation that should be in force is not; "" when nothing is wrong."""
+        return "; ".join(f"{Path(wanted.path).stem}: {failure.reason}" for wanted, failure in self._unadapted.items())
+
     def get(self, version: int) -> ServedModel | None:
-        """The version with this number, None when it is not loaded."""
-        return self._loaded.get(version)
+        """The version with this number, as it answers; None when it is not loaded."""
+        adapted = self._adapted.get(version)
+        return self._loaded.get(version) if adapted is None else adapted[1]
 
     def follow(self, live: Live, now: float) -> bool:
         """Load what `live` names, then serve its champion; True when something changed.
 
-        Never raises for a version that cannot be loaded: the old one stays, the failure is counted and retried later
-        and later (5 s doubling to 5 min).
+        Never raises for a version, or an adaptation of one, that cannot be loaded: what was there stays, the failure is
+        counted and retried later and later (5 s doubling to 5 min).
         """
         with self._lock:
             changed = False
             for wanted in live.wanted():
-                if wanted.version not in self._loaded and self._may_try(wanted.version, now):
+                if wanted.version not in self._loaded and _may_try(self._failures.get(wanted.version), now):
                     changed |= self._load(live.model, wanted, now)
-            champion = live.champion and self._loaded.get(live.champion.version)
+                changed |= self._adapt(wanted, now)
+            champion = live.champion and self.get(live.champion.version)
             if champion and champion is not self.current:
                 self.current = champion
-                logger.info("serving %s:%d (%s)", champion.name, champion.version, champion.engine)
+                adaptation = "" if champion.adaptation is msgspec.UNSET else f", adaptation {champion.adaptation}"
+                logger.info("serving %s:%d (%s%s)", champion.name, champion.version, champion.engine, adaptation)
                 changed = True
             keep = {v.version for v in live.wanted()} | ({self.current.version} if self.current else set())
             self._loaded = {version: model for version, model in self._loaded.items() if version in keep}
+            self._adapted = {version: adapted for version, adapted in self._adapted.items() if version in keep}
             self._failures = {version: failure for version, failure in self._failures.items() if version in keep}
+            named = {wanted.adaptation for wanted in live.wanted()}
+            self._unadapted = {wanted: failure for wanted, failure in self._unadapted.items() if wanted in named}
             return changed
-
-    def _may_try(self, version: int, now: float) -> bool:
-        failure = self._failures.get(version)
-        return failure is None or now >= failure.retry_at
 
     def _load(self, name: str, wanted: LiveVersion, now: float) -> bool:
         started = time.perf_counter()
@@ -230,16 +289,39 @@ class LiveModel:
             self._check_compatible(model)
             warm_up(model, self.recent_body)
         except Exception as error:  # whatever is wrong with a version, the one in service goes on
-            times = self._failures[wanted.version].times + 1 if wanted.version in self._failures else 1
-            backoff = min(FIRST_BACKOFF_S * 2 ** (times - 1), LONGEST_BACKOFF_S)
-            reason = f"{type(error).__name__}: {error}"
-            self._failures[wanted.version] = _Failure(reason, times, now + backoff)
-            logger.error("%s:%d does not load (%s); next try in %.0f s", name, wanted.version, reason, backoff)
+            failure = _failed_again(self._failures.get(wanted.version), error, now)
+            self._failures[wanted.version] = failure
+            wait_s = failure.retry_at - now
+            logger.error("%s:%d does not load (%s); next try in %.0f s", name, wanted.version, failure.reason, wait_s)
             self.on_load("failed", time.perf_counter() - started)
             return True
         self._failures.pop(wanted.version, None)
         self._loaded[wanted.version] = model
         self.on_load("loaded", time.perf_counter() - started)
+        return True
+
+    def _adapt(self, wanted: LiveVersion, now: float) -> bool:
+        """Whether this version's answers changed: what `wanted` names is applied, or no longer."""
+        model, adaptation = self._loaded.get(wanted.version), wanted.adaptation
+        if adaptation is None or model is None:
+            return self._adapted.pop(wanted.version, None) is not None
+        before = self._adapted.get(wanted.version)
+        if before is not None and before[0] == adaptation:
+            return False
+        if not _may_try(self._unadapted.get(adaptation), now):
+            return False
+        try:
+            adapted = load_adaptation(adaptation, model)
+            warm_up(adapted, self.recent_body)
+        except Exception as error:  # whatever is wrong with it, what is in force goes on
+            failure = self._unadapted[adaptation] = _failed_again(self._unadapted.get(adaptation), error, now)
+            told = (adaptation.number, wanted.version, failure.reason, failure.retry_at - now)
+            logger.error("adaptation %d of version %d does not load (%s); next try in %.0f s", *told)
+            self.on_adaptation("failed")
+            return True
+        self._unadapted.pop(adaptation, None)
+        self._adapted[wanted.version] = (adaptation, adapted)
+        self.on_adaptation("loaded")
         return True
 
     def _check_compatible(self, model: ServedModel) -> None:
@@ -251,6 +333,16 @@ class LiveModel:
             f"missing {sorted(ours - theirs) or 'nothing'}, new {sorted(theirs - ours) or 'nothing'}, "
             f"task {model.schema.task}, classes {list(model.schema.classes)}"
         )
+
+
+def _may_try(failure: _Failure | None, now: float) -> bool:
+    return failure is None or now >= failure.retry_at
+
+
+def _failed_again(before: _Failure | None, error: Exception, now: float) -> _Failure:
+    times = before.times + 1 if before else 1
+    backoff = min(FIRST_BACKOFF_S * 2 ** (times - 1), LONGEST_BACKOFF_S)
+    return _Failure(f"{type(error).__name__}: {error}", times, now + backoff)
 
 
 def warm_up(model: ServedModel, recent_body: bytes) -> None:

@@ -185,8 +185,12 @@ def _answer(request: InferRequest, model: ServedModel, predicted: bytes) -> byte
     if request.outputs:
         known = {output["name"]: output for output in outputs}
         outputs = [known[wanted.name] for wanted in request.outputs]
-    found = {"model_name": model.name, "model_version": str(model.version), "outputs": outputs}
-    return msgspec.json.encode({**found, "id": request.id} if request.id else found)
+    found: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version), "outputs": outputs}
+    if request.id:
+        found["id"] = request.id
+    if "adaptation" in answer:
+        found["parameters"] = {"adaptation": answer["adaptation"]}
+    return msgspec.json.encode(found)
 
 
 def _read(body: bytes, header: bytes | None, most: int, what: str) -> tuple[InferRequest, memoryview]:

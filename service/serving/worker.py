@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from monitoring.log import PredictionLog
 from monitoring.metrics import HotCounter, HotHistogram, Metrics
@@ -17,7 +18,7 @@ from service.handover import Live, Stamp, WorkerReport, read_live, read_reports,
 from service.keys import Keys, open_privacy
 from service.process import CLOSING, STOPPING
 from service.serving.door import close_door
-from service.serving.predictor import LiveModel
+from service.serving.predictor import LiveModel, ServedModel
 from service.serving.readiness import WHY_STOPPING, FirstStart, why_no_model
 from service.serving.sources import Sources
 from service.settings import Settings
@@ -49,6 +50,7 @@ class Worker:
             settings.serve.max_records,
             tuple(settings.security.trusted_types),
             on_load=self._count_load,
+            on_adaptation=lambda result: self.metrics.adaptation_swaps.labels(result).inc(),
             extra=settings.privacy.names,
             max_chars=settings.serve.max_category_chars,
         )
@@ -134,10 +136,19 @@ class Worker:
             self._live_stamp = stamp
         if self.live is not None:
             before = self.model.current
-            self.model.follow(self.live, now)
-            if before is not None and self.model.current is not before:
-                self.metrics.model_swaps.labels("swapped").inc()
+            if self.model.follow(self.live, now):
+                self._count_change(before, self.model.current)
         self._report(now)
+
+    def _count_change(self, before: ServedModel | None, now: ServedModel | None) -> None:
+        if now is None or now is before:
+            return
+        if before is not None and before.version != now.version:
+            self.metrics.model_swaps.labels("swapped").inc()
+            self.metrics.adaptation_number.labels(str(before.version)).set(0)
+        elif before is not None and before.adaptation != now.adaptation:
+            self.metrics.adaptation_swaps.labels("ended" if now.adaptation is UNSET else "swapped").inc()
+        self.metrics.adaptation_number.labels(str(now.version)).set(_number(now) or 0)
 
     def _report(self, now: float) -> None:
         current = self.model.current
@@ -149,6 +160,8 @@ class Worker:
             engine=current.engine if current else "",
             ready=self.model.ready,
             failed=self.model.failed,
+            adaptation=_number(current),
+            unadapted=self.model.unadapted,
             hour=self.sources.hour,
             sent=dict(self.sources.sent),
         )
@@ -166,6 +179,10 @@ class Worker:
             self._unreported = True
             return
         self._reported, self._unreported = report, False
+
+
+def _number(model: ServedModel | None) -> int | None:
+    return None if model is None or model.adaptation is UNSET else model.adaptation
 
 
 _worker: Worker | None = None

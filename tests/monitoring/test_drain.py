@@ -100,6 +100,21 @@ def test_rows_of_an_open_segment_are_stored_once_and_the_segment_stays(
     assert row.day == row.segment // 2**20 // 86_400_000
 
 
+def test_rows_with_and_without_an_adaptation_go_in_one_batch(
+    engine: sa.Engine, spool: Path, log: PredictionLog
+) -> None:
+    predict(log, "without")
+    answer = {"version": 3, "adaptation": 17, "ids": ["with"], "predictions": [1]}
+    assert log.append(PREDICTION, 1.0, 1, json.dumps(answer).encode(), b'{"records": [{}]}')
+
+    with Drainer(spool, engine) as drainer:
+        assert drainer.drain(9.0).predictions == 2
+
+    with engine.connect() as connection:
+        found = connection.execute(sa.select(store.predictions.c.id, store.predictions.c.adaptation)).all()
+    assert {row.id: row.adaptation for row in found} == {"without": None, "with": 17}
+
+
 def test_after_an_outage_more_segments_are_drained_than_a_process_may_open(engine: sa.Engine, spool: Path) -> None:
     log = PredictionLog(spool, LogPolicy(fsync="never", segment_bytes=1))
     for number in range(300):

@@ -51,6 +51,7 @@ def test_an_export_is_the_window_again_one_file_a_day(store_url: str, tmp_path: 
     window = read_window(engine, schema)
     for name in (*schema.names, "_id", "_at", "_version", "_score"):
         assert read[name].tolist() == window[name].tolist(), name
+    assert read["_adaptation"].isna().all()
     assert read["income"].dtype == np.float32
     assert [None if pd.isna(x) else x for x in read["_label"]] == [None if pd.isna(x) else x for x in window["_label"]]
     assert read["day"].astype(str).tolist() == ["2025-11-24"] * 10 + ["2025-11-25"] * 10 + ["2025-11-26"] * 10

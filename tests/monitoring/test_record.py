@@ -127,6 +127,13 @@ def test_features_and_answers_are_kept_as_they_travelled() -> None:
     assert rows[0].day == 1_700_000_000 // 86_400
 
 
+def test_every_row_of_an_answer_keeps_the_adaptation_that_was_in_force() -> None:
+    asked, adapted = b'{"records":[{},{}]}', b'{"version":9,"adaptation":17,"ids":["a","b"],"predictions":[1,2]}'
+
+    assert [row.adaptation for row in rows_of(record(adapted, asked, rows=2)).predictions] == [17, 17]
+    assert [row.adaptation for row in rows_of(prediction(["a"])).predictions] == [None]  # as of earlier releases
+
+
 def test_a_regression_has_no_probabilities() -> None:
     (row,) = rows_of(prediction(["a"], probabilities=None)).predictions
     assert row.probabilities is None

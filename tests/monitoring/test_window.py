@@ -32,7 +32,7 @@ FRAME = pd.DataFrame(
 )
 SCHEMA = FeatureSchema.infer(FRAME.assign(paid=[0, 1, 0, 1]), "paid")
 RECORD = {"age": 41.5, "member": True, "city": "Bonn", "since": "1970-01-02"}
-OWN = ["_id", "_at", "_version", "_prediction", "_score", "_label", "_observed_at", "_source"]
+OWN = ["_id", "_at", "_version", "_adaptation", "_prediction", "_score", "_label", "_observed_at", "_source"]
 
 
 class Record:
@@ -95,6 +95,17 @@ def test_a_row_comes_back_canonical_with_its_answer(record: Record) -> None:
     assert frame["_label"].tolist() == [None, None]
     assert frame["_observed_at"].isna().all()
     assert (frame.attrs["skipped"], frame.attrs["unfit_labels"]) == (0, 0)
+
+
+def test_each_row_says_which_adaptation_was_in_force(record: Record) -> None:
+    record.predict("before", 1.0)
+    record.predict("with", 2.0, adaptation=17)
+    assert read_window(record.stored(), SCHEMA, until=1.5)["_adaptation"].dtype == np.float64
+
+    found = read_window(record.engine, SCHEMA)["_adaptation"].tolist()
+
+    assert np.isnan(found[0])
+    assert found[1] == 17.0
 
 
 def test_the_newest_rows_are_chosen_and_given_oldest_first(record: Record) -> None:

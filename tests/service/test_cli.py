@@ -127,7 +127,8 @@ def test_status_shows_versions_workers_and_the_last_check(service: StandIn) -> N
 
     assert result.exit_code == 0
     for words in (
-        "evergreen: version 2, by onnx, previous 1",
+        "evergreen: version 2, by onnx, adaptation 17, previous 1",
+        "api-2 does not have the adaptation in force: 2-17: was changed",
         "2: digest differs",
         "12,345 bytes wait",
         "drift: yes, 25% of the features (income)",
@@ -145,6 +146,7 @@ def test_every_reading_command_speaks_json(service: StandIn) -> None:
     assert answer(ask(service, "runs", "--json"))[0]["why"] == "because"
     assert answer(ask(service, "runs", "1", "--json"))["id"] == 1
     assert answer(ask(service, "drift", "--json"))[0]["drift"]["share"] == 0.25
+    assert answer(ask(service, "adaptation", "--json"))["in_force"] == 17
 
 
 def test_every_reading_command_has_a_table(service: StandIn) -> None:
@@ -153,6 +155,9 @@ def test_every_reading_command_has_a_table(service: StandIn) -> None:
     assert "because [of this]" in ask(service, "runs").stdout
     assert "champion" in ask(service, "models").stdout and "auc 0.83" in ask(service, "models").stdout
     assert "wasserstein" in ask(service, "drift").stdout
+    shown = ask(service, "adaptation").stdout
+    assert "version 2 answers with adaptation 17\n" in shown
+    assert "residuals 70%, identity 30%" in shown and "shift-300" not in shown
     one = ask(service, "runs", "1").stdout
     assert "run 1: retrain, done, promoted, version 2" in one
     assert "the challenger is better by 0.03 [auc]" in one
@@ -196,11 +201,13 @@ def test_retrain_and_rollback_and_promote_carry_their_reason(service: StandIn) -
     assert "queued as run 1" in ask(service, "retrain", "--why", "new fees").stdout
     assert ask(service, "rollback", "--why", "complaints", "--no-wait").exit_code == 0
     assert ask(service, "promote", "3", "--why", "I know better", "--no-wait").exit_code == 0
+    assert ask(service, "adaptation", "off", "--why", "an audit", "--no-wait").exit_code == 0
 
     assert service.queued == [
         ("retrain", "new fees", None),
         ("rollback", "complaints", None),
         ("promote", "I know better", 3),
+        ("adaptation", "an audit", "off"),
     ]
 
 
@@ -214,6 +221,8 @@ def test_retrain_and_rollback_and_promote_carry_their_reason(service: StandIn) -
         (("rollback",), "failed", None, 1),
         (("promote", "2"), "done", "promoted", 0),
         (("promote", "2"), "done", "refused", 1),
+        (("adaptation", "off"), "done", "off", 0),
+        (("adaptation", "on"), "failed", "crashed", 1),
     ],
 )
 def test_the_exit_code_says_what_came_of_it(

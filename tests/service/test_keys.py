@@ -227,6 +227,7 @@ def test_a_source_may_be_limited_and_the_workers_of_a_server_tell_each_other(tmp
 SCOPED = [
     ("GET", "/manage/models", "read"),
     ("GET", "/manage/openapi.json", "read"),
+    ("GET", "/manage/adaptation", "read"),
     ("POST", "/manage/models", "push"),
     ("POST", "/manage/retrain", "operate"),
     ("POST", "/manage/erasures", "operate"),

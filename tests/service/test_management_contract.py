@@ -26,7 +26,7 @@ __all__ = ["first"]  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
-FREE = ("metrics", "record", "failed")
+FREE = ("metrics", "record", "failed", "unadapted", "weights")
 """Dictionaries whose keys are no part of the contract."""
 
 
@@ -126,6 +126,13 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
     ("GET", "/manage/drift", None, 200),
     ("GET", "/manage/drift?limit=5", None, 200),
     ("GET", "/manage/drift?limit=0", None, 400),
+    ("GET", "/manage/adaptation", None, 200),
+    ("GET", "/manage/adaptation?limit=0", None, 400),
+    ("POST", "/manage/adaptation", {"state": "off", "why": "an audit"}, 202),
+    ("POST", "/manage/adaptation", {"state": "on"}, 202),
+    ("POST", "/manage/adaptation", {"state": "maybe"}, 400),
+    ("POST", "/manage/adaptation", {"why": "no state"}, 400),
+    ("POST", "/manage/adaptation", b"{", 400),
     ("GET", "/manage/nowhere", None, 404),
     ("POST", "/manage/models", b"PK\x03\x04", 202),
     ("POST", "/manage/models?why=mine", b"PK\x03\x04", 202),
@@ -140,7 +147,7 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
     *[("POST", path, {"why": "\0"}, 400) for path in WRITES],
     *[("POST", path, {"who": "me"}, 400) for path in WRITES],
     *[("POST", path, b"{", 400) for path in WRITES],
-    *[("DELETE", f"/manage/{name}", None, 405) for name in ("status", "models", "runs", "drift")],
+    *[("DELETE", f"/manage/{name}", None, 405) for name in ("status", "models", "runs", "drift", "adaptation")],
     *[("GET", f"/manage/{name}", None, 405) for name in ("retrain", "rollback")],
 ]
 

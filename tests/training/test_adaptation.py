@@ -78,8 +78,24 @@ def test_a_row_alone_is_answered_as_among_others_and_the_same_after_a_journey(ta
     adapter, travelled = Adapter(original), Adapter(decode(original.encode()))
     together = adapter.apply(rows.raw[:64], rows.x[:64])
     np.testing.assert_array_equal(together, travelled.apply(rows.raw[:64], rows.x[:64]))
-    alone = np.concatenate([adapter.apply(rows.raw[at : at + 1], rows.x[at : at + 1]) for at in range(64)])
-    np.testing.assert_array_equal(together, alone)
+    together = adapter.apply(rows.raw, rows.x)
+    for size in (1, 3, 31):
+        parts = [slice(at, at + size) for at in range(0, 1_500, size)]
+        alone = np.concatenate([adapter.apply(rows.raw[part], rows.x[part]) for part in parts])
+        np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_an_output_that_is_not_finite_does_not_become_finite(task: str, number: float) -> None:
+    rows = answered(task, 1_500)
+    adapter, raw = Adapter(made(task, rows).served), rows.raw.copy()
+    if task == "binary" and np.isinf(number):
+        return  # no probability
+    raw[1] = number
+    together = adapter.apply(raw[:3], rows.x[:3])
+    assert not np.isfinite(together[1]).any() and np.isfinite(together[[0, 2]]).all()
+    assert not np.isfinite(adapter.apply(raw[1:2], rows.x[1:2])).any()
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from monitoring.store import connect
-from service.serving.management import models, rows, runs
+from service.serving.management import adaptation, models, rows, runs
 from service.serving.management.managed import Managed
 from training.registry import Registry, UnknownVersion
 from training.runs import Runs, UnknownRun
@@ -74,7 +74,7 @@ def application(worker: Worker) -> FastAPI:
         worker, engine, Runs(engine), Registry(engine, settings.models_dir, settings.model.name)
     )
     weakref.finalize(app, engine.dispose)  # its connections are closed with it
-    for each in (models, rows, runs):
+    for each in (models, adaptation, rows, runs):
         app.include_router(each.router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app

@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse
 
 from service.handover import read_reports, read_status
+from service.serving.management.adaptation import in_force
 from service.serving.management.managed import LARGEST_ID, Here, NumberInPath, Text
 from training.rollout import live_workers
 from training.runs import Check, Run
@@ -56,12 +57,15 @@ def status(here: Here) -> dict[str, Any]:
     checks = here.runs.checks(limit=1)
     controller = read_status(here.worker.run_dir)
     current = here.worker.model.current
+    local = read_reports(here.worker.run_dir / "workers")
     return {
         "model": here.settings.model.name,
         "champion": live.champion,
         "previous": live.previous,
         "announced": live.announced,
         "engine": current.engine if current else None,
+        "adaptation": in_force(here, live.champion),
+        "unadapted": {report.slot: report.unadapted for report in local if report.unadapted},
         "ready": here.worker.why_not_ready is None,
         "workers": [
             {"replica": w.replica, "slot": w.slot, "serving": w.serving, "ready": list(w.ready), "failed": w.failed}
@@ -69,7 +73,7 @@ def status(here: Here) -> dict[str, Any]:
         ]
         or [
             {"replica": "this", "slot": r.slot, "serving": r.serving, "ready": list(r.ready), "failed": r.failed}
-            for r in read_reports(here.worker.run_dir / "workers")
+            for r in local
         ],
         "leader": controller.leader if controller else None,
         "spool_bytes": controller.spool_bytes if controller else None,
