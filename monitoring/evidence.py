@@ -109,44 +109,35 @@ def judge(
     - `held`: all windows together exclude a fall of `allowed`, and in no window does the fall lie more than a
       standard error above it.
     """
-    total = before + rows
-    widest: Fall | None = None
     found: list[Fall] = []
     doubtful = False
     for length, window, share in _windows(rows, before, alpha, shortest):
         seen = measure(window)
-        if seen is None:
-            continue
-        error = math.hypot(spread(seen.rows) / math.sqrt(window), level_error)
-        beyond, alone = boundary(window, share, length), boundary(window, alpha, length)
-        half = beyond * error
-        fall = level - seen.value
-        more = None
-        if fall != allowed and error:
-            needed = alone if fall > allowed else beyond
-            more = max(0, math.ceil(window * ((needed * error / (fall - allowed)) ** 2 - 1)))
-        state: State = (
-            "lost"
-            if fall - alone * error > allowed and fall > half
-            else "held"
-            if fall + half < allowed
-            else "not known yet"
-        )
-        one = Fall(
-            state, window, seen.value, fall, fall - half, fall + half, more if state == "not known yet" else None
-        )
-        found.append(one)
-        doubtful |= fall - error > allowed
-        widest = one
-    if widest is None:
-        return Fall("not known yet", total if total < shortest else rows)
-    lost = [one for one in found if one.state == "lost"]
-    if lost:
-        return lost[0]
-    held = [one for one in found if one.state == "held"]
-    if held and not doubtful:
-        return held[0]
-    return msgspec.structs.replace(widest, state="not known yet")
+        if seen is not None:
+            error = math.hypot(spread(seen.rows) / math.sqrt(window), level_error)
+            alone, together = boundary(window, alpha, length) * error, boundary(window, share, length) * error
+            found.append(_told(seen.value, level - seen.value, window, alone, together, allowed))
+            doubtful |= level - seen.value - error > allowed
+    for state in ("lost",) if doubtful else ("lost", "held"):
+        for one in found:
+            if one.state == state:
+                return one
+    if not found:
+        return Fall("not known yet", rows)
+    return msgspec.structs.replace(found[-1], state="not known yet")
+
+
+def _told(value: float, fall: float, rows: int, alone: float, together: float, allowed: float) -> Fall:
+    """What one window says; `alone` and `together` are how far chance moves its fall, by itself and at all windows."""
+    if fall - alone > allowed and fall > together:
+        return Fall("lost", rows, value, fall, fall - together, fall + together)
+    if fall + together < allowed:
+        return Fall("held", rows, value, fall, fall - together, fall + together)
+    more = None
+    if fall != allowed:
+        needed = alone if fall > allowed else together
+        more = max(0, math.ceil(rows * ((needed / (fall - allowed)) ** 2 - 1)))
+    return Fall("not known yet", rows, value, fall, fall - together, fall + together, more)
 
 
 def _windows(rows: int, before: int, alpha: float, shortest: int) -> Iterator[tuple[int, int, float]]:
