@@ -24,7 +24,8 @@ IMPORTERS = {
     "skops": {"training/export.py"},
     "skl2onnx": {"training/export.py"},
     "fastapi": {
-        f"service/serving/management/{name}.py" for name in ("application", "managed", "models", "rows", "runs")
+        f"service/serving/management/{name}.py"
+        for name in ("adaptation", "application", "managed", "models", "rows", "runs")
     },
     "typer": {"service/command/cli.py"},
     "prometheus_client": {"monitoring/metrics.py"},

@@ -24,7 +24,8 @@ from service.serving.front import Front
 from service.serving.worker import Worker
 from tests.adapted import leave, make_adaptation, put_in_force
 from tests.artefacts import make_artefact
-from tests.wired import artefact, elsewhere, example, read_answer, records, request, serving, talk, worker, working
+from tests.fronts import beyond, post
+from tests.wired import artefact, example, read_answer, records, request, serving, talk, worker, working
 from training.adaptation import Adaptation, Adapter
 from training.artefact import read_manifest, write_manifest
 from training.twin import Rows, Twin
@@ -53,13 +54,7 @@ def expected(artefact: Path, adaptation: Adaptation | None, asked: list[dict[str
 
 
 def ask(worker: Worker, body: Any, path: str = "/predict") -> httpx.Response:
-    async def send() -> httpx.Response:
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(Front(elsewhere, lambda: worker)), base_url="http://test"
-        ) as client:
-            return await client.post(path, json=body)
-
-    return asyncio.run(send())
+    return post(Front(beyond, lambda: worker), path, body)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 300, 3000])  # on the event loop, in a thread, and over 128 kB
@@ -292,7 +287,7 @@ def test_a_worker_answers_with_it_without_a_store_scikit_learn_or_pandas(home: P
 import sys
 from pathlib import Path
 from service.serving.worker import Worker
-from service.settings import load
+from service.configuration import load
 settings = load(environ={"EVERGREEN_HOME": sys.argv[1], "EVERGREEN_STORE__URL": "postgresql+psycopg://127.0.0.1:1/x"})
 worker = Worker(settings, Path(sys.argv[1]) / "run", "api-1")
 worker.start()

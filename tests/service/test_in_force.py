@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -25,8 +24,9 @@ from service.serving.worker import Worker
 from service.settings import Settings
 from tests.adapted import make_adaptation
 from tests.artefacts import make_artefact
+from tests.fronts import beyond, run
 from tests.real_server import wait_until
-from tests.wired import artefact, elsewhere, records
+from tests.wired import artefact, records
 from training.adaptation import Adaptation
 from training.adaptations import Adaptations
 from training.lease import CONTROLLER, Lease
@@ -92,13 +92,8 @@ class House:
         wait_until(f"version {version} with adaptation {number}", there, within_s)
 
     def ask(self, method: str, path: str, body: Any = None, token: str = "") -> httpx.Response:
-        async def send() -> httpx.Response:
-            headers = {"authorization": f"Bearer {token}"} if token else {}
-            app = httpx.ASGITransport(Front(elsewhere, lambda: self.worker))
-            async with httpx.AsyncClient(transport=app, base_url="http://test") as client:
-                return await client.request(method, path, json=body, headers=headers)
-
-        return asyncio.run(send())
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return run(Front(beyond, lambda: self.worker), (method, path, {"json": body, "headers": headers}))[0]
 
 
 @pytest.fixture
@@ -148,18 +143,24 @@ def test_a_person_switches_it_off_and_on_and_both_are_runs(house: House) -> None
     assert house.ask("POST", "/manage/adaptation", {"state": "maybe"}, token=boss).status_code == 400
     asked = house.ask("POST", "/manage/adaptation", {"state": "off", "why": "an audit"}, token=boss)
     assert asked.status_code == 202
-    run = work_off(loop, MOVES)
+    done = work_off(loop, MOVES)
 
-    assert run is not None and run.id == asked.json()["run"]
-    assert (run.kind, run.state, run.outcome, run.who, run.why) == ("adaptation", "done", "off", "operate", "an audit")
+    assert done is not None and done.id == asked.json()["run"]
+    assert (done.kind, done.state, done.outcome, done.who, done.why) == (
+        "adaptation",
+        "done",
+        "off",
+        "operate",
+        "an audit",
+    )
     house.serves(1, None)
     shown = house.ask("GET", "/manage/adaptation", token=reader).json()
     assert (shown["in_force"], shown["enabled"], shown["adaptations"][0]["kind"]) == (None, False, "off")
     assert house.ask("GET", "/manage/status", token=reader).json()["adaptation"] is None
 
     house.ask("POST", "/manage/adaptation", {"state": "on"}, token=boss)
-    run = work_off(loop, MOVES)
-    assert run is not None and run.outcome == "on"
+    done = work_off(loop, MOVES)
+    assert done is not None and done.outcome == "on"
     assert house.make() == 4
     house.serves(1, 4)
     status = house.ask("GET", "/manage/status", token=reader).json()
