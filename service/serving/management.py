@@ -25,7 +25,8 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from monitoring.store import connect
 from monitoring.window import label_status
 from service.handover import read_reports, read_status
-from training.registry import Registry, UnknownVersion
+from training.manifest import FormatError
+from training.registry import Registry, UnknownVersion, Version
 from training.rollout import live_workers
 from training.runs import Run, Runs, UnknownRun
 
@@ -303,6 +304,10 @@ def application(worker: Worker) -> FastAPI:
     def unknown(_: Request, error: Exception) -> JSONResponse:
         return _error(404, str(error))
 
+    @app.exception_handler(FormatError)
+    def too_new(_: Request, error: FormatError) -> JSONResponse:
+        return _error(503, str(error))
+
     @app.exception_handler(SQLAlchemyError)
     def store_down(_: Request, error: SQLAlchemyError) -> JSONResponse:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
@@ -331,24 +336,25 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse({"error": message}, status, headers)
 
 
-def _version(info: Any, *, whole: bool = False) -> dict[str, Any]:
+def _version(info: Version, *, whole: bool = False) -> dict[str, Any]:
     manifest = info.manifest
     shown: dict[str, Any] = {
         "version": info.version,
         "created_at": info.created_at,
         "origin": info.origin,
-        "estimator": manifest.get("estimator"),
-        "quality": manifest.get("quality"),
-        "engine": "onnx" if manifest.get("twin") else "scikit-learn",
-        "reproducible": manifest.get("reproducible", True),
+        "estimator": manifest.estimator,
+        "quality": msgspec.to_builtins(manifest.quality),
+        "engine": "scikit-learn" if manifest.twin is None else "onnx",
+        "reproducible": manifest.reproducible,
     }
     if whole:
-        shown["manifest"] = manifest
+        shown["manifest"] = manifest.document
     return shown
 
 
 def _run(run: Run, *, whole: bool = True) -> dict[str, Any]:
     shown = {name: getattr(run, name) for name in Run.__dataclass_fields__}
-    if not whole:
-        shown.pop("record")
+    document = shown.pop("document")
+    if whole:
+        shown["record"] = document
     return shown

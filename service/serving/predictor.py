@@ -124,7 +124,7 @@ def load(
         raise PrivateFeature(wanted.version, private)
     engine: Engine
     run: Callable[[Batch], np.ndarray]
-    if manifest.get("twin"):
+    if manifest.twin is not None:
         from training.twin import Twin
 
         engine, run = "onnx", Twin(folder, manifest).predict
@@ -138,7 +138,7 @@ def load(
         engine=engine,
         run=run,
         classes=schema.classes,
-        row_by_row=bool((manifest.get("twin") or {}).get("row_by_row")),
+        row_by_row=manifest.twin is not None and manifest.twin.row_by_row,
     )
 
 

@@ -63,7 +63,7 @@ def test_a_run_whose_lease_ran_out_is_failed_by_the_next_turn_of_the_same_holder
     wait_until("the clearing up", cleared_up, 20)
     ended = loop.runs.get(run)
     assert (ended.state, ended.outcome) == ("failed", "crashed")
-    assert ended.record["error"].startswith("LeaseLost: the lease 'controller' is not held")
+    assert ended.record.error.startswith("LeaseLost: the lease 'controller' is not held")
     assert loop.runs.running() is None
 
 
@@ -124,8 +124,8 @@ def test_a_run_that_the_store_broke_off_says_by_which_error(scheduler: Scheduler
     wait_until("the clearing up", cleared_up, 20)
     ended = loop.runs.get(run)
     assert (ended.state, ended.outcome) == ("failed", "crashed")
-    assert "the disk is full" in ended.record["error"]
-    assert "the run had ended as refused: the model 'evergreen' has no version 7" in ended.record["error"]
+    assert "the disk is full" in ended.record.error
+    assert "the run had ended as refused: the model 'evergreen' has no version 7" in ended.record.error
 
 
 def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Scheduler, settings: Settings) -> None:
@@ -149,7 +149,7 @@ def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Schedu
     scheduler._guarded("check", lambda loop: None)  # it goes well again
     scheduler._guarded("check", scheduler._check)
 
-    found = [(run.state, run.outcome, run.record["error"]) for run in loop.runs.list(kind="check")]
+    found = [(run.state, run.outcome, run.record.error) for run in loop.runs.list(kind="check")]
     assert [(state, outcome) for state, outcome, _ in found] == [("failed", "crashed")] * 3
     assert ["version 6" in error for *_, error in found] == [True, True, False]
     assert all(error.startswith("UnknownVersion: the artefact of") for *_, error in found)
