@@ -7,6 +7,7 @@ EvergreenError
         ExportsBusy           monitoring/export.py
         LogHeld               monitoring/retention.py
         SchemaError           monitoring/feature.py
+        FormatError           training/manifest.py
         ArtefactError         training/artefact.py
             UntrustedModel    training/trust.py
         DataError             training/data.py

@@ -8,6 +8,7 @@ from typing import Any
 from monitoring.schema import FeatureSchema
 from service import sample
 from training.export import export
+from training.manifest import Manifest
 from training.pipeline import build
 
 
@@ -18,7 +19,7 @@ def sample_schema(rows: int = 600, seed: int = 0) -> tuple[FeatureSchema, Any, A
     return schema, schema.canonical(frame), schema.labels(frame[sample.TARGET])
 
 
-def make_artefact(folder: Path, *, rows: int = 600, seed: int = 0, iterations: int = 20) -> dict[str, Any]:
+def make_artefact(folder: Path, *, rows: int = 600, seed: int = 0, iterations: int = 20) -> Manifest:
     """A champion-like artefact of the sample stream in `folder`; returns its manifest."""
     schema, features, labels = sample_schema(rows, seed)
     pipeline = build(schema, {"max_iter": iterations}, seed).fit(features, labels)

@@ -356,7 +356,7 @@ def live_through(place: Place, folder: Path) -> dict[str, Any]:
     assert seen.drift.skipped is None and seen.quality.measured.usable, seen
     write_html(seen.reference, seen.window, seen.schema, folder / "page.html", report=seen.drift)
     trained = _ask(place, "retrain")
-    assert trained.outcome in ("kept", "promoted"), trained.record
+    assert trained.outcome in ("kept", "promoted"), trained.document
     done = export(place.engine, schema, loop.exports)
     assert (done.rows, done.skipped) == (place.rows, 0)
 
@@ -372,7 +372,7 @@ def live_through(place: Place, folder: Path) -> dict[str, Any]:
     return {
         "sent": place.sent.total(), "accepted": place.accepted.total(), "rows": place.rows, "labels": place.labelled,
         "drifted": len(seen.drift.drifted), "labelled_window": seen.labelled_rows, "trained": trained.outcome,
-        "erased": erased.record["rows"], "unfit": sum(seen.unfit.values()) + sum(after.unfit.values()),
+        "erased": erased.record.rows, "unfit": sum(seen.unfit.values()) + sum(after.unfit.values()),
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The artefact folder of one model version: its files, its manifest and the proof that nothing changed in it.
 
-Imported by API workers: standard library only.
+Imported by API workers: msgspec and the standard library only.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from typing import Any, Final
 
 from monitoring.errors import CannotGoOn
 from monitoring.files import write_atomically
-
-FORMAT: Final = 1
-"""Format of the manifest. Bump it when a reader of the old one would go wrong; keep reading the old ones."""
+from training.manifest import MANIFEST_FORMAT, Manifest, manifest_of
 
 MANIFEST: Final = "manifest.json"
 PIPELINE: Final = "model.skops"
@@ -25,32 +23,26 @@ REFERENCE: Final = "reference.parquet"
 
 
 class ArtefactError(CannotGoOn, RuntimeError):
-    """Raised when an artefact folder is missing a file, was changed, or was written by a newer Evergreen."""
+    """Raised when an artefact folder is missing a file or was changed."""
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`, format checked, digests not: `verify` does that.
 
-    Raises `ArtefactError` when there is none, it is not JSON, or its format is newer than `FORMAT`.
+    Raises `ArtefactError` when there is none or it is not JSON, `FormatError` when this release cannot read it.
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ArtefactError(f"{path} does not exist: {folder} is not an artefact folder") from None
     except ValueError as error:
         raise ArtefactError(f"{path} is not JSON ({error}): fetch or train the version again") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if not isinstance(found, int) or not 1 <= found <= FORMAT:
-        raise ArtefactError(
-            f"{path} has format {found!r}, this program reads 1 to {FORMAT}: upgrade evergreen, or train again"
-        )
-    assert isinstance(manifest, dict)
-    return manifest
+    return manifest_of(document, str(path))
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """`manifest` as written to `folder` last of all its files: with the format and the digest of each other file.
+def write_manifest(folder: Path, document: Mapping[str, Any]) -> Manifest:
+    """The manifest as written to `folder` last of all its files: with the format and the digest of each other file.
 
     Numbers that JSON cannot carry (NaN, infinities) become null.
     """
@@ -59,22 +51,21 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != MANIFEST and not path.name.startswith((".", "result."))
     }
-    complete = plain({**manifest, "format": FORMAT, "digests": digests})
-    assert isinstance(complete, dict)
+    complete = plain({**document, "format": MANIFEST_FORMAT, "digests": digests})
+    manifest = manifest_of(complete, str(folder / MANIFEST))
     write_atomically(folder / MANIFEST, json.dumps(complete, indent=2, allow_nan=False).encode())
-    return complete
+    return manifest
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path) -> Manifest:
     """The manifest of `folder`, when each file it lists is there with the digest it lists.
 
-    Raises `ArtefactError` naming the file, the expected and the found digest.
+    Raises `ArtefactError` naming the file, the expected and the found digest, and what `read_manifest` raises.
     """
     manifest = read_manifest(folder)
-    digests = manifest.get("digests")
-    if not isinstance(digests, dict) or PIPELINE not in digests or SCHEMA not in digests:
+    if PIPELINE not in manifest.digests or SCHEMA not in manifest.digests:
         raise ArtefactError(f"{folder / MANIFEST} lists no digest of {PIPELINE} and {SCHEMA}: train the version again")
-    for name, expected in digests.items():
+    for name, expected in manifest.digests.items():
         if "/" in name or name in ("", ".", ".."):
             raise ArtefactError(f"{folder / MANIFEST} lists {name!r}, which is not a file name of this folder")
         try:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitoring.errors import in_short
-from training.parity import CHECK_ROWS, UNSEEN, Parity, answers_of, check_rows, compare
+from training.artefact import plain
+from training.manifest import Parity, Plan
+from training.parity import CHECK_ROWS, UNSEEN, answers_of, check_rows, compare
 from training.pipeline import final_of, names_of, parts_of
 from training.twin import Twin
 
@@ -63,7 +65,7 @@ def convert(
         try:
             with _quiet():
                 model, plan = layout(pipeline, schema)
-            twin = Twin.of(model, plan, schema)
+            twin = Twin.of(model, msgspec.convert(plain(plan), Plan), schema)
             parity = compare(expected, twin.predict_frame(rows), schema, min(len(check_frame), CHECK_ROWS))
         except _NoConversion as error:
             reasons.append(f"{layout.__name__[1:]}: {error}")

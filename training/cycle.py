@@ -116,31 +116,33 @@ def bootstrap(loop: Loop, asked: Run | None = None, *, over: bool = False) -> Ru
 
 
 def run_push(loop: Loop, run: Run) -> Run:
-    """The run of a pushed skops file (`payload["path"]`): same gates, promoted if it wins, else refused and why.
+    """The run of a pushed skops file (`payload.path`): same gates, promoted if it wins, else refused and why.
 
-    `payload["label"]` is the pusher's own name for it; with `payload["temporary"]` the file is deleted afterwards.
+    `payload.label` is the pusher's own name for it; with `payload.temporary` the file is deleted afterwards.
     """
-    pushed = Path(str(run.payload.get("path", "")))
+    pushed = Path(run.record.payload.path)
     story: Story = {}
 
     def judge() -> Ending:
         with _workplace(loop, run) as out:
-            spec = _push_spec(loop, pushed, str(run.payload.get("label") or "") or None, out, story)
+            spec = _push_spec(loop, pushed, run.record.payload.label or None, out, story)
             return _judge_and_promote(loop, run, spec, story, lost="refused")
 
     try:
         return _carry_out(loop, run, story, judge)
     finally:
-        if run.payload.get("temporary"):
+        if run.record.payload.temporary:
             pushed.unlink(missing_ok=True)
 
 
 def run_promote(loop: Loop, run: Run) -> Run:
-    """The run that put the registered `payload["version"]` in service on a person's word, past the gates."""
+    """The run that put the registered `payload.version` in service on a person's word, past the gates."""
     story: Story = {"gates": "not asked: a person promoted it"}
 
     def move() -> Ending:
-        version = int(run.payload["version"])
+        version = run.record.payload.version
+        if version is None:
+            raise DataError("which version is to be promoted was not said")
         return _roll_out(loop, story, lambda **how: promote(loop.registry, version, loop.token, **how), "promoted")
 
     return _carry_out(loop, run, story, move)
@@ -162,7 +164,9 @@ def run_adaptation(loop: Loop, run: Run) -> Run:
     story: Story = {}
 
     def switch() -> Ending:
-        champion, state = loop.registry.champion(), run.payload["state"]
+        champion, state = loop.registry.champion(), run.record.payload.state
+        if not state:
+            raise DataError("the run does not say whether adaptations are switched on or off: ask again")
         story["adaptation"] = Adaptations(loop.engine).add(
             champion, kind=state, who=run.who, why=run.why, now=loop.clock(), token=loop.token
         )
@@ -311,7 +315,8 @@ def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
     trainings = sorted((run for run in trainings if run.state in ("done", "failed")), key=lambda run: -run.id)
     trainings = [run for run in trainings if run.outcome not in (NO_ACTION, "stopped")]
     crashes = next((at for at, run in enumerate(trainings) if run.state == "done"), len(trainings))
-    until = trainings[crashes].record.get("data", {}).get("until") if crashes < len(trainings) else None
+    data = trainings[crashes].record.data if crashes < len(trainings) else None
+    until = data.until if data is not None else None
     running = loop.runs.running()
     return History(
         last_trained_at=trainings[0].finished_at if trainings else None,
@@ -412,14 +417,14 @@ def _known(loop: Loop, champion: int, story: Story) -> tuple[Path, FeatureSchema
         loop.engine, schema, rows=loop.training.max_rows, labelled=True, sources=loop.gates.label_sources
     )
     story["unfit_rows"] = unfit_rows(record)
-    before = loop.snapshots_dir / f"{(manifest.get('data') or {}).get('snapshot')}.parquet"
+    before = loop.snapshots_dir / f"{manifest.data.snapshot}.parquet"
     source = None
     if before.is_file():
         known = read_snapshot(before, schema)
         source = known[known[ORIGIN] == "source"]
     else:
         story["notes"] = [f"the champion's snapshot {before} is gone: only the record was used"]
-    return folder, schema, assemble(schema, source, record), float(manifest.get("until") or 0.0)
+    return folder, schema, assemble(schema, source, record), manifest.until
 
 
 def _spec(loop: Loop, out: Path, frame: pd.DataFrame, schema: FeatureSchema, story: Story, **given: Any) -> JobSpec:

@@ -71,9 +71,9 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
     `story` is told how many rows went where and which versions are marked. Afterwards the run no longer says who was
     meant. Raises `NotDrained`.
     """
-    payload = run.payload
-    ids, feature = tuple(payload.get("ids", ())), payload.get("feature", "")
-    subject = Subject(ids, feature, payload.get("value"), payload.get("hidden"))
+    asked = run.record.payload
+    ids = asked.ids if isinstance(asked.ids, tuple) else ()
+    subject = Subject(ids, asked.feature, asked.value, asked.hidden)
     story["payload"] = {"ids": len(subject.ids)} if subject.ids else {"feature": subject.feature, "value": "(erased)"}
     until = run.created_at
     _wait_for_drain(loop, until)
@@ -136,11 +136,6 @@ def alone_with_exports(loop: Loop) -> Iterator[None]:
         yield
 
 
-def snapshot_of(manifest: Mapping[str, Any]) -> str:
-    """Digest of the snapshot a version was trained from; empty when its manifest names none."""
-    return str((manifest.get("data") or {}).get("snapshot") or "")
-
-
 def _wait_for_drain(loop: Loop, until: float) -> None:
     if loop.spool_dir is None:
         return
@@ -159,15 +154,15 @@ def _erase_from_version(loop: Loop, run: Run, version: Version, subject: Subject
         story.setdefault("not_here", []).append(version.version)
         return
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
-    manifest = dict(version.manifest)
-    digest = snapshot_of(manifest)
+    digest = version.manifest.data.snapshot
+    changes: Story = {"reproducible": False, "erasure": run.id}
     gone: Story = {}
     moved = story.setdefault("_moved", {})
     if digest and digest not in moved:
         moved[digest] = _erase_from_snapshot(loop.snapshots_dir / f"{digest}.parquet", schema, subject, found)
     if digest and moved[digest] is not None:
         new, rows = moved[digest]
-        manifest["data"] = {**manifest["data"], "snapshot": new}
+        changes["data"] = {"snapshot": new}
         gone["snapshot_rows"] = rows
     reference, rows = _without_meant(folder / REFERENCE, schema, subject, found)
     if rows:
@@ -177,7 +172,7 @@ def _erase_from_version(loop: Loop, run: Run, version: Version, subject: Subject
         gone["still_a_category"] = "the model knows the value as a category: retrain, then delete this version's folder"
     if not gone:
         return
-    manifest |= {"reproducible": False, "erasure": run.id}
+    manifest = version.manifest.changed(**changes)
     loop.registry.amend(version.version, manifest, loop.token, reference if rows else None)
     story["versions"].append({"version": version.version, **gone})
 
@@ -298,7 +293,7 @@ def _erase_loose_snapshots(loop: Loop, subject: Subject, found: Found, story: St
     with suppress(UnknownVersion):
         schema = FeatureSchema.from_json((loop.registry.path(live) / SCHEMA).read_bytes()) if live is not None else None
     gone = set(story.get("not_here", ()))
-    named = {snapshot_of(version.manifest) for version in loop.registry.list() if version.version not in gone}
+    named = {version.manifest.data.snapshot for version in loop.registry.list() if version.version not in gone}
     for path in sorted(loop.snapshots_dir.glob("*.parquet")):
         if path.stem in named:
             continue

@@ -13,7 +13,7 @@ import msgspec
 from monitoring.files import write_atomically
 from training.artefact import PIPELINE, REFERENCE, SCHEMA, TWIN, write_manifest
 from training.convert import convert
-from training.parity import Parity
+from training.manifest import Manifest, Parity
 from training.pipeline import final_of
 from training.trust import to_skops
 
@@ -32,7 +32,7 @@ def export(
     reference: pd.DataFrame | None = None,
     manifest: Mapping[str, Any],
     twin: bool = True,
-) -> dict[str, Any]:
+) -> Manifest:
     """Write the artefact `folder` (made when absent) and return its manifest.
 
     `check_frame` holds canonical features, `reference` the drift reference (canonical features, `_label`,

@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.manifest import GateResult, Verdict
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
@@ -61,28 +63,6 @@ class GatePolicy(BaseModel):
     )
     one_row_budget_ms: float = Field(20.0, gt=0, description="ms; one row answered within this is always fast enough")
     batch_budget_ms: float = Field(500.0, gt=0, description="ms; 1000 rows answered within this are always fast enough")
-
-
-class GateResult(msgspec.Struct, frozen=True):
-    """One gate: what it measured, what it asked for, and why it passed or not, in words with numbers."""
-
-    name: str
-    passed: bool
-    value: float | None
-    threshold: float | None
-    reason: str
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """Whether the challenger may be promoted: when every gate passed."""
-
-    passed: bool
-    gates: tuple[GateResult, ...]
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """The reasons of the gates that failed; of all gates when none did."""
-        return tuple(gate.reason for gate in self.gates if not gate.passed) or tuple(g.reason for g in self.gates)
 
 
 class Answers(msgspec.Struct, frozen=True):

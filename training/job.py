@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,13 +23,15 @@ import msgspec
 import numpy as np
 from pydantic import ValidationError
 
-from monitoring.feature import AT, LABEL, ORIGIN, Feature, SchemaError
+from monitoring.errors import CannotGoOn
+from monitoring.feature import AT, LABEL, ORIGIN, Feature
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
-from training.artefact import SCHEMA, ArtefactError, read_manifest, verify, write_manifest
+from training.artefact import SCHEMA, read_manifest, verify, write_manifest
 from training.data import DataError, content_digest, read_snapshot
 from training.export import export
 from training.gates import Answers, GatePolicy, Metric, Truth, answers, judge, metric_of, score
+from training.manifest import HoldoutQuality, Manifest, TriedWindow
 from training.pipeline import Parameters, final_of, fit, predict
 from training.priority import end_with_parent, give_way
 from training.spec import RESULT, JobError, JobResult, JobSpec, write_result
@@ -91,7 +93,7 @@ def run(spec: JobSpec) -> JobResult:
     try:
         with _bounded_threads(spec.threads):
             result = _train(spec, out) if spec.kind == "train" else _judge(spec, out)
-    except (JobError, DataError, SchemaError, ArtefactError, ValidationError) as error:
+    except (JobError, CannotGoOn, ValidationError) as error:
         result = JobResult(ok=False, error=str(error))
     except MemoryError:
         result = JobResult(
@@ -105,18 +107,19 @@ def run(spec: JobSpec) -> JobResult:
     return result
 
 
-def refit(manifest: Mapping[str, Any], snapshot: Path, schema: FeatureSchema) -> Any:
+def refit(manifest: Manifest, snapshot: Path, schema: FeatureSchema) -> Any:
     """The pipeline of a manifest, fitted again to the same rows: it predicts the same.
 
     Raises `DataError` when the snapshot is not the one the manifest names.
     """
     frame = read_snapshot(snapshot, schema)
-    data = manifest["data"]
-    found = content_digest(frame)
-    if found != data["snapshot"]:
-        raise DataError(f"{snapshot} has content {found}, the model was trained from {data['snapshot']}")
-    window = frame.iloc[data["window"]["start"] : data["window"]["stop"]]
-    return _fit(window, schema, Parameters.model_validate(manifest["parameters"]), int(manifest["seed"]))
+    data, found = manifest.data, content_digest(frame)
+    if found != data.snapshot:
+        raise DataError(f"{snapshot} has content {found}, the model was trained from {data.snapshot}")
+    if data.window is None:
+        raise DataError(f"version {manifest.label or manifest.name!r} was pushed: what it was fitted to is not known")
+    window = frame.iloc[data.window.start : data.window.stop]
+    return _fit(window, schema, Parameters.model_validate(manifest.parameters), manifest.seed)
 
 
 # -- train ----------------------------------------------------------------------------------------------------------
@@ -133,16 +136,15 @@ def _train(spec: JobSpec, out: Path) -> JobResult:
 
     inner = inner_split(training, policy)
     tried = _try_windows(training, inner, schema, spec, policy, metric)
-    chosen = max(tried, key=lambda window: (_order(window["score"]), window["rows"]))
-    for window in tried:
-        window["chosen"] = window is chosen
+    chosen = max(tried, key=lambda window: (_order(window.score), window.rows))
+    tried = tuple(msgspec.structs.replace(window, chosen=window is chosen) for window in tried)
     parameters = Parameters.model_validate(spec.parameters)
     trials: list[dict[str, Any]] = []
     if policy.trials and inner:
-        past, future = training.iloc[:-inner].tail(chosen["rows"]), training.iloc[-inner:]
+        past, future = training.iloc[:-inner].tail(chosen.rows), training.iloc[-inner:]
         parameters, trials = _tune(past, future, schema, parameters, spec.seed, policy, metric)
 
-    window_frame = training.tail(chosen["rows"])
+    window_frame = training.tail(chosen.rows)
     pipeline = _fit(window_frame, schema, parameters, spec.seed)
     stop = int(rows.train[-1]) + 1
     start = int(rows.train[-len(window_frame)])
@@ -151,8 +153,8 @@ def _train(spec: JobSpec, out: Path) -> JobResult:
         "rows": len(window_frame),
         "from": float(window_frame[AT].iloc[0]),
         "until": float(window_frame[AT].iloc[-1]),
-        "window": {"name": chosen["name"], "rows": chosen["rows"], "start": start, "stop": stop},
-        "windows": tried,
+        "window": {"name": chosen.name, "rows": chosen.rows, "start": start, "stop": stop},
+        "windows": msgspec.to_builtins(tried),
         "trials": trials,
         "holdout": holdout_facts(holdout, rows),
     }
@@ -167,7 +169,7 @@ def _train(spec: JobSpec, out: Path) -> JobResult:
         known,
         gates,
         manifest={"parameters": parameters.model_dump(), "data": data},
-        windows=tuple(tried),
+        windows=tried,
         until=float(until.iloc[-1]) if len(until) else 0.0,
         notes=(),
     )
@@ -196,19 +198,19 @@ def _tune(
 
 def _try_windows(
     training: pd.DataFrame, inner: int, schema: FeatureSchema, spec: JobSpec, policy: TrainPolicy, metric: Metric
-) -> list[dict[str, Any]]:
+) -> tuple[TriedWindow, ...]:
     """Each window with its score on the newest training rows; only the whole when there is nothing to choose by."""
     windows = windows_of(training, policy)
     if len(windows) == 1 or not inner:
-        return [{"name": windows[0].name, "rows": windows[0].rows, "score": None}]
+        return (TriedWindow(windows[0].name, windows[0].rows),)
     parameters = Parameters.model_validate(spec.parameters)
     past, future = training.iloc[:-inner], training.iloc[-inner:]
-    tried: list[dict[str, Any]] = []
+    tried: list[TriedWindow] = []
     for window in windows:
         complete = _has_all_classes(training.tail(window.rows), schema)
         value = _try(past.tail(window.rows), future, schema, parameters, spec.seed, metric) if complete else math.nan
-        tried.append({"name": window.name, "rows": window.rows, "score": value})
-    return tried
+        tried.append(TriedWindow(window.name, window.rows, value))
+    return tuple(tried)
 
 
 def _try(
@@ -281,8 +283,8 @@ def _judge(spec: JobSpec, out: Path) -> JobResult:
     except JobError as reason:
         if spec.champion is None:
             raise
-        facts = (read_manifest(Path(spec.champion)).get("data") or {}).get("holdout") or {}
-        rows, note = champions_holdout(frame, facts, gates, str(reason))
+        holdout_then = read_manifest(Path(spec.champion)).data.holdout
+        rows, note = champions_holdout(frame, holdout_then, gates, str(reason))
         notes = (note,)
     holdout = frame.iloc[rows.holdout]
     notes += ("whether the pushed model was fitted to rows of the holdout is not known",)
@@ -353,7 +355,7 @@ def _finish(
     gates: GatePolicy,
     *,
     manifest: dict[str, Any],
-    windows: tuple[dict[str, Any], ...],
+    windows: tuple[TriedWindow, ...],
     until: float,
     notes: tuple[str, ...],
 ) -> JobResult:
@@ -383,8 +385,8 @@ def _finish(
     champion = None if spec.champion is None else _champions_answers(spec, Path(spec.champion), features, schema)
     verdict = judge(challenger, champion, features, labels, schema, gates, spec.seed)
     quality = _quality(challenger, champion, labels, schema, metric_of(schema.task, gates), spec.seed)
-    complete |= {"quality": quality, "verdict": msgspec.to_builtins(verdict)}
-    write_manifest(out, complete)
+    judged = {"quality": msgspec.to_builtins(quality), "verdict": msgspec.to_builtins(verdict)}
+    write_manifest(out, {**complete.document, **judged})
     return JobResult(
         ok=True, passed=verdict.passed, verdict=verdict, quality=quality, windows=windows, until=until, notes=notes
     )
@@ -422,7 +424,7 @@ def _quality(
     schema: FeatureSchema,
     metric: Metric,
     seed: int,
-) -> dict[str, Any]:
+) -> HoldoutQuality:
     """What the manifest and the run say of the quality on the holdout."""
     truth, said = Truth.of(labels, schema), challenger.values
     measured = measure(
@@ -434,19 +436,19 @@ def _quality(
         QualityPolicy(metric=metric),
         seed=seed,
     )
-    return {
-        "metric": metric,
-        "challenger": score(said, truth, metric),
-        "champion": None if champion is None else score(champion.values, truth, metric),
-        "rows": len(labels),
-        "error": measured.error,
-        "metrics": measured.metrics,
-    }
+    return HoldoutQuality(
+        metric=metric,
+        challenger=score(said, truth, metric),
+        champion=None if champion is None else score(champion.values, truth, metric),
+        rows=len(labels),
+        error=measured.error,
+        metrics=dict(measured.metrics),
+    )
 
 
 def _answers_in_service(
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     pipeline: Any,
     values: npt.NDArray[Any],
     features: pd.DataFrame,
@@ -460,10 +462,10 @@ def _answers_in_service(
 
     thousand = pd.concat([features] * math.ceil(1000 / len(features)), ignore_index=True).head(1000)
     one = thousand.head(1)
-    reason = str((manifest.get("parity") or {}).get("reason", ""))
+    reason = manifest.parity.reason if manifest.parity else ""
     one_row: Callable[[], object]
     batch: Callable[[], object]
-    if manifest.get("twin"):
+    if manifest.twin is not None:
         twin = Twin(folder, manifest)
         first, all_rows = (Encoded(part, schema.numeric_names, schema.categorical_names) for part in (one, thousand))
         one_row, batch = (lambda: twin.predict(first)), (lambda: twin.predict(all_rows))

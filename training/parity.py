@@ -11,8 +11,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
+from training.manifest import Parity
 from training.pipeline import names_of, predict
 
 if TYPE_CHECKING:
@@ -29,15 +28,6 @@ UNSEEN: Final = "\x00 a category nobody has seen"
 
 EXTREME: Final = 1e30
 """Largest number that parity is proven for: a scaler overflows float32 beyond it."""
-
-
-class Parity(msgspec.Struct, frozen=True):
-    """How a pipeline and its twin compare; `agrees` False means that there is no twin, and `reason` says why."""
-
-    rows: int
-    max_abs_difference: float | None
-    agrees: bool
-    reason: str
 
 
 def check_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:

@@ -32,6 +32,7 @@ from monitoring.files import write_atomically
 from monitoring.store import aliases, db_now, versions
 from training.artefact import MANIFEST, REFERENCE, ArtefactError, file_digest, read_manifest, verify
 from training.lease import CONTROLLER, LeaseLost, fence, insert_fenced, upsert, write_fenced
+from training.manifest import Manifest, manifest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,7 +103,7 @@ class Version:
     version: int
     created_at: float  # seconds since 1970 UTC
     origin: str  # bootstrap | retrain | push
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ class Registry:
             raise UnknownVersion(self.name, version, [known.version for known in self.list()])
         return _version(row)
 
-    def manifest(self, version: int) -> dict[str, Any]:
+    def manifest(self, version: int) -> Manifest:
         """The manifest of a registered version. Raises `UnknownVersion`."""
         return self.get(version).manifest
 
@@ -188,7 +189,7 @@ class Registry:
             raise UnknownVersion(self.name, version, where=home)
         return home
 
-    def amend(self, version: int, manifest: dict[str, Any], token: int, reference: pd.DataFrame | None = None) -> None:
+    def amend(self, version: int, manifest: Manifest, token: int, reference: pd.DataFrame | None = None) -> None:
         """Put `manifest`, and `reference` when one is given, in the place of the version's own (an erasure, retention).
 
         In this order: the reference beside the old one, the store, the manifest on this host, the reference. Cut off
@@ -198,8 +199,7 @@ class Registry:
         if reference is not None:
             reference.to_parquet(folder / _REFERENCE_TO_BE, index=False)
             digest = file_digest(folder / _REFERENCE_TO_BE)
-            manifest = {**manifest, "digests": {**manifest["digests"], REFERENCE: digest}}
-        text = msgspec.json.encode(manifest)
+            manifest = manifest.changed(digests={REFERENCE: digest})
         change = (
             versions.update()
             .where(
@@ -207,7 +207,7 @@ class Registry:
                 versions.c.version == version,
                 fence(self._engine, token, self._lease),
             )
-            .values(manifest=text.decode())
+            .values(manifest=_text(manifest))
         )
         write_fenced(self._engine, change.returning(versions.c.version), token, self._lease)
         _settle(folder, manifest)
@@ -296,26 +296,26 @@ class Registry:
             shutil.rmtree(work, ignore_errors=True)
             lock.unlink(missing_ok=True)
 
-    def _build(self, folder: Path, version: int, manifest: dict[str, Any], origin: str, work: Path) -> Path:
+    def _build(self, folder: Path, version: int, manifest: Manifest, origin: str, work: Path) -> Path:
         """The BentoML model `<name>:<version>` inside `work`, with the files that the manifest lists."""
         os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # must be set before the import: it phones home
         from bentoml._internal.models import ModelStore  # no public name takes a path
         from bentoml.models import create
 
         store = ModelStore(work)
-        labels = {"origin": origin, "task": str(manifest.get("task", ""))}
+        labels = {"origin": origin, "task": manifest.task}
         with create(f"{self.name}:{version}", labels=labels, _model_store=store) as model:
-            for file in (*manifest["digests"], MANIFEST):
+            for file in (*manifest.digests, MANIFEST):
                 shutil.copyfile(folder / file, model.path_of(file))
         return work / self.name / str(version)
 
-    def _insert(self, version: int, manifest: dict[str, Any], origin: str, now: float, token: int | None) -> None:
+    def _insert(self, version: int, manifest: Manifest, origin: str, now: float, token: int | None) -> None:
         values = {
             "name": self.name,
             "version": version,
             "created_at": now,
             "origin": origin,
-            "manifest": msgspec.json.encode(manifest).decode(),
+            "manifest": _text(manifest),
         }
         if token is None:
             with self._engine.begin() as connection:
@@ -440,7 +440,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _version(row: Any) -> Version:
-    return Version(row.version, row.created_at, row.origin, msgspec.json.decode(row.manifest))
+    manifest = manifest_of(msgspec.json.decode(row.manifest), f"the manifest of version {row.version} in the store")
+    return Version(row.version, row.created_at, row.origin, manifest)
+
+
+def _text(manifest: Manifest) -> str:
+    return msgspec.json.encode(manifest.document).decode()
 
 
 def _sync(folder: Path) -> None:
@@ -459,17 +464,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _settle(folder: Path, manifest: dict[str, Any]) -> None:
+def _settle(folder: Path, manifest: Manifest) -> None:
     """Put the manifest, and the reference that it names, in their places; a reference that it does not name is deleted.
 
     A manifest whose reference is not to be had stays out, so that the artefact is whole in any case.
     """
-    to_be, wanted = folder / _REFERENCE_TO_BE, (manifest.get("digests") or {}).get(REFERENCE)
+    to_be, wanted = folder / _REFERENCE_TO_BE, manifest.digests.get(REFERENCE)
     named = to_be.exists() and file_digest(to_be) == wanted
     if read_manifest(folder) != manifest:
         there = folder / REFERENCE
         if named or wanted == (file_digest(there) if there.is_file() else None):
-            write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+            write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest.document), indent=2))
     if named:
         to_be.replace(folder / REFERENCE)
     else:

@@ -23,7 +23,7 @@ from monitoring.retention import (
 )
 from monitoring.store import aliases
 from training.artefact import REFERENCE
-from training.erasure import alone_with_exports, forget_unfinished, free_space, snapshot_of
+from training.erasure import alone_with_exports, forget_unfinished, free_space
 from training.lease import LeaseLost
 from training.registry import UnknownVersion
 
@@ -85,13 +85,13 @@ def _delete_versions(loop: Loop, keep: int) -> list[int]:
 
 
 def _loose_snapshots(loop: Loop, before: float) -> int:
-    named = {snapshot_of(version.manifest) for version in loop.registry.list()}
+    named = {version.manifest.data.snapshot or "" for version in loop.registry.list()}
     return expire_files(loop.snapshots_dir, "*.parquet", before, keep=named)
 
 
 def _snapshots(loop: Loop, before: float) -> int:
     needed = _in_use(loop)
-    named = {snapshot_of(v.manifest) for v in loop.registry.list() if v.version in needed}
+    named = {v.manifest.data.snapshot or "" for v in loop.registry.list() if v.version in needed}
     return expire_files(loop.snapshots_dir, "*.parquet", before, keep=named)
 
 
@@ -103,11 +103,11 @@ def _references(loop: Loop, before: float) -> list[int]:
     """The versions whose reference has no rows any more."""
     emptied, needed = [], _in_use(loop)
     for version in loop.registry.list():
-        if version.version in needed or version.created_at >= before or version.manifest.get("expired"):
+        if version.version in needed or version.created_at >= before or version.manifest.expired:
             continue
         with suppress(UnknownVersion):  # its artefact is on another host
             reference = loop.registry.path(version.version) / REFERENCE
-            manifest = {**version.manifest, "reproducible": False, "expired": before}
+            manifest = version.manifest.changed(reproducible=False, expired=before)
             loop.registry.amend(version.version, manifest, loop.token, _emptied(reference))
             emptied.append(version.version)
     return emptied

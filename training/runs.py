@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from monitoring.errors import EvergreenError
 from monitoring.store import checks, runs
 from training.lease import CONTROLLER, fence, insert_fenced, write_fenced
+from training.manifest import RunRecord, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -49,13 +50,12 @@ class Run:
     started_at: float | None
     finished_at: float | None
     version: int | None  # version it made or moved to
-    record: dict[str, Any]  # the full story; what was asked for stands under "payload"
+    document: dict[str, Any]  # the record as it is stored
 
     @property
-    def payload(self) -> dict[str, Any]:
-        """What the one who queued it handed along."""
-        payload = self.record.get("payload", {})
-        return dict(payload) if isinstance(payload, dict) else {}
+    def record(self) -> RunRecord:
+        """The full story; what was asked for is its `payload`. Raises `FormatError`."""
+        return record_of(self.document, f"the record of run {self.id}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ class Runs:
                 outcome=outcome,
                 version=version,
                 finished_at=now,
-                record=as_json({**before.record, **(record or {})}),
+                record=as_json({**before.document, **(record or {})}),
             )
             .returning(*runs.c)
         )
@@ -234,7 +234,7 @@ class Runs:
             left = [_run(row) for row in connection.execute(sa.select(*runs.c).where(runs.c.state == "running"))]
         error = why or "the process that ran it died or lost the lease; the champion was not changed by it after that"
         for run in left:
-            asked = {} if run.kind == "erase" else run.record  # whom it meant must not stay behind: ask again
+            asked = {} if run.kind == "erase" else run.document  # whom it meant must not stay behind: ask again
             end = (
                 runs.update()
                 .where(runs.c.id == run.id, runs.c.state == "running", self._fence(token))
@@ -317,9 +317,10 @@ def as_json(value: Mapping[str, Any]) -> str:
 
 def _run(row: sa.Row[Any]) -> Run:
     values = row._asdict()
+    document = values.pop("record")
     for name in ("created_at", "started_at", "finished_at"):  # SQLite's RETURNING gives 3 for a stored 3.0
         values[name] = None if values[name] is None else float(values[name])
-    return Run(**{**values, "record": msgspec.json.decode(values["record"])})
+    return Run(**values, document=msgspec.json.decode(document))
 
 
 def _check(row: sa.Row[Any]) -> Check:

@@ -11,7 +11,7 @@ import msgspec
 from monitoring.errors import EvergreenError
 from monitoring.files import write_atomically
 from training.artefact import plain
-from training.gates import Verdict
+from training.manifest import HoldoutQuality, TriedWindow, Verdict
 
 RESULT: Final = "result.json"
 
@@ -53,8 +53,8 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     passed: bool = False
     verdict: Verdict | None = None
     error: str | None = None
-    quality: dict[str, Any] = {}  # on the holdout: metric, challenger, champion (or None), error, rows, metrics
-    windows: tuple[dict[str, Any], ...] = ()  # {"name", "rows", "score", "chosen"}
+    quality: HoldoutQuality | None = None
+    windows: tuple[TriedWindow, ...] = ()
     seconds: float = 0.0
     until: float = 0.0  # `_at` of the last record row the challenger was fitted to: the next champion_until
     notes: tuple[str, ...] = ()

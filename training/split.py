@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring.feature import AT, LABEL, ORIGIN
+from training.manifest import Holdout
 from training.spec import JobError
 
 if TYPE_CHECKING:
@@ -97,18 +97,16 @@ def split(
     return Rows(train, holdout, " and ".join(origins))
 
 
-def champions_holdout(
-    frame: pd.DataFrame, facts: Mapping[str, Any], gates: GatePolicy, reason: str
-) -> tuple[Rows, str]:
+def champions_holdout(frame: pd.DataFrame, then: Holdout, gates: GatePolicy, reason: str) -> tuple[Rows, str]:
     """The rows the champion was judged on, for when the record has too few newer ones: it was not fitted to them.
 
-    `facts` is what its manifest says of its holdout, `reason` why there are too few newer rows. With the rows comes a
+    `then` is its holdout as its manifest has it, `reason` why there are too few newer rows. With the rows comes a
     note that says so. Raises `JobError`.
     """
-    if "source" not in str(facts.get("origin", "")):
+    if "source" not in then.origin:
         raise JobError(f"{reason}; and the champion's own holdout was not of the source data")
     at = frame[AT].to_numpy()
-    inside = (at >= facts["from"]) & (at <= facts["until"]) & (frame[ORIGIN] == "source").to_numpy()
+    inside = (at >= then.since) & (at <= then.until) & (frame[ORIGIN] == "source").to_numpy()
     holdout = np.flatnonzero(inside)
     if len(holdout) < gates.min_holdout_rows:
         raise JobError(f"{reason}; and {len(holdout)} rows of the champion's own holdout are in the snapshot")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from training.artefact import SCHEMA, TWIN, ArtefactError
+from training.manifest import Column, Manifest, Plan
 from training.session import UnloadableGraph, open_session
 
 if TYPE_CHECKING:
@@ -54,42 +55,41 @@ class Twin:
     has no twin or onnxruntime cannot load it.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         from monitoring.schema import FeatureSchema
 
-        plan = manifest.get("twin")
-        if not plan:
-            reason = (manifest.get("parity") or {}).get("reason", "no reason in the manifest")
+        if manifest.twin is None:
+            reason = manifest.parity.reason if manifest.parity else "no reason in the manifest"
             raise ArtefactError(f"{folder} has no ONNX twin ({reason}): let the scikit-learn pipeline serve it")
         schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
-        self._open((folder / TWIN).read_bytes(), plan, schema, str(folder / TWIN))
+        self._open((folder / TWIN).read_bytes(), manifest.twin, schema, str(folder / TWIN))
 
     @classmethod
-    def of(cls, model: bytes, plan: Mapping[str, Any], schema: FeatureSchema) -> Twin:
-        """A twin from the bytes of an ONNX model and the manifest's `twin` entry: what the exporter checks."""
+    def of(cls, model: bytes, plan: Plan, schema: FeatureSchema) -> Twin:
+        """A twin from the bytes of an ONNX model and its plan: what the exporter checks."""
         twin = cls.__new__(cls)
         twin._open(model, plan, schema, "the exported model")
         return twin
 
-    def _open(self, model: bytes, plan: Mapping[str, Any], schema: FeatureSchema, what: str) -> None:
+    def _open(self, model: bytes, plan: Plan, schema: FeatureSchema, what: str) -> None:
         try:
             self._session = open_session(model, what)
         except UnloadableGraph as error:
             raise ArtefactError(str(error)) from error
-        self._outputs = [str(plan["output"])]
+        self._outputs = [plan.output]
         self._single_column = schema.task == "regression"
         self._numeric_names = tuple(schema.numeric_names)
         self._categorical_names = tuple(schema.categorical_names)
-        self._dtype = np.dtype(plan.get("dtype", "float32"))
+        self._dtype = np.dtype(plan.dtype)
         numeric_at = {name: index for index, name in enumerate(self._numeric_names)}
         categorical_at = {name: index for index, name in enumerate(self._categorical_names)}
-        self._matrix = plan["layout"] == "matrix"
+        self._matrix = plan.layout == "matrix"
         if self._matrix:
-            self._input = str(plan["input"])
-            columns = plan["columns"]
+            self._input = plan.input
+            columns = list(enumerate(plan.columns))
             self._width = len(columns)
-            numbers = [(at, numeric_at[c["feature"]]) for at, c in enumerate(columns) if "codes" not in c]
-            encoded = [(at, categorical_at[c["feature"]], _codes(c)) for at, c in enumerate(columns) if "codes" in c]
+            numbers = [(at, numeric_at[c.feature]) for at, c in columns if c.codes is None]
+            encoded = [(at, categorical_at[c.feature], _codes(c)) for at, c in columns if c.codes is not None]
             self._numbers_to = [at for at, _ in numbers]
             self._numbers_from = [at for _, at in numbers]
             self._encoded = encoded
@@ -101,12 +101,12 @@ class Twin:
             if self._in_order and [at for _, at, _ in encoded] == list(range(len(self._categorical_names))):
                 self._codes_in_order = [codes for *_, codes in encoded]
         else:
-            self._missing_category = str(plan.get("missing_category", ""))
+            self._missing_category = plan.missing_category
             self._inputs: list[tuple[str, bool, int]] = [
-                (i["input"], True, numeric_at[i["feature"]])
-                if i["type"] == "float"
-                else (i["input"], False, categorical_at[i["feature"]])
-                for i in plan["inputs"]
+                (i.input, True, numeric_at[i.feature])
+                if i.type == "float"
+                else (i.input, False, categorical_at[i.feature])
+                for i in plan.inputs
             ]
 
     def predict(self, batch: Encoded) -> npt.NDArray[Any]:
@@ -171,8 +171,8 @@ class Twin:
         return feed
 
 
-def _codes(column: Mapping[str, Any]) -> Codes:
-    return Codes(column["codes"], unknown=_number(column["unknown"]), missing=_number(column["missing"]))
+def _codes(column: Column) -> Codes:
+    return Codes(column.codes or {}, unknown=_number(column.unknown), missing=_number(column.missing))
 
 
 def _number(value: float | None) -> float:

@@ -32,6 +32,7 @@ from service.configuration import load
 from service.keys import known_token
 from service.place import free_port
 from service.process import INSTALL_ROOT
+from training.manifest import GateResult, record_of
 
 RATE: Final = 150.0
 """Rows a second: enough for a window of labels every few seconds, little enough to leave two cores to the training."""
@@ -203,8 +204,8 @@ def _follow(client: Client, story: Story, seen: set[int], say: Callable[[str], N
             continue
         seen.add(run["id"])
         for gate in _gates(run):
-            mark = "[green]✓[/]" if gate["passed"] else "[red]✗[/]"
-            say(f"run {run['id']}: gate {mark} {gate['name']}: {gate['reason']}")
+            mark = "[green]✓[/]" if gate.passed else "[red]✗[/]"
+            say(f"run {run['id']}: gate {mark} {gate.name}: {gate.reason}")
         if run["outcome"] == "promoted":
             story.trained_at = story.now()
             story.version = run["version"]
@@ -219,10 +220,9 @@ def _follow(client: Client, story: Story, seen: set[int], say: Callable[[str], N
             say(f"[green]both workers serve version {story.version}[/]")
 
 
-def _gates(run: dict[str, Any]) -> list[dict[str, Any]]:
-    verdict = run["record"].get("verdict") or {}
-    gates: list[dict[str, Any]] = verdict.get("gates", [])
-    return gates
+def _gates(run: dict[str, Any]) -> tuple[GateResult, ...]:
+    verdict = record_of(run["record"]).verdict
+    return verdict.gates if verdict else ()
 
 
 def _recovery(answers: list[Answered], story: Story, say: Callable[[str], None]) -> None:

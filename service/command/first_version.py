@@ -60,8 +60,8 @@ def train(settings: Settings, *, force: bool = False) -> Trained:
         if run.outcome == "promoted" and run.version is not None:
             path = str(registry.path(run.version))
             write_live(settings.live_file, Live(settings.model.name, LiveVersion(run.version, path)))
-        gates = (run.record.get("verdict") or {}).get("gates", [])
-        reasons = tuple(gate["reason"] for gate in gates) or (str(run.record.get("error")),)
+        verdict = run.record.verdict
+        reasons = tuple(gate.reason for gate in verdict.gates) if verdict else (str(run.record.error),)
         return Trained(run.version, run.outcome == "promoted", reasons)
     finally:
         lease.release()

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from training.manifest import record_of
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -257,26 +259,21 @@ def print_run(run: Mapping[str, Any]) -> None:
 
 def _story(record: Mapping[str, Any]) -> Iterator[str]:
     """The record of a run in words, a line for each fact; what has no words of its own is shown as JSON."""
-    told = {"payload", "quality", "version", "check"}
-    if decision := record.get("decision"):
-        yield from (f"because {reason}" for reason in decision.get("reasons", ()))
-        told.add("decision")
-    if data := record.get("data"):
-        yield f"data: {data['rows']:,} rows, {data['record_rows']:,} of them recorded, snapshot {data['snapshot'][:12]}"
-        told.add("data")
-    if job := record.get("job"):
-        yield f"job: {job['seconds']:.1f} s"
-        yield from (f"note: {note}" for note in job.get("notes", ()))
-        told.add("job")
-    if verdict := record.get("verdict"):
-        yield from (f"{'✓' if gate['passed'] else '✗'} {gate['name']}: {gate['reason']}" for gate in verdict["gates"])
-        told.add("verdict")
-    if rollout := record.get("rollout"):
-        yield f"rollout: {rollout['reason']}, after {rollout['waited_s']:.1f} s"
-        told.add("rollout")
-    if error := record.get("error"):
-        yield f"✗ {error}"
-        told.add("error")
+    told = {"payload", "quality", "version", "check", "decision", "data", "job", "verdict", "rollout", "error"}
+    known = record_of(record)
+    if known.decision is not None:
+        yield from (f"because {reason}" for reason in known.decision.reasons)
+    if (data := known.data) is not None:
+        yield f"data: {data.rows:,} rows, {data.record_rows:,} of them recorded, snapshot {data.snapshot[:12]}"
+    if known.job is not None:
+        yield f"job: {known.job.seconds:.1f} s"
+        yield from (f"note: {note}" for note in known.job.notes)
+    if known.verdict is not None:
+        yield from (f"{'✓' if gate.passed else '✗'} {gate.name}: {gate.reason}" for gate in known.verdict.gates)
+    if known.rollout is not None:
+        yield f"rollout: {known.rollout.reason}, after {known.rollout.waited_s:.1f} s"
+    if known.error:
+        yield f"✗ {known.error}"
     for name, value in record.items():
         if name not in told:
             yield f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"

@@ -238,7 +238,8 @@ class Scheduler:
         run = bootstrap(loop)
         if run is not None and run.outcome != "promoted":
             self._bootstrap_after = time.monotonic() + RETRY_BOOTSTRAP_S
-            why = run.record.get("error") or run.record.get("verdict")
+            told = run.record
+            why = told.error or ("; ".join(told.verdict.reasons) if told.verdict else None)
             self.bootstrap_state = f"training the first version ended as {run.outcome} (run {run.id}): {why}"[:500]
             logger.error("%s", self.bootstrap_state)
 
@@ -319,16 +320,17 @@ class Scheduler:
             old.unlink(missing_ok=True)
 
     def _count_run(self, run: Run) -> None:
-        self.metrics.rows_unfit.labels("training").inc(run.record.get("unfit_rows", 0))
+        told = run.record
+        self.metrics.rows_unfit.labels("training").inc(told.unfit_rows)
         forgets = run.kind in ("erase", "retention")
         if run.kind == "erase" and self._loop is not None:
             self._erasures += 1
             delete_reports(self._loop)
-        for table, rows in run.record.get("rows", {}).items() if forgets else ():
+        for table, rows in told.rows.items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
         if run.kind != "check" or run.state == "failed":
             if not forgets and run.kind not in ("check", "adaptation"):
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
             logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)
-            self.alarm("run", {**facts, "error": run.record.get("error")})
+            self.alarm("run", {**facts, "error": told.error})

@@ -144,7 +144,7 @@ def load(
     engine: Engine
     run: Callable[[Batch], np.ndarray]
     run_with_matrix: Callable[[Batch], tuple[np.ndarray, np.ndarray]]
-    if manifest.get("twin"):
+    if manifest.twin is not None:
         from training.twin import Twin
 
         twin = Twin(folder, manifest)
@@ -160,7 +160,7 @@ def load(
         engine=engine,
         run=run,
         classes=schema.classes,
-        row_by_row=bool((manifest.get("twin") or {}).get("row_by_row")),
+        row_by_row=manifest.twin is not None and manifest.twin.row_by_row,
         run_with_matrix=run_with_matrix,
     )
 

@@ -252,7 +252,7 @@ def test_the_slow_engine_is_adapted_too(tmp_path: Path, adaptation: Adaptation) 
     folder = tmp_path / "1"
     manifest = make_artefact(folder)
     schema = FeatureSchema.from_json((folder / SCHEMA_FILE).read_bytes())
-    write_manifest(folder, {**manifest, "twin": None})
+    write_manifest(folder, {**manifest.document, "twin": None})
     numbers = msgspec.structs.replace(  # what reads the numbers only: the recalibrations
         adaptation, experts=adaptation.experts[:2], weights=(0.5, 0.5), columns=0, graph=b""
     )

@@ -131,7 +131,7 @@ def test_a_run_whose_lease_ran_out_is_failed_by_the_next_turn_of_the_same_holder
 
         assert (told, scheduler.lease.token) == ([True], token)
     assert (run.state, run.outcome) == ("failed", "crashed")
-    assert run.record["error"].startswith("LeaseLost: the lease 'controller' is not held")
+    assert run.record.error.startswith("LeaseLost: the lease 'controller' is not held")
 
 
 def test_while_the_database_is_busy_the_work_goes_on_and_is_not_cleared_up(settings: Settings) -> None:
@@ -161,8 +161,8 @@ def test_a_run_that_the_store_broke_off_says_by_which_error(scheduler: Scheduler
         run = ended(scheduler, queue_a_promotion(scheduler))
 
     assert (run.state, run.outcome) == ("failed", "crashed")
-    assert "the disk is full" in run.record["error"]
-    assert "the run had ended as refused: the model 'evergreen' has no version 7" in run.record["error"]
+    assert "the disk is full" in run.record.error
+    assert "the run had ended as refused: the model 'evergreen' has no version 7" in run.record.error
 
 
 def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Scheduler) -> None:
@@ -178,7 +178,7 @@ def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Schedu
         fails_on(scheduler, 2)
 
     runs = Runs(scheduler.engine)
-    found = [(run.state, run.outcome, run.record["error"]) for run in runs.list(kind="check")]
+    found = [(run.state, run.outcome, run.record.error) for run in runs.list(kind="check")]
     assert [(state, outcome) for state, outcome, _ in found] == [("failed", "crashed")] * 3
     assert ["version 6" in error for *_, error in found] == [True, True, False]
     assert all(error.startswith("UnknownVersion: the artefact of") for *_, error in found)

@@ -69,17 +69,17 @@ def test_when_the_world_moves_a_better_version_is_trained_judged_and_promoted(pl
     assert first_look.outcome == NO_ACTION and "in 1 of 2 checks in a row" in first_look.why
     run = turn(place)
 
-    assert (run.kind, run.state, run.outcome, run.version) == ("retrain", "done", "promoted", 2), run.record
+    assert (run.kind, run.state, run.outcome, run.version) == ("retrain", "done", "promoted", 2), run.document
     assert run.trigger == "quality"
     assert place.registry.live().champion == 2 and place.registry.live().previous == 1
-    story = run.record
+    story = run.document
     assert story["quality"]["challenger"] > story["quality"]["champion"] + 0.2
     assert story["data"]["record_rows"] == 600 and story["data"]["rows"] == 1300
     assert [gate["passed"] for gate in story["verdict"]["gates"]] == [True] * len(story["verdict"]["gates"])
     assert story["rollout"]["reason"] == "no live workers to wait for"
     assert place.runs.checks(limit=1)[0].id == story["check"]
     assert place.registry.get(2).origin == "retrain"
-    assert place.registry.manifest(2)["data"]["snapshot"] == story["data"]["snapshot"]
+    assert place.registry.manifest(2).data.snapshot == story["data"]["snapshot"]
     assert place.events()[-4:] == ["checked", "training_started", "judged", "run_finished"]
     assert list((place.loop.work_dir).iterdir()) == []
 
@@ -104,10 +104,10 @@ def test_a_candidate_that_does_not_win_leaves_the_champion(place: Place) -> None
 
     run = place.ask("retrain")
 
-    assert (run.state, run.outcome, run.version) == ("done", "kept", None), run.record
+    assert (run.state, run.outcome, run.version) == ("done", "kept", None), run.document
     assert place.registry.live().champion == 1
     assert [known.version for known in place.registry.list()] == [1]
-    lost = [gate for gate in run.record["verdict"]["gates"] if not gate["passed"]]
+    lost = [gate for gate in run.document["verdict"]["gates"] if not gate["passed"]]
     assert lost and lost[0]["reason"]
     assert place.now - START == 400 and run.who == "ana"
 
@@ -118,7 +118,7 @@ def test_a_person_asking_with_too_few_labels_is_told_so(place: Place) -> None:
     run = place.ask("retrain")
 
     assert (run.state, run.outcome) == ("done", NO_ACTION)
-    assert "20 labelled rows, 300 needed" in run.record["error"]
+    assert "20 labelled rows, 300 needed" in run.document["error"]
 
 
 def test_a_training_that_is_killed_leaves_the_champion_and_the_run_says_why(place: Place) -> None:
@@ -129,7 +129,7 @@ def test_a_training_that_is_killed_leaves_the_champion_and_the_run_says_why(plac
 
     assert ended is not None
     assert (ended.state, ended.outcome) == ("failed", "crashed")
-    assert "was killed: it took longer than 0 s; the champion stays" in ended.record["error"]
+    assert "was killed: it took longer than 0 s; the champion stays" in ended.document["error"]
     assert place.registry.live().champion == 1
     assert cycle.past(place.loop, cycle.check(place.loop, 1)).crashes == 1
 
@@ -142,7 +142,7 @@ def test_a_training_that_cannot_be_done_is_failed_with_the_reason(place: Place) 
     run = work_off(demanding)
 
     assert run is not None and (run.state, run.outcome) == ("failed", "failed")
-    assert "the holdout alone needs 5000: wait for more labels" in run.record["error"]
+    assert "the holdout alone needs 5000: wait for more labels" in run.document["error"]
     assert place.registry.live().champion == 1
 
 
@@ -156,7 +156,7 @@ def test_a_fault_of_ours_is_a_failed_run_not_a_dead_loop(place: Place, caplog: p
     run = work_off(replace(place.loop, run_job=broken))
 
     assert run is not None and (run.state, run.outcome) == ("failed", "crashed")
-    assert run.record["error"] == "ZeroDivisionError: division by zero"
+    assert run.document["error"] == "ZeroDivisionError: division by zero"
     assert "broken" in caplog.text, "the log has the trace"
 
 
@@ -178,7 +178,7 @@ def test_a_version_that_a_worker_cannot_load_does_not_come_into_service(place: P
     run = work_off(replace(place.loop, live_workers=lambda: workers))
 
     assert run is not None and (run.state, run.outcome, run.version) == ("failed", "not_loaded", 2)
-    assert "host/0: digest of model.onnx" in run.record["error"]
+    assert "host/0: digest of model.onnx" in run.document["error"]
     assert (place.registry.live().champion, place.registry.live().announced) == (1, None)
 
 
@@ -200,11 +200,11 @@ def test_a_pushed_model_that_wins_is_promoted(place: Place) -> None:
 
     run = place.ask("push", path=pushed(place, fitted(place, world(600, 8, moved=True))), label="ana-7", temporary=True)
 
-    assert (run.state, run.outcome, run.version) == ("done", "promoted", 2), run.record
+    assert (run.state, run.outcome, run.version) == ("done", "promoted", 2), run.document
     assert place.registry.get(2).origin == "push"
-    assert place.registry.manifest(2)["label"] == "ana-7"
+    assert place.registry.manifest(2).label == "ana-7"
     assert place.registry.live().champion == 2
-    assert not Path(run.payload["path"]).exists()
+    assert not Path(run.record.payload.path).exists()
 
 
 def test_a_pushed_model_that_loses_is_refused_with_the_gate(place: Place) -> None:
@@ -213,7 +213,7 @@ def test_a_pushed_model_that_loses_is_refused_with_the_gate(place: Place) -> Non
     run = place.ask("push", path=pushed(place, fitted(place, world(600, 8, moved=True))))
 
     assert (run.state, run.outcome) == ("done", "refused")
-    assert not run.record["verdict"]["passed"]
+    assert not run.document["verdict"]["passed"]
     assert place.registry.live().champion == 1
 
 
@@ -230,9 +230,9 @@ def test_a_pushed_pickle_or_a_model_of_another_schema_is_refused(place: Place, t
     gone = place.ask("push", path=str(tmp_path / "nothing"))
 
     assert [run.outcome for run in (as_pickle, as_foreign, gone)] == ["refused"] * 3
-    assert as_pickle.record["error"]
-    assert "does not take the features income, debt, purpose" in as_foreign.record["error"]
-    assert "is not on this host: push it again" in gone.record["error"]
+    assert as_pickle.document["error"]
+    assert "does not take the features income, debt, purpose" in as_foreign.document["error"]
+    assert "is not on this host: push it again" in gone.document["error"]
     assert place.registry.live().champion == 1
 
 
@@ -241,15 +241,15 @@ def test_a_person_rolls_back_and_promotes_and_both_are_runs(place: Place) -> Non
     place.ask("retrain")
 
     back = place.ask("rollback")
-    assert (back.state, back.outcome, back.version, back.record["from"]) == ("done", "rolled_back", 1, 2)
+    assert (back.state, back.outcome, back.version, back.document["from"]) == ("done", "rolled_back", 1, 2)
     again = place.ask("rollback")
     assert (again.state, again.outcome) == ("failed", "refused")
-    assert "no champion before version 1" in again.record["error"]
+    assert "no champion before version 1" in again.document["error"]
     forward = place.ask("promote", version=2)
     assert (forward.state, forward.outcome, forward.version) == ("done", "promoted", 2)
     assert place.ask("promote", version=2).outcome == NO_ACTION
-    assert place.ask("promote", version=9).record["error"].startswith("the model 'credit' has no version 9")
-    assert place.ask("dance").record["error"] == "nobody knows runs of kind 'dance'"
+    assert place.ask("promote", version=9).document["error"].startswith("the model 'credit' has no version 9")
+    assert place.ask("dance").document["error"] == "nobody knows runs of kind 'dance'"
     assert work_off(place.loop) is None
 
 
@@ -289,9 +289,9 @@ def test_without_the_old_snapshot_the_record_alone_is_used_and_that_is_noted(pla
 
     run = place.ask("retrain")
 
-    assert run.outcome == "promoted", run.record
-    assert run.record["data"]["rows"] == run.record["data"]["record_rows"] == 600
-    assert "is gone: only the record was used" in run.record["notes"][0]
+    assert run.outcome == "promoted", run.document
+    assert run.document["data"]["rows"] == run.document["data"]["record_rows"] == 600
+    assert "is gone: only the record was used" in run.document["notes"][0]
 
 
 def test_the_same_seed_and_data_give_the_same_decision_and_model(first: Path, tmp_path: Path) -> None:
@@ -301,7 +301,9 @@ def test_the_same_seed_and_data_give_the_same_decision_and_model(first: Path, tm
         place = Place(tmp_path / name)
         place.answer(600, 2, moved=True)
         run = place.ask("retrain")
-        stories.append((run.outcome, run.record["data"]["snapshot"], run.record["quality"], run.record["decision"]))
+        stories.append(
+            (run.outcome, run.document["data"]["snapshot"], run.document["quality"], run.document["decision"])
+        )
         place.engine.dispose()
 
     assert stories[0] == stories[1]

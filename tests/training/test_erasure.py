@@ -55,9 +55,8 @@ class Traces:
         reference = pd.read_parquet(artefact / REFERENCE)
         hers = window[window["_id"] == "anna-1"][list(self.schema.names)].assign(_label=True, _holdout=True)
         pd.concat([reference, hers], ignore_index=True).to_parquet(artefact / REFERENCE, index=False)
-        manifest = dict(place.registry.manifest(1))
-        manifest["data"] = {**manifest["data"], "snapshot": taken.digest}
-        manifest["digests"] = {**manifest["digests"], REFERENCE: file_digest(artefact / REFERENCE)}
+        digests = {REFERENCE: file_digest(artefact / REFERENCE)}
+        manifest = place.registry.manifest(1).changed(data={"snapshot": taken.digest}, digests=digests)
         place.registry.amend(1, manifest, TOKEN)
         export(place.engine, self.schema, str(self.exports))
         self.reports.mkdir()
@@ -91,16 +90,16 @@ def test_after_an_erasure_the_value_is_nowhere(traces: Traces, whom: dict[str, A
 
     run = traces.place.ask("erase", **whom)
 
-    assert (run.state, run.outcome) == ("done", "erased"), run.record
+    assert (run.state, run.outcome) == ("done", "erased"), run.document
     assert files_with(traces.home, ANNA, "anna-1") == []
-    assert run.record["rows"] == {"predictions": 1, "labels": 1, "dead_letters": int("value" in whom)}
-    assert run.record["snapshot_rows"] == 1 and sum(run.record["exports"].values()) == 1
-    assert run.record["versions"] == [{"version": 1, "snapshot_rows": 1, "reference_rows": 1}]
+    assert run.document["rows"] == {"predictions": 1, "labels": 1, "dead_letters": int("value" in whom)}
+    assert run.document["snapshot_rows"] == 1 and sum(run.document["exports"].values()) == 1
+    assert run.document["versions"] == [{"version": 1, "snapshot_rows": 1, "reference_rows": 1}]
     assert len(pd.read_parquet(reference)) == rows - 1
     manifest = verify(reference.parent)
     assert manifest == traces.place.registry.manifest(1)
-    assert manifest["reproducible"] is False and manifest["erasure"] == run.id
-    assert (traces.place.loop.snapshots_dir / f"{manifest['data']['snapshot']}.parquet").is_file()
+    assert manifest.reproducible is False and manifest.erasure == run.id
+    assert (traces.place.loop.snapshots_dir / f"{manifest.data.snapshot}.parquet").is_file()
     assert traces.stored(predictions) == 51 and traces.stored(labels) == 51
 
 
@@ -123,7 +122,7 @@ def test_the_run_does_not_say_who_was_meant_also_when_its_process_died(traces: T
     assert take_over(loop) == (run_id,)
 
     run = loop.runs.get(run_id)
-    assert run.outcome == "interrupted" and "payload" not in run.record
+    assert run.outcome == "interrupted" and "payload" not in run.document
     with traces.place.engine.connect() as connection:
         assert not connection.scalar(sa.select(sa.func.count()).where(runs.c.record.contains(ANNA)))
 
@@ -134,7 +133,7 @@ def test_an_erasure_waits_for_the_drain_and_then_erases_nothing_by_halves(traces
     run = traces.place.ask("erase", feature="purpose", value=ANNA)
 
     assert (run.state, run.outcome) == ("failed", "refused")
-    assert "1 records still wait in the spool" in run.record["error"]
+    assert "1 records still wait in the spool" in run.document["error"]
     assert traces.stored(predictions) == 52
 
 
@@ -214,7 +213,7 @@ def test_an_erasure_cut_off_while_it_changes_a_version_leaves_it_whole_and_can_b
     verify(folder)
     assert list(folder.glob(f".{REFERENCE}")) == []
     run = traces.place.ask("erase", feature="purpose", value=ANNA)
-    assert (run.state, run.outcome) == ("done", "erased"), run.record
+    assert (run.state, run.outcome) == ("done", "erased"), run.document
     assert files_with(traces.home, ANNA, "anna-1") == []
     assert verify(folder) == registry.manifest(1)
 
@@ -235,7 +234,7 @@ def test_an_erasure_cut_off_at_the_manifest_does_not_spoil_the_next_ones(
 
     bob = traces.place.ask("erase", ids=["bob-1"])
 
-    assert (bob.state, bob.outcome) == ("done", "erased"), bob.record
+    assert (bob.state, bob.outcome) == ("done", "erased"), bob.document
     assert verify(folder) == traces.place.registry.manifest(1)
     traces.place.ask("erase", feature="purpose", value=ANNA)
     assert files_with(traces.home, ANNA, "anna-1") == []
@@ -249,7 +248,7 @@ def test_an_erasure_does_not_wait_for_ever_for_an_export(traces: Traces, tmp_pat
         run = traces.place.ask("erase", ids=["anna-1"])
 
     assert (run.state, run.outcome) == ("failed", "refused")
-    assert "let it end, or stop it, then ask again" in run.record["error"]
+    assert "let it end, or stop it, then ask again" in run.document["error"]
     assert traces.place.ask("erase", ids=["anna-1"]).outcome == "erased"
 
 
@@ -279,8 +278,8 @@ def test_snapshots_of_a_version_whose_folder_was_deleted_are_searched(traces: Tr
 
     run = traces.place.ask("erase", **whom)
 
-    assert run.record["not_here"] == [1]
-    assert run.record["snapshot_rows"] == 1
+    assert run.document["not_here"] == [1]
+    assert run.document["snapshot_rows"] == 1
     assert files_with(traces.place.loop.snapshots_dir, ANNA) == []
 
 
@@ -351,8 +350,8 @@ def test_an_erasure_waits_for_a_reader_says_who_it_is_and_lets_others_write_mean
         traces.place.loop = replace(traces.place.loop, sleep=write)
         run = traces.place.ask("erase", ids=["anna-1"])
 
-    assert run.outcome == "erased", run.record
-    assert f"process {reader.pid} (" in run.record["waited_for"]
+    assert run.outcome == "erased", run.document
+    assert f"process {reader.pid} (" in run.document["waited_for"]
     assert len(slept) == 4 and longest < 5
 
 
@@ -366,4 +365,4 @@ def test_an_erasure_that_a_reader_never_lets_end_says_who_it_was(traces: Traces)
             run = traces.place.ask("erase", ids=["anna-1"])
 
     assert (run.state, run.outcome) == ("failed", "refused")
-    assert f"process {reader.pid} (" in run.record["error"] and "anna" not in json.dumps(run.record)
+    assert f"process {reader.pid} (" in run.document["error"] and "anna" not in json.dumps(run.document)

@@ -21,6 +21,7 @@ from tests.world import known
 from training.artefact import ArtefactError, read_manifest, verify, write_manifest
 from training.convert import convert
 from training.export import export
+from training.manifest import FormatError
 from training.parity import check_rows
 from training.pipeline import build, predict
 from training.trust import UntrustedModel, load_pipeline, load_skops
@@ -68,8 +69,8 @@ def test_pipelines_of_the_usual_shapes_get_a_matrix_twin(tmp_path: Path, task: T
     schema, features, labels = known(400, task=task)
     pipeline.fit(features, labels)
     manifest = export(pipeline, schema, tmp_path, check_frame=features, manifest={})
-    assert manifest["parity"]["agrees"], manifest["parity"]
-    assert manifest["twin"]["layout"] == "matrix"
+    assert manifest.parity.agrees, manifest.parity
+    assert manifest.twin.layout == "matrix"
     found, expected = Twin(tmp_path, verify(tmp_path)).predict_frame(features), predict(pipeline, features, schema)
     assert np.abs(found - expected).max() < 1e-5 * (expected.std() if task == "regression" else 1)
 
@@ -124,12 +125,12 @@ def test_a_changed_file_is_named_with_both_digests(tmp_path: Path) -> None:
     schema, features, labels = known(200)
     pipeline = build(schema, {"max_iter": 3}).fit(features, labels)
     manifest = export(pipeline, schema, tmp_path, check_frame=features, reference=features, manifest={"name": "m"})
-    assert set(manifest["digests"]) == {"model.skops", "model.onnx", "schema.json", "reference.parquet"}
+    assert set(manifest.digests) == {"model.skops", "model.onnx", "schema.json", "reference.parquet"}
     assert verify(tmp_path) == manifest
     with (tmp_path / "model.onnx").open("ab") as file:
         file.write(b" ")
     with pytest.raises(
-        ArtefactError, match=rf"model\.onnx was changed: expected sha256 {manifest['digests']['model.onnx']}"
+        ArtefactError, match=rf"model\.onnx was changed: expected sha256 {manifest.digests['model.onnx']}"
     ):
         verify(tmp_path)
     (tmp_path / "model.onnx").unlink()
@@ -144,7 +145,7 @@ def test_a_manifest_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="is not JSON"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(ArtefactError, match=r"format 99.*upgrade"):
+    with pytest.raises(FormatError, match=r"manifest.json was written by a newer release: it has format 99.*upgrade"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(
         '{"format": 1, "digests": {"model.skops": "", "schema.json": "", "../x": ""}}'
@@ -156,9 +157,9 @@ def test_a_manifest_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 
 def test_a_manifest_holds_plain_json_whatever_numbers_it_is_given(tmp_path: Path) -> None:
     written = write_manifest(tmp_path, {"quality": {"auc": np.float64("nan"), "rows": np.int64(3)}, "x": (1.5, np.inf)})
-    assert json.loads((tmp_path / "manifest.json").read_bytes()) == written
-    assert written["quality"] == {"auc": None, "rows": 3}
-    assert written["x"] == [1.5, None]
+    assert json.loads((tmp_path / "manifest.json").read_bytes()) == written.document
+    assert written.document["quality"] == {"auc": None, "rows": 3}
+    assert written.document["x"] == [1.5, None]
 
 
 def test_our_own_pipeline_loads_with_the_default_trust(tmp_path: Path) -> None:

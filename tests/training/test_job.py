@@ -58,17 +58,17 @@ def test_when_the_rule_has_turned_a_retrained_model_replaces_the_champion(tmp_pa
     result = run(job(schema, data, tmp_path / "v2", champion=str(champion)))
     assert result.ok, result.error
     assert result.passed, result.verdict
-    assert result.quality["challenger"] > result.quality["champion"]
+    assert result.quality.challenger > result.quality.champion
     assert result == read_result(tmp_path / "v2")
-    assert [window["chosen"] for window in result.windows].count(True) == 1
+    assert [window.chosen for window in result.windows].count(True) == 1
     manifest = verify(tmp_path / "v2")
-    assert manifest["verdict"]["passed"]
-    assert manifest["twin"]["layout"] == "matrix"
-    assert manifest["data"]["snapshot"] == data.digest
-    assert manifest["data"]["until"] == result.until < manifest["data"]["holdout"]["from"]
+    assert manifest.verdict.passed
+    assert manifest.twin.layout == "matrix"
+    assert manifest.data.snapshot == data.digest
+    assert manifest.data.until == result.until < manifest.data.holdout.since
     reference = pd.read_parquet(tmp_path / "v2" / "reference.parquet")
     assert reference.columns.tolist() == [*schema.names, "_label", "_holdout", "_prediction", "_score"]
-    assert reference["_holdout"].sum() == manifest["data"]["holdout"]["rows"] == result.quality["rows"]
+    assert reference["_holdout"].sum() == manifest.data.holdout.rows == result.quality.rows
 
 
 def test_when_nothing_has_changed_the_champion_stays(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_manifest_and_the_snapshot_are_enough_to_train_the_same_model_again(
     )
     assert run(spec).ok
     manifest = verify(tmp_path / "v2")
-    assert len(manifest["data"]["trials"]) == 3
+    assert len(manifest.data.trials) == 3
     again, features = refit(manifest, data.path, schema), frame[list(schema.names)]
     assert np.array_equal(again.predict_proba(features), load_pipeline(tmp_path / "v2").predict_proba(features))
 
@@ -135,7 +135,7 @@ def test_a_column_without_a_value_in_the_window_does_not_stop_the_training(tmp_p
     frame.loc[600:, ["joined", "city"]] = np.nan
     result = run(job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion)))
     assert result.ok, result.error
-    assert verify(tmp_path / "v2")["parity"]["agrees"]
+    assert verify(tmp_path / "v2").parity.agrees
 
 
 def test_a_changed_champion_is_an_error_and_not_a_comparison(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_a_pushed_model_is_judged_on_the_newest_record(tmp_path: Path) -> None:
     assert result.ok, result.error
     assert result.passed, result.verdict
     manifest = verify(tmp_path / "v2")
-    assert (manifest["origin"], manifest["label"], manifest["estimator"]) == ("push", "mine-7", "LogisticRegression")
-    assert manifest["twin"]["layout"] == "matrix"
+    assert (manifest.origin, manifest.label, manifest.estimator) == ("push", "mine-7", "LogisticRegression")
+    assert manifest.twin.layout == "matrix"
     features = frame[list(schema.names)]
     assert predict(load_pipeline(tmp_path / "v2"), features, schema).shape == (len(frame), 2)
     assert result.until == frame["_at"].iloc[-1]
@@ -193,7 +193,7 @@ def test_without_new_labels_a_pushed_model_is_judged_where_the_champion_was(tmp_
     result = run(spec)
     assert result.ok, result.error
     assert "the champion's own holdout" in result.notes[0]
-    assert result.quality["rows"] == verify(champion)["data"]["holdout"]["rows"] == 150
+    assert result.quality.rows == verify(champion).data.holdout.rows == 150
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_the_process_trains_within_its_bounds_and_writes_a_result(tmp_path: Path
     result = read_result(tmp_path / "v1")
     assert result is not None
     assert result.passed
-    assert verify(tmp_path / "v1")["seed"] == 0
+    assert verify(tmp_path / "v1").seed == 0
 
 
 def test_the_exit_code_says_whether_there_is_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

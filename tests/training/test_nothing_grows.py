@@ -76,7 +76,7 @@ def test_after_two_hundred_retrainings_var_has_stopped_growing_and_rollbacks_sti
     assert {int(path.name) for path in (place.registry.models_dir / "credit").iterdir() if path.is_dir()} == kept
     assert len(list((home / "snapshots").glob("*.parquet"))) <= len(kept) + 2
     assert not list((place.registry.models_dir.parent / "incoming").iterdir())
-    deleted = [v for run in place.runs.list(kind="retention", limit=500) for v in run.record["deleted_versions"]]
+    deleted = [v for run in place.runs.list(kind="retention", limit=500) for v in run.document["deleted_versions"]]
     assert deleted and not set(deleted) & kept
 
     for former in reversed(versions[-DEPTH - 1 : -1]):
@@ -100,10 +100,10 @@ def test_the_record_of_a_deleted_version_is_read_as_before(place: Place, tmp_pat
     checked = run_cycle(place.loop)
     erased = place.ask("erase", ids=["1-0"])
 
-    assert run is not None and run.record["deleted_versions"] == [1]
+    assert run is not None and run.document["deleted_versions"] == [1]
     assert checked.state == "done"
     assert place.runs.checks(limit=1)[0].quality is not None
-    assert (erased.outcome, erased.record["rows"]["predictions"]) == ("erased", 1)
+    assert (erased.outcome, erased.document["rows"]["predictions"]) == ("erased", 1)
 
 
 def test_a_deletion_that_was_cut_off_is_finished_by_the_next_holder(

@@ -114,7 +114,7 @@ def test_with_a_trusted_source_inverted_labels_of_others_change_nothing(attacked
     run = attacked.place.runs.claim(1, attacked.place.now)
     assert run is not None
     done = run_cycle(replace(attacked.place.loop, gates=GatePolicy(min_holdout_rows=100, label_sources=("crm",))), run)
-    assert done.record["data"]["record_rows"] == 1_000  # training sees none of them either
+    assert done.document["data"]["record_rows"] == 1_000  # training sees none of them either
 
 
 def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_readme_says(attacked: Attacked) -> None:
@@ -123,7 +123,7 @@ def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_readme_say
 
     runs = attacked.turns(GatePolicy(min_holdout_rows=100), 2)
 
-    assert (runs[-1].kind, runs[-1].outcome) == ("retrain", "promoted"), json.dumps(runs[-1].record)[:2000]
+    assert (runs[-1].kind, runs[-1].outcome) == ("retrain", "promoted"), json.dumps(runs[-1].document)[:2000]
     assert attacked.place.registry.live().champion == 2
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert "anyone who can reach it can teach the model" in " ".join(readme.split())

@@ -93,7 +93,7 @@ def test_a_registered_version_has_its_files_its_row_and_its_manifest(registry: R
     assert {file.name for file in path.iterdir()} == {"model.skops", "schema.json", "manifest.json", "model.yaml"}
     assert verify(path) == registry.manifest(version)
     (row,) = registry.list()
-    assert (row.version, row.created_at, row.origin, row.manifest["seed"]) == (1, 5.0, "bootstrap", 7)
+    assert (row.version, row.created_at, row.origin, row.manifest.seed) == (1, 5.0, "bootstrap", 7)
     assert registry.get(version) == row
 
 

@@ -100,12 +100,12 @@ def test_with_the_predictions_go_exported_days_pages_and_the_references_of_retir
     run = run_retention(loop, RetentionPolicy(predictions_days=3))
 
     assert run is not None
-    assert (run.record["exports"], run.record["reports"], run.record["versions"]) == (1, 1, [2])
+    assert (run.document["exports"], run.document["reports"], run.document["versions"]) == (1, 1, [2])
     assert not old.exists() and new.exists() and not (reports / "3.html").exists()
     rows = {v: len(pd.read_parquet(place.registry.path(v) / REFERENCE)) for v in (1, 2, 3)}
     assert rows[1] == rows[3] > 0 == rows[2]
     manifest = verify(place.registry.path(2))
-    assert manifest["reproducible"] is False and manifest == place.registry.manifest(2)
+    assert manifest.reproducible is False and manifest == place.registry.manifest(2)
     assert run_retention(loop, RetentionPolicy(predictions_days=3)) is None
 
 
@@ -126,9 +126,9 @@ def test_copies_out_of_reach_are_named_and_tried_again_and_the_others_go(
     again = run_retention(loop, RetentionPolicy(predictions_days=3))
 
     assert run is not None and again is not None
-    assert run.record["rows"]["predictions"] == 20 and run.record["snapshots"] == 1
-    assert "no-such-protocol" in run.record["errors"]["exports"]
-    assert list(again.record["errors"]) == ["exports"]
+    assert run.document["rows"]["predictions"] == 20 and run.document["snapshots"] == 1
+    assert "no-such-protocol" in run.document["errors"]["exports"]
+    assert list(again.document["errors"]) == ["exports"]
 
 
 def test_retention_is_a_run_and_leaves_the_value_nowhere_but_keeps_the_champions_snapshot(
@@ -157,8 +157,8 @@ def test_retention_is_a_run_and_leaves_the_value_nowhere_but_keeps_the_champions
     run = run_retention(loop, RetentionPolicy(predictions_days=3))
 
     assert run is not None and (run.kind, run.outcome) == ("retention", "deleted")
-    assert run.record["rows"] == {"predictions": 1, "rejections": 0, "dead_letters": 0, "unmatched_labels": 0}
-    assert (run.record["snapshots"], run.record["spool_records"]) == (1, 1)
+    assert run.document["rows"] == {"predictions": 1, "rejections": 0, "dead_letters": 0, "unmatched_labels": 0}
+    assert (run.document["snapshots"], run.document["spool_records"]) == (1, 1)
     assert [path.name for path in (home / "snapshots").glob("*.parquet")] == kept
     assert files_with(home, "an old secret") == []
     assert drain(home / "spool", place.engine).predictions == 0

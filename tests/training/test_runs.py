@@ -32,7 +32,12 @@ def test_a_queued_run_is_claimed_oldest_first_and_only_once(table: Runs) -> None
 
     claimed = table.claim(TOKEN, 12.0)
     assert claimed is not None
-    assert (claimed.id, claimed.state, claimed.started_at, claimed.payload) == (first, "running", 12.0, {"force": True})
+    assert (claimed.id, claimed.state, claimed.started_at, claimed.document) == (
+        first,
+        "running",
+        12.0,
+        {"payload": {"force": True}},
+    )
     again = table.claim(TOKEN, 13.0)
     assert again is not None and again.id == second
     assert table.claim(TOKEN, 14.0) is None
@@ -54,7 +59,7 @@ def test_a_finished_run_keeps_what_was_asked_and_says_what_came_of_it(table: Run
 
     assert run == table.get(run_id)
     assert (run.state, run.outcome, run.version, run.finished_at) == ("done", "promoted", 4, 20.0)
-    assert run.record == {
+    assert run.document == {
         "payload": {"force": True},
         "gain": None,
         "gates": [{"name": "better", "passed": True}],
@@ -110,7 +115,7 @@ def test_runs_left_by_a_dead_controller_are_failed_with_the_reason(table: Runs) 
 
     run = table.get(left)
     assert (run.state, run.outcome, run.finished_at) == ("failed", "interrupted", 9.0)
-    assert "died or lost the lease" in run.record["error"]
+    assert "died or lost the lease" in run.document["error"]
     assert table.get(waiting).state == "queued"
     assert table.running() is None
 

@@ -41,14 +41,14 @@ def test_a_twin_answers_requests_as_the_pipeline_does(tmp_path: Path, task: Task
     sent = records(200, schema)
     expected = predict(pipeline, schema.frame(sent), schema)
     scale = expected.std() if task == "regression" else 1.0
-    assert manifest["twin"]["layout"] == "matrix"
+    assert manifest.twin.layout == "matrix"
     together = twin.predict(decoder.decode(json.dumps({"records": sent}).encode()))
     assert together.shape == expected.shape
     assert np.abs(together - expected).max() < 1e-5 * scale
     for row in range(20):  # one row takes its own road
         alone = twin.predict(decoder.decode(json.dumps({"records": [sent[row]]}).encode()))
         assert np.array_equal(alone[0], together[row])
-    assert manifest["twin"]["row_by_row"]
+    assert manifest.twin.row_by_row
     for group in (2, 7, 51, 64):  # onnxruntime goes through the trees another way above 50 rows
         part = twin.predict(decoder.decode(json.dumps({"records": sent[:group]}).encode()))
         assert np.array_equal(part, together[:group])
@@ -66,8 +66,8 @@ def test_a_model_that_multiplies_matrices_is_not_row_by_row(tmp_path: Path) -> N
 
     manifest = export(pipeline, schema, tmp_path, check_frame=features, manifest={})
 
-    assert manifest["twin"], manifest["parity"]
-    assert manifest["twin"]["row_by_row"] is False
+    assert manifest.twin, manifest.parity
+    assert manifest.twin.row_by_row is False
 
 
 def test_float32_neighbours_fall_on_the_side_of_a_threshold_where_the_pipeline_puts_them(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_float32_neighbours_fall_on_the_side_of_a_threshold_where_the_pipeline_p
     features = schema.canonical(frame)
     pipeline = build(schema).fit(features, schema.labels(frame["y"]))
     manifest = export(pipeline, schema, tmp_path, check_frame=features, manifest={})
-    assert manifest["parity"]["agrees"], manifest["parity"]
+    assert manifest.parity.agrees, manifest.parity
     twin = Twin(tmp_path, manifest)
     assert np.abs(twin.predict_frame(features) - pipeline.predict_proba(features)).max() < 1e-5
 

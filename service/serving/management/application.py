@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from monitoring.store import connect
 from service.serving.management import adaptation, models, rows, runs
 from service.serving.management.managed import Managed
+from training.manifest import FormatError
 from training.registry import Registry, UnknownVersion
 from training.runs import Runs, UnknownRun
 
@@ -61,6 +62,7 @@ def application(worker: Worker) -> FastAPI:
             RequestValidationError: _malformed,
             UnknownVersion: _not_found,
             UnknownRun: _not_found,
+            FormatError: _too_new,
             SQLAlchemyError: _store_down,
             Exception: _unexpected,
         },
@@ -92,6 +94,10 @@ async def _malformed(_: Request, error: RequestValidationError) -> JSONResponse:
 
 async def _not_found(_: Request, error: Exception) -> JSONResponse:
     return _error(404, str(error))
+
+
+async def _too_new(_: Request, error: Exception) -> JSONResponse:
+    return _error(503, str(error))
 
 
 async def _store_down(_: Request, error: SQLAlchemyError) -> JSONResponse:

@@ -7,9 +7,11 @@ import fcntl
 import secrets
 from typing import Annotated, Any, Final
 
+import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request
 
 from service.serving.management.managed import Accepted, Here, NumberInPath, Text, Why
+from training.registry import Version
 
 router = APIRouter()
 
@@ -81,17 +83,17 @@ def retrain(here: Here, request: Request, body: Why | None = None) -> Accepted:
     return here.queue("retrain", body.why if body else "", request)
 
 
-def _version(info: Any, *, whole: bool = False) -> dict[str, Any]:
+def _version(info: Version, *, whole: bool = False) -> dict[str, Any]:
     manifest = info.manifest
     shown: dict[str, Any] = {
         "version": info.version,
         "created_at": info.created_at,
         "origin": info.origin,
-        "estimator": manifest.get("estimator"),
-        "quality": manifest.get("quality"),
-        "engine": "onnx" if manifest.get("twin") else "scikit-learn",
-        "reproducible": manifest.get("reproducible", True),
+        "estimator": manifest.estimator,
+        "quality": msgspec.to_builtins(manifest.quality),
+        "engine": "scikit-learn" if manifest.twin is None else "onnx",
+        "reproducible": manifest.reproducible,
     }
     if whole:
-        shown["manifest"] = manifest
+        shown["manifest"] = manifest.document
     return shown

@@ -85,8 +85,9 @@ def status(here: Here) -> dict[str, Any]:
 
 def _run(run: Run, *, whole: bool = True) -> dict[str, Any]:
     shown = {name: getattr(run, name) for name in Run.__dataclass_fields__}
-    if not whole:
-        shown.pop("record")
+    document = shown.pop("document")
+    if whole:
+        shown["record"] = document
     return shown
 
 

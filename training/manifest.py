@@ -1,0 +1,294 @@
+"""What is stored of a version and of a run: the manifest and the record, as their readers see them.
+
+Both are JSON objects. What another release wrote and this one does not know stays in `document`, and goes back with it.
+Each has a number of its format, 1 when it has none: bump it when a reader of the old one would go wrong, and keep
+reading the old ones. Imported by API workers: msgspec only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from monitoring.errors import CannotGoOn
+
+MANIFEST_FORMAT: Final = 1
+RECORD_FORMAT: Final = 1
+"""While it is 1 it is not written: a record without a format has format 1."""
+
+
+class FormatError(CannotGoOn, RuntimeError):
+    """Raised when a manifest, or the record of a run, was written by a newer release or is not one."""
+
+
+# -- both -----------------------------------------------------------------------------------------------------------
+
+
+class GateResult(msgspec.Struct, frozen=True):
+    """One gate: what it measured, what it asked for, and why it passed or not, in words with numbers."""
+
+    name: str
+    passed: bool
+    value: float | None
+    threshold: float | None
+    reason: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether the challenger may be promoted: when every gate passed."""
+
+    passed: bool
+    gates: tuple[GateResult, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The reasons of the gates that failed; of all gates when none did."""
+        return tuple(gate.reason for gate in self.gates if not gate.passed) or tuple(g.reason for g in self.gates)
+
+
+class HoldoutQuality(msgspec.Struct, frozen=True, kw_only=True):
+    """The metric that decides, of both models on the same holdout; None where it is undefined."""
+
+    metric: str = ""
+    challenger: float | None = None
+    champion: float | None = None  # None: there was none
+    rows: int = 0
+    error: float | None = None  # standard error of the challenger's
+    metrics: dict[str, float | None] = {}  # the challenger's others
+
+
+class TriedWindow(msgspec.Struct, frozen=True):
+    """The newest `rows` of the training rows, and what a model fitted to them scored on the rows after them."""
+
+    name: str
+    rows: int
+    score: float | None = None  # None: not compared, or undefined
+    chosen: bool = False
+
+
+# -- the manifest of a version --------------------------------------------------------------------------------------
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """How a pipeline and its twin compare; `agrees` False means that there is no twin, and `reason` says why."""
+
+    rows: int
+    max_abs_difference: float | None
+    agrees: bool
+    reason: str
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column of a twin's matrix: a number as it is, or (with `codes`) the number of a category."""
+
+    feature: str
+    codes: dict[str, float] | None = None
+    unknown: float | None = None  # None: NaN, which JSON cannot carry
+    missing: float | None = None
+
+
+class Input(msgspec.Struct, frozen=True):
+    """One input of a twin that reads columns."""
+
+    feature: str
+    input: str
+    type: Literal["float", "string"]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How a decoded request becomes what the ONNX model reads: one matrix, or one input a column."""
+
+    layout: Literal["matrix", "columns"]
+    output: str
+    row_by_row: bool = False  # whether a row's answer is the same to the last bit whatever is predicted with it
+    input: str = ""
+    columns: tuple[Column, ...] = ()
+    dtype: Literal["float32", "float64"] = "float32"
+    inputs: tuple[Input, ...] = ()
+    missing_category: str = ""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The window trained on: the snapshot's rows from `start` up to, without, `stop` that can be used."""
+
+    name: str
+    rows: int
+    start: int
+    stop: int
+
+
+class Holdout(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows that judged, also as positions in the snapshot."""
+
+    rows: int = 0
+    since: float = msgspec.field(default=0.0, name="from")  # seconds since 1970 UTC
+    until: float = 0.0
+    origin: str = ""  # record | source | record and source
+    start: int = 0
+    stop: int = 0
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version was fitted to; of a pushed one only the snapshot and the holdout are known."""
+
+    snapshot: str | None = None  # its digest; None: every row was erased
+    rows: int | None = None
+    since: float | None = msgspec.field(default=None, name="from")  # seconds since 1970 UTC
+    until: float | None = None
+    window: Place | None = None
+    windows: tuple[TriedWindow, ...] = ()
+    trials: tuple[dict[str, Any], ...] = ()  # {"parameters", "score"}, in the order tried
+    holdout: Holdout = Holdout()
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a version. `document` is the JSON object it was read from, whole."""
+
+    document: dict[str, Any]
+    format: int = 1
+    name: str = ""
+    created_at: float = 0.0  # seconds since 1970 UTC
+    origin: str = ""  # bootstrap | retrain | push
+    label: str | None = None  # the pusher's own name for it
+    task: str = ""
+    estimator: str | None = None
+    parameters: dict[str, Any] = {}
+    seed: int = 0
+    git: str | None = None  # revision of the program
+    libraries: dict[str, str] = {}
+    data: Data = Data()
+    until: float = 0.0  # `_at` of the last record row it was fitted to; 0: none of the record
+    notes: tuple[str, ...] = ()
+    quality: HoldoutQuality | None = None
+    verdict: Verdict | None = None
+    twin: Plan | None = None  # None: the scikit-learn pipeline serves
+    parity: Parity | None = None
+    digests: dict[str, str] = {}  # file -> sha256
+    reproducible: bool = True  # False: rows it was trained on were erased, or expired
+    erasure: int | None = None  # the run that erased them
+    expired: float | None = None  # seconds since 1970 UTC; rows older than that went
+
+    def changed(self, **fields: Any) -> Manifest:
+        """With other values of these fields; a mapping changes only the keys it has of one that is there."""
+        document = dict(self.document)
+        for name, value in fields.items():
+            before = document.get(name)
+            document[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+        return manifest_of(document)
+
+
+# -- the record of a run --------------------------------------------------------------------------------------------
+
+
+class Payload(msgspec.Struct, frozen=True, kw_only=True):
+    """What the one who asked for a run handed along."""
+
+    version: int | None = None  # promote: this one
+    path: str = ""  # push: of the skops file
+    label: str | None = None  # push: the pusher's own name for it
+    temporary: bool = False  # push: the file is deleted afterwards
+    ids: tuple[str, ...] | int = ()  # erase: of predictions; once that is done, how many
+    feature: str = ""  # erase: whose value is meant
+    value: str | bool | int | float | None = None
+    state: Literal["", "on", "off"] = ""  # adaptation: what it is switched to
+    hidden: str | None = None  # erase: the value as it is recorded where the feature is hashed
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True):
+    """What a check decided."""
+
+    train: bool = False
+    trigger: str | None = None
+    reasons: tuple[str, ...] = ()
+
+
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    """The snapshot a job was given."""
+
+    snapshot: str = ""  # its digest
+    rows: int = 0
+    record_rows: int = 0  # of these, from the record
+    since: float = msgspec.field(default=0.0, name="from")  # seconds since 1970 UTC
+    until: float | None = None
+
+
+class JobFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How the job went."""
+
+    seconds: float = 0.0
+    windows: tuple[TriedWindow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class RolloutFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How the promotion or the rollback went; `training.rollout.RolloutResult` says what each means."""
+
+    flipped: bool = False
+    version: int | None = None
+    champion: int | None = None
+    previous: int | None = None
+    ready: tuple[str, ...] = ()
+    not_ready: tuple[str, ...] = ()
+    failed: dict[str, str] = {}
+    waited_s: float = 0.0
+    reason: str = ""
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The full story of a run; what a run of its kind does not tell has its default."""
+
+    format: int = 1
+    payload: Payload = Payload()
+    error: str | None = None
+    stderr: str = ""  # of a job that crashed, its end
+    # a check, and the training it led to
+    check: int | None = None  # id
+    decision: Decided | None = None
+    data: Given | None = None
+    unfit_rows: int = 0  # rows and labels of the record that were left out
+    notes: tuple[str, ...] = ()
+    job: JobFacts | None = None
+    quality: HoldoutQuality | None = None
+    verdict: Verdict | None = None
+    version: int | None = None
+    rollout: RolloutFacts | None = None
+    champion: int | None = None  # in service when the run crashed
+    times: int = 0  # a failed check or retention: how often in a row
+    # an erasure, or the retention
+    rows: dict[str, int] = {}  # table -> rows deleted
+    spool_records: int = 0
+    snapshots: int = 0  # files deleted
+    errors: dict[str, str] = {}  # kind of copy -> why it could not be reached
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+_Stored = TypeVar("_Stored", Manifest, RunRecord)
+
+
+def manifest_of(document: object, where: str = "the manifest") -> Manifest:
+    """The manifest in a JSON object; `where` stands in the message of a `FormatError`."""
+    given = {**document, "document": document} if isinstance(document, Mapping) else document
+    return _read(given, Manifest, MANIFEST_FORMAT, where)
+
+
+def record_of(document: object, where: str = "the record of the run") -> RunRecord:
+    """The record in a JSON object; `where` stands in the message of a `FormatError`."""
+    return _read(document, RunRecord, RECORD_FORMAT, where)
+
+
+def _read(document: object, kind: type[_Stored], newest: int, where: str) -> _Stored:
+    found = document.get("format", 1) if isinstance(document, Mapping) else None
+    if isinstance(found, int) and found > newest:
+        raise FormatError(
+            f"{where} was written by a newer release: it has format {found}, this one reads up to {newest}: "
+            "upgrade evergreen"
+        )
+    if not isinstance(found, int) or found < 1:
+        raise FormatError(f"{where} has format {found!r}, this release reads 1 to {newest}: restore it from a backup")
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{where} cannot be read ({error}): restore it from a backup") from None
