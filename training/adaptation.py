@@ -13,20 +13,19 @@ an adaptation is numbers and one ONNX graph of one tree operator.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 
 from monitoring.errors import EvergreenError
+from monitoring.feature import Task
 from training.session import UnloadableGraph, open_session
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float64]
-
-Task = Literal["binary", "multiclass", "regression"]
 
 FORMAT: Final = 1
 CLIP: Final = 1e-4
@@ -198,7 +197,7 @@ class Adapter:
         if self._classes:
             found = found.astype(np.float64)
             by_learner = found.reshape(len(found), self._learners, -1)
-            by_learner -= _log_sum(by_learner)
+            by_learner -= log_sum(by_learner)
         return found
 
 
@@ -222,7 +221,7 @@ def link(raw: npt.NDArray[Any], task: Task) -> Array:
         p = np.minimum(np.maximum(raw[:, 1:2].astype(np.float64), CLIP), 1 - CLIP)  # half the time of `clip`
         return np.asarray(np.log(p / (1 - p)))
     logs = np.log(np.clip(raw, CLIP, None, dtype=np.float64))
-    return np.asarray(logs - _log_sum(logs))
+    return np.asarray(logs - log_sum(logs))
 
 
 def inverse(v: Array, task: Task, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -248,10 +247,11 @@ def losses(v: Array, truth: npt.NDArray[Any], task: Task, scale: float = 1.0) ->
     if task == "binary":
         sign = np.where(truth == 1, 1.0, -1.0)
         return np.asarray(np.logaddexp(0, -sign * v[..., 0]))
-    logs = v - _log_sum(v)
+    logs = v - log_sum(v)
     return np.asarray(-np.take_along_axis(logs, np.broadcast_to(truth, v.shape[:-1])[..., None], -1)[..., 0])
 
 
-def _log_sum(v: Array) -> Array:
+def log_sum(v: Array) -> Array:
+    """The logarithm of the summed exponentials of each row, (..., 1): what makes log probabilities sum to 1."""
     top = v.max(axis=-1, keepdims=True)
     return np.asarray(top + np.log(np.exp(v - top).sum(axis=-1, keepdims=True)))

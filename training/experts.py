@@ -20,7 +20,8 @@ import msgspec
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.adaptation import IDENTITY, Adaptation, Adapter, Expert, Task, link, losses
+from monitoring.feature import Task
+from training.adaptation import IDENTITY, Adaptation, Adapter, Expert, link, log_sum, losses
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -276,8 +277,7 @@ def _softmax(v: Array, truth: npt.NDArray[Any], *, sloped: bool) -> tuple[tuple[
     def objective(beta: Array) -> tuple[float, Array]:
         slope = beta[-1] if sloped else 1.0
         z = slope * v + beta[:classes]
-        top = z.max(axis=1, keepdims=True)
-        total = top + np.log(np.exp(z - top).sum(axis=1, keepdims=True))
+        total = log_sum(z)
         wrong = np.exp(z - total) - told
         value = float((total[:, 0] - (z * told).sum(axis=1)).sum())
         gradient = np.append(wrong.sum(axis=0), (wrong * v).sum() if sloped else 0.0)
@@ -300,12 +300,11 @@ class Trees(NamedTuple):
 
 
 def _residual(rows: Answered, task: Task, width: int, window: int, seed: int) -> Trees | None:
-    """Histogram gradient boosting on (v, x); None when these rows have one class only or would need too many trees."""
+    """Histogram gradient boosting on (v, x); None when these rows have too few classes or would need too many trees."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     v = link(rows.raw, task)
     given = np.concatenate([v, rows.x], axis=1, dtype=np.float32)
-    given = given[:, : width + rows.x.shape[1]]
     empty = np.isnan(given).all(axis=0)
     given = np.where(empty, np.float32(0), given)  # scikit-learn cannot bin a column without any value
     large = window >= 8_000
@@ -320,13 +319,12 @@ def _residual(rows: Answered, task: Task, width: int, window: int, seed: int) ->
         model = HistGradientBoostingRegressor(**settings).fit(given, rows.truth - v[:, 0])
         outputs = [0]
     else:
-        present = np.unique(rows.truth)
-        if len(present) < 2 or (width > 1 and settings["max_iter"] * len(present) > MAX_TREES):
+        outputs = [0] if width == 1 else [int(k) for k in np.unique(rows.truth)]
+        if width > 1 and not 2 < len(outputs) <= MAX_TREES // settings["max_iter"]:
+            return None  # of two classes scikit-learn makes one output, not two
+        if len(np.unique(rows.truth)) < 2:
             return None
         model = HistGradientBoostingClassifier(**settings).fit(given, rows.truth)
-        outputs = [0] if width == 1 else ([int(k) for k in present] if len(present) > 2 else [])
-        if not outputs:
-            return None
     baseline = np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1)
     base = np.full(width, math.log(0.5 / len(rows.truth)))  # of a class that these rows do not have
     base[outputs] = baseline

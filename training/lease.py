@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import sqlalchemy as sa
 
 from monitoring.errors import EvergreenError
-from monitoring.store import db_now, leases
+from monitoring.store import db_now, insert_where, leases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -184,10 +184,9 @@ def insert_fenced(
 
     Raises `LeaseLost`; nothing is written then.
     """
-    # The casts give PostgreSQL the types of parameters that stand in a SELECT.
-    row = sa.select(*(sa.cast(sa.literal(values[c], table.c[c].type), table.c[c].type) for c in values))
-    row = row.where(fence(engine, token, name), *(() if only_if is None else (only_if,)))
-    rows = write_fenced(engine, table.insert().from_select(list(values), row).returning(*table.c), token, name)
+    condition = fence(engine, token, name)
+    insert = insert_where(table, values, condition if only_if is None else sa.and_(condition, only_if))
+    rows = write_fenced(engine, insert.returning(*table.c), token, name)
     return rows[0] if rows else None
 
 
