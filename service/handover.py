@@ -37,9 +37,6 @@ class Live(msgspec.Struct, frozen=True):
     model: str
     champion: LiveVersion | None = None
     announced: LiveVersion | None = None
-    challenger: LiveVersion | None = None
-    canary: LiveVersion | None = None
-    canary_weight: float = 0.0
     bootstrap: str = ""
     """How the training of the first version goes or went, as long as there is none."""
     problem: str = ""
@@ -48,7 +45,7 @@ class Live(msgspec.Struct, frozen=True):
 
     def wanted(self) -> tuple[LiveVersion, ...]:
         """Every version a worker should have loaded and warm, the champion first, each once."""
-        named = (self.champion, self.announced, self.challenger, self.canary)
+        named = (self.champion, self.announced)
         return tuple({v.version: v for v in named if v is not None}.values())
 
 

@@ -1,8 +1,9 @@
 """The loop: check, decide, train, judge, promote. Read it aloud and you know the product.
 
 Every step takes a `Loop`: the values and places it needs, no settings, no environment. Every decision ends as a row in
-`runs`, "no" included. Whatever goes wrong before the flip, the champion stays and the row says why. `LeaseLost` and a
-database that is down come out of every step: acquire the lease again, then `take_over`.
+`runs`, "no" included; `Runs.prune` says how long rows stay. Whatever goes wrong before the flip, the champion stays and
+the row says why. `LeaseLost` and a database that is down come out of every step: acquire the lease again, then
+`take_over`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from training.loop import Loop
 from training.policy import Decision, History, QualityCheck, decide
 from training.registry import NoChampion
 from training.retention import retain
-from training.rollout import RolloutResult, promote, roll_back
+from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
 from training.runs import NO_ACTION, Run
 from training.spec import JobSpec
 from training.subprocess_job import JobCrashed, JobStopped
@@ -473,7 +474,7 @@ def _judge_and_promote(loop: Loop, run: Run, spec: JobSpec, story: Story, *, los
 
 
 def _roll_out(loop: Loop, story: Story, move: Callable[..., RolloutResult], outcome: str) -> Ending:
-    result = move(live_workers=loop.live_workers, timeout_s=loop.rollout_timeout_s, sleep=loop.sleep, clock=loop.clock)
+    result = move(live_workers=loop.live_workers, timeout_s=READY_WITHIN_S, sleep=loop.sleep, clock=loop.clock)
     story["rollout"] = asdict(result)
     if result.flipped:
         return Ending("done", outcome, result.version)

@@ -28,7 +28,7 @@ from monitoring.errors import CannotGoOn
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import Feature, FeatureSchema
 from training.artefact import SCHEMA, read_manifest, verify, write_manifest
-from training.data import AT, LABEL, ORIGIN, DataError, content_digest, read_snapshot
+from training.data import AT, LABEL, ORIGIN, content_digest, read_snapshot
 from training.export import export
 from training.gates import Answers, GatePolicy, Metric, Truth, answers, judge, metric_of, score
 from training.manifest import HoldoutQuality, Manifest, TriedWindow
@@ -107,21 +107,6 @@ def run(spec: JobSpec) -> JobResult:
     result = msgspec.structs.replace(result, seconds=time.perf_counter() - begin)
     write_result(out, result)
     return result
-
-
-def refit(manifest: Manifest, snapshot: Path, schema: FeatureSchema) -> Any:
-    """The pipeline of a manifest, fitted again to the same rows: it predicts the same.
-
-    Raises `DataError` when the snapshot is not the one the manifest names.
-    """
-    frame = read_snapshot(snapshot, schema)
-    data, found = manifest.data, content_digest(frame)
-    if found != data.snapshot:
-        raise DataError(f"{snapshot} has content {found}, the model was trained from {data.snapshot}")
-    if data.window is None:
-        raise DataError(f"version {manifest.label or manifest.name!r} was pushed: what it was fitted to is not known")
-    window = frame.iloc[data.window.start : data.window.stop]
-    return _fit(window, schema, Parameters.model_validate(manifest.parameters), manifest.seed)
 
 
 # -- train ----------------------------------------------------------------------------------------------------------
@@ -381,7 +366,6 @@ def _finish(
             "notes": list(notes),
             **manifest,
         },
-        twin=spec.twin,
     )
     challenger = _answers_in_service(out, complete, pipeline, said, features, schema)
     champion = None if spec.champion is None else _champions_answers(spec, Path(spec.champion), features, schema)

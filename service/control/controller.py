@@ -250,9 +250,6 @@ class Controller:
             model=self.settings.model.name,
             champion=version(named.champion),
             announced=version(named.announced),
-            challenger=version(named.challenger),
-            canary=version(named.canary),
-            canary_weight=named.canary_weight,
             bootstrap=self.scheduler.bootstrap_state if self.scheduler and named.champion is None else "",
         )
         for problem in problems.keys() - self._missing:  # once each, not five times a second

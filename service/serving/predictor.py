@@ -170,7 +170,7 @@ class LiveModel:
         trusted: types beyond scikit-learn's own that a skops artefact may hold.
         extra: columns that requests may have beside the features, for the record only.
         max_chars: characters of one category at most.
-        on_swap: told ("swapped" | "failed", seconds it took to load) for the metrics.
+        on_swap: told ("loaded" | "failed", seconds it took to load) for the metrics.
     """
 
     max_records: int
@@ -195,7 +195,7 @@ class LiveModel:
         return {str(version): failure.reason for version, failure in self._failures.items()}
 
     def get(self, version: int) -> ServedModel | None:
-        """A held version: the champion, a challenger, a canary."""
+        """A held version: the champion, or the announced one."""
         return self._loaded.get(version)
 
     def follow(self, live: Live, now: float) -> bool:
