@@ -307,7 +307,7 @@ def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
 
 
 def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
-    """The champion's holdout: the newest world it was made for, and answers to rows it was not fitted to.
+    """The champion's holdout: the newest data it was made for, with answers to rows it was not fitted to.
 
     With fewer rows than drift needs it is the whole reference, without the answers: a model is surer of fitted rows.
     """
