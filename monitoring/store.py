@@ -119,9 +119,9 @@ aliases = sa.Table(
     "aliases",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),  # model name
-    sa.Column("alias", sa.Text, primary_key=True),  # champion | previous | announced | challenger | canary
+    sa.Column("alias", sa.Text, primary_key=True),  # champion | previous | previous.2 … | announced | counter
     sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("weight", sa.Double, nullable=False, server_default="1"),
+    sa.Column("weight", sa.Double, nullable=False, server_default="1"),  # not used
     sa.Column("changed_at", sa.Double, nullable=False),
 )
 

@@ -39,7 +39,7 @@ _ROW_BY_ROW: Final = frozenset(
 def convert(
     pipeline: Any, schema: FeatureSchema, check_frame: pd.DataFrame
 ) -> tuple[bytes | None, dict[str, Any] | None, Parity]:
-    """The ONNX model, the manifest's `twin` entry and the parity; both None when no conversion agrees.
+    """The ONNX model, the manifest's `twin` entry and the parity; the first two are None when no conversion agrees.
 
     Tried in this order: one float32 matrix (the fastest), one float64 matrix (linear models on large numbers), one
     input a column.
@@ -158,7 +158,7 @@ def _tree_nodes(model: Any) -> int:
 
 
 def _splits_on_missing(model: Any) -> bool:
-    """A split of "missing" against "present" has an infinite threshold: `find_switch_point` loops on it for ever."""
+    """Whether a tree splits "missing" from "present": with that infinite threshold skl2onnx never returns."""
     import numpy as np
     from sklearn.tree._tree import Tree
 
@@ -281,7 +281,7 @@ def _ordinal(encoder: Any, chosen: list[str], at: int) -> dict[str, Any]:
 
 
 def _nameless(transformer: Any) -> Any:
-    """A copy that has forgotten its column names, so that skl2onnx counts columns instead."""
+    """A copy without its column names, so that skl2onnx counts columns instead."""
     transformer = copy.deepcopy(transformer)
     for step in [transformer, *(step for _, step in getattr(transformer, "steps", []))]:
         if hasattr(step, "__dict__"):

@@ -1,8 +1,9 @@
 """The loop: check, decide, train, judge, promote. Read it aloud and you know the product.
 
 Every step takes a `Loop`: the values and places it needs, no settings, no environment. Every decision ends as a row in
-`runs`, "no" included. Whatever goes wrong before the flip, the champion stays and the row says why. `LeaseLost` and a
-database that is down come out of every step: acquire the lease again, then `take_over`.
+`runs`, "no" included; `Runs.prune` says how long rows stay. Whatever goes wrong before the flip, the champion stays and
+the row says why. `LeaseLost` and a database that is down come out of every step: acquire the lease again, then
+`take_over`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from training.loop import Loop
 from training.policy import Decision, History, QualityCheck, decide
 from training.registry import NoChampion
 from training.retention import retain
-from training.rollout import RolloutResult, promote, roll_back
+from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
 from training.runs import NO_ACTION, Run
 from training.spec import JobSpec
 from training.subprocess_job import JobCrashed, JobStopped
@@ -330,7 +331,7 @@ def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
 
 
 def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
-    """The champion's holdout: the newest world it was made for, and answers to rows it was not fitted to.
+    """The champion's holdout: the newest data it was made for, with answers to rows it was not fitted to.
 
     With fewer rows than drift needs it is the whole reference, without the answers: a model is surer of fitted rows.
     """
@@ -497,7 +498,7 @@ def _judge_and_promote(loop: Loop, run: Run, spec: JobSpec, story: Story, *, los
 
 
 def _roll_out(loop: Loop, story: Story, move: Callable[..., RolloutResult], outcome: str) -> Ending:
-    result = move(live_workers=loop.live_workers, timeout_s=loop.rollout_timeout_s, sleep=loop.sleep, clock=loop.clock)
+    result = move(live_workers=loop.live_workers, timeout_s=READY_WITHIN_S, sleep=loop.sleep, clock=loop.clock)
     story["rollout"] = asdict(result)
     if result.flipped:
         return Ending("done", outcome, result.version)

@@ -31,25 +31,11 @@ class DataError(CannotGoOn, ValueError):
     """Raised when data cannot be read, or holds nothing to train on."""
 
 
-class DataReport(msgspec.Struct, frozen=True):
-    """What was found in a data file and what became of it."""
-
-    rows: int  # as read
-    kept: int
-    missing_labels: int  # rows dropped for that
-    missing_times: int  # rows dropped for that
-    duplicates: int  # rows that repeat an earlier one in every column; kept
-    empty_columns: tuple[str, ...]  # no value at all; kept as features
-    constant_columns: tuple[str, ...]  # one value and nothing missing; kept as features
-    sorted: bool  # False: rows had to be brought into time order
-
-
 class Prepared(msgspec.Struct, frozen=True):
     """A data file ready to train on: rows with a label, in time order; the schema of its columns."""
 
     frame: Any  # DataFrame: a snapshot frame, origin "source"
     schema: Any  # FeatureSchema
-    report: DataReport
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -105,7 +91,7 @@ def prepare(
 ) -> Prepared:
     """Labelled rows in time order, canonical, with the schema inferred from them (or the one given).
 
-    Rows without a label are dropped and counted, with a `time` column also those without a time. `time` may hold dates,
+    Rows without a label are left out, with a `time` column also those without a time. `time` may hold dates,
     ISO text, or numbers (seconds since 1970 when they are large enough to be that, else only an order). Without one the
     row order counts, and `_at` are the seconds -n … -1, before every recorded row. Rows of equal time keep their order.
     Raises `DataError`, or the schema's `SchemaError` for columns it cannot take.
@@ -118,36 +104,22 @@ def prepare(
         if name and name not in frame.columns:
             known = ", ".join(map(str, frame.columns[:40]))
             raise DataError(f"the {role} column {name!r} is not in the data; it has {known}")
-    rows = len(frame)
     unlabelled = frame[target].isna()
     untimed = frame[time].isna() if time else unlabelled & False
     kept = frame[~(unlabelled | untimed)]
     if not len(kept):
         raise DataError(
-            f"none of the {rows} rows has a label in {target!r}{f' and a time in {time!r}' if time else ''}"
+            f"none of the {len(frame)} rows has a label in {target!r}{f' and a time in {time!r}' if time else ''}"
         )
     at = _seconds(kept[time], time) if time else np.arange(-len(kept), 0, dtype=np.float64)
-    in_order = bool((np.diff(at) >= 0).all())
-    if not in_order:
+    if not (np.diff(at) >= 0).all():
         order = np.argsort(at, kind="stable")
         kept, at = kept.iloc[order], at[order]
     if schema is None:
         left_out = [name for name in dict.fromkeys([time, *ignore]) if name]
         schema = FeatureSchema.infer(kept, target, ignore=left_out, task=task)
     features = kept[list(schema.names)]
-    report = DataReport(
-        rows=rows,
-        kept=len(kept),
-        missing_labels=int(unlabelled.sum()),
-        missing_times=int((untimed & ~unlabelled).sum()),
-        duplicates=int(_duplicates(kept)),
-        empty_columns=tuple(name for name in schema.names if features[name].isna().all()),
-        constant_columns=tuple(
-            name for name in schema.names if not features[name].isna().any() and features[name].nunique() == 1
-        ),
-        sorted=in_order,
-    )
-    return Prepared(_dress(schema.canonical(features), at, schema.labels(kept[target]), "source"), schema, report)
+    return Prepared(_dress(schema.canonical(features), at, schema.labels(kept[target]), "source"), schema)
 
 
 def assemble(schema: FeatureSchema, source: pd.DataFrame | None, record: pd.DataFrame | None) -> pd.DataFrame:
@@ -247,13 +219,6 @@ def _seconds(column: pd.Series[Any], name: str) -> Any:
         text = " ".join(str(error).split())[:160]
         raise DataError(f"the time column {name!r} holds neither numbers nor ISO-8601 dates: {text}") from None
     return moments.dt.tz_localize(None).to_numpy(dtype="datetime64[us]").astype(np.int64) / 1e6
-
-
-def _duplicates(frame: pd.DataFrame) -> int:
-    try:
-        return int(frame.duplicated().sum())
-    except TypeError:  # a column of lists or the like: the schema says so in better words
-        return 0
 
 
 def time_order(column: pd.Series[Any]) -> Any:

@@ -68,8 +68,8 @@ class NotDrained(CannotGoOn, RuntimeError):
 def erase(loop: Loop, run: Run, story: Story) -> None:
     """Erase what the run's payload names (`ids`, or `feature` and `value`) up to the moment it was asked for.
 
-    `story` is told how many rows went where and which versions are marked. Afterwards the run no longer says who was
-    meant. Raises `NotDrained`.
+    `story` gets the number of rows deleted in each place, and the versions that are marked. Afterwards the run does not
+    say any more who was meant. Raises `NotDrained`.
     """
     asked = run.record.payload
     ids = asked.ids if isinstance(asked.ids, tuple) else ()
@@ -97,7 +97,7 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
 
 
 def free_space(loop: Loop, story: Story) -> None:
-    """`compact` the store, and let the renewal of the lease come through that had to wait for it.
+    """`compact` the store, then sleep for as long as the renewal of the lease needs that had to wait meanwhile.
 
     Whom it had to wait for is logged, and stands in the story. Raises `LogHeld`.
     """
@@ -114,7 +114,7 @@ def free_space(loop: Loop, story: Story) -> None:
 
 
 def forget_unfinished(loop: Loop) -> None:
-    """Make whole what writers that broke off have left half written, or delete it: it holds rows nobody looks for."""
+    """Complete or delete what interrupted writers left unfinished: it holds rows that nobody looks for."""
     loop.registry.settle()
     unfinished = f"*{UNFINISHED}"
     for folder, pattern in (
@@ -305,7 +305,7 @@ def _erase_loose_snapshots(loop: Loop, subject: Subject, found: Found, story: St
 
 
 def delete_reports(loop: Loop) -> int:
-    """Pages of drift show values: all of them go, the next check that finds drift makes a new one."""
+    """How many pages of drift were deleted: all, as they show values. The next check with drift makes a new one."""
     if loop.reports_dir is None:
         return 0
     gone = 0

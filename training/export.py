@@ -13,7 +13,7 @@ import msgspec
 from monitoring.files import write_atomically
 from training.artefact import PIPELINE, REFERENCE, SCHEMA, TWIN, write_manifest
 from training.convert import convert
-from training.manifest import Manifest, Parity
+from training.manifest import Manifest
 from training.pipeline import final_of
 from training.trust import to_skops
 
@@ -31,7 +31,6 @@ def export(
     check_frame: pd.DataFrame,
     reference: pd.DataFrame | None = None,
     manifest: Mapping[str, Any],
-    twin: bool = True,
 ) -> Manifest:
     """Write the artefact `folder` (made when absent) and return its manifest.
 
@@ -44,9 +43,7 @@ def export(
     write_atomically(folder / SCHEMA, schema.to_json())
     if reference is not None:
         reference.to_parquet(folder / REFERENCE, index=False)
-    model, plan, parity = None, None, Parity(0, None, False, "no twin was asked for")
-    if twin:
-        model, plan, parity = convert(pipeline, schema, check_frame)
+    model, plan, parity = convert(pipeline, schema, check_frame)
     if model is not None:
         write_atomically(folder / TWIN, model)
     else:

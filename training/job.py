@@ -107,21 +107,6 @@ def run(spec: JobSpec) -> JobResult:
     return result
 
 
-def refit(manifest: Manifest, snapshot: Path, schema: FeatureSchema) -> Any:
-    """The pipeline of a manifest, fitted again to the same rows: it predicts the same.
-
-    Raises `DataError` when the snapshot is not the one the manifest names.
-    """
-    frame = read_snapshot(snapshot, schema)
-    data, found = manifest.data, content_digest(frame)
-    if found != data.snapshot:
-        raise DataError(f"{snapshot} has content {found}, the model was trained from {data.snapshot}")
-    if data.window is None:
-        raise DataError(f"version {manifest.label or manifest.name!r} was pushed: what it was fitted to is not known")
-    window = frame.iloc[data.window.start : data.window.stop]
-    return _fit(window, schema, Parameters.model_validate(manifest.parameters), manifest.seed)
-
-
 # -- train ----------------------------------------------------------------------------------------------------------
 
 
@@ -379,7 +364,6 @@ def _finish(
             "notes": list(notes),
             **manifest,
         },
-        twin=spec.twin,
     )
     challenger = _answers_in_service(out, complete, pipeline, said, features, schema)
     champion = None if spec.champion is None else _champions_answers(spec, Path(spec.champion), features, schema)

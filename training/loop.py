@@ -52,10 +52,9 @@ class Loop:
     on_event: Callable[[str, Mapping[str, Any]], None]
     clock: Callable[[], float]  # seconds since 1970 UTC
     sleep: Callable[[float], None]
-    # limits of a job, and of waiting for workers
+    # limits of a job
     threads: int = 1
     memory_mb: int = 0  # 0: unbounded
     nice: int = 10
-    rollout_timeout_s: float = 30.0
     trusted: tuple[str, ...] = ()  # types a pushed model may hold beyond scikit-learn's own
     git: str | None = None

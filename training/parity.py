@@ -61,6 +61,7 @@ def check_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
 
 
 def answers_of(pipeline: Any, rows: pd.DataFrame, schema: FeatureSchema) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """What the pipeline says of the rows: (probabilities or values, labels)."""
     import numpy as np
 
     with np.errstate(all="ignore"), warnings.catch_warnings():

@@ -105,10 +105,12 @@ def predict(pipeline: Any, frame: pd.DataFrame, schema: FeatureSchema) -> npt.ND
 
 
 def final_of(pipeline: Any) -> Any:
+    """The estimator at the end of a pipeline; a model that is no pipeline is its own."""
     return pipeline.steps[-1][1] if hasattr(pipeline, "steps") else pipeline
 
 
 def names_of(pipeline: Any, schema: FeatureSchema) -> list[str]:
+    """The features in the order the pipeline was fitted to; the schema's when it does not say."""
     names = getattr(pipeline, "feature_names_in_", None)
     return list(schema.names) if names is None else [str(name) for name in names]
 

@@ -46,7 +46,7 @@ DEPTH: Final = 9
 _REFERENCE_TO_BE: Final = f".{REFERENCE}"
 _NOTHING: Final = 0  # versions start at 1; an alias with 0 names none
 _FORMER: Final = ("previous", *(f"previous.{back}" for back in range(2, DEPTH + 1)))
-_LIVE: Final = {"champion", "previous", "announced", "challenger", "canary"}
+_LIVE: Final = {"champion", "previous", "announced"}
 _NAME: Final = re.compile(r"[a-z0-9]([-._a-z0-9]*[a-z0-9])?")
 
 
@@ -113,9 +113,6 @@ class LiveSet:
     champion: int | None = None
     previous: int | None = None
     announced: int | None = None  # to be loaded by every worker, not yet in service
-    challenger: int | None = None
-    canary: int | None = None
-    canary_weight: float = 0.0  # share of the requests, 0 to 1
 
 
 class Registry:
@@ -241,7 +238,10 @@ class Registry:
                 _settle(self.path(version.version), version.manifest)
 
     def clean(self) -> tuple[str, ...]:
-        """What registrations of dead processes had left behind, and is deleted now. Call it once at start."""
+        """What registrations of dead processes had left behind, and is deleted now; those under way are left alone.
+
+        `training.cycle.take_over` calls it: whenever the lease was acquired, and after a step broke off.
+        """
         gone: list[str] = []
         for lock in sorted(self._incoming.glob(f"{self.name}-*.lock")):
             number = lock.stem.rpartition("-")[2]
@@ -332,13 +332,10 @@ class Registry:
 
     def live(self) -> LiveSet:
         """What the aliases name now, read in one statement."""
-        wanted = sa.select(aliases.c.alias, aliases.c.version, aliases.c.weight).where(aliases.c.name == self.name)
+        wanted = sa.select(aliases.c.alias, aliases.c.version).where(aliases.c.name == self.name)
         with self._engine.connect() as connection:
-            named = {row.alias: (row.version, row.weight) for row in connection.execute(wanted) if row.version}
-        return LiveSet(
-            **{alias: named[alias][0] for alias in named.keys() & _LIVE},
-            canary_weight=float(named["canary"][1]) if "canary" in named else 0.0,
-        )
+            named = {row.alias: row.version for row in connection.execute(wanted) if row.version}
+        return LiveSet(**{alias: named[alias] for alias in named.keys() & _LIVE})
 
     def champion(self) -> int:
         """The version in service. Raises `NoChampion`."""

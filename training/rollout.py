@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ALIVE_S: Final = 10.0
 """Seconds; a worker not seen for longer counts as gone. circus respawns a killed one in 7 to 8 s."""
 
+READY_WITHIN_S: Final = 30.0
+"""Seconds a promotion waits for silent workers: several times what loading and warming a version takes."""
+
 POLL_S: Final = 0.25
 """Seconds between two looks at the workers; half of their own poll for what is announced."""
 

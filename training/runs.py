@@ -1,4 +1,4 @@
-"""Every decision as a row: what was asked for, by whom, why, what came of it, "no" included.
+"""Every decision as a row: what was asked for, by whom, why, what came of it. A "no" is pruned sooner than the rest.
 
 A run is `queued` (by a person or a check), `running` (claimed by the one holder of the lease), then `done` or
 `failed`. Asking needs no lease; claiming, starting and finishing are fenced with its token.

@@ -43,7 +43,6 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     created_at: float = 0.0  # seconds since 1970 UTC
     git: str | None = None  # revision of the program
     version: str | None = None  # the pusher's own label
-    twin: bool = True  # False: judge the scikit-learn pipeline only
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Model files as data: writing a pipeline with skops, and reading one back without running what it brings.
 
-A file that was pushed is a stranger's: no pickle is ever loaded, only types on a list, and trees are checked first.
+A pushed file may come from anyone: no pickle is ever loaded, only types on a list, and trees are checked first.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ def _bounded(members: Sequence[zipfile.ZipInfo], size: int, path: Path) -> bool:
 
 
 def _check_trees(model: Any, path: Path) -> None:
-    """scikit-learn follows node indices without checking them: a crafted tree would read foreign memory, or hang."""
+    """Raises `ArtefactError` for a tree whose indices lead outside of it.
+
+    scikit-learn follows them without checking: it would read foreign memory, or never end.
+    """
     import numpy as np
     from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
     from sklearn.tree._tree import Tree

@@ -218,7 +218,7 @@ class LiveModel:
         trusted: types beyond scikit-learn's own that a skops artefact may hold.
         extra: columns that requests may have beside the features, for the record only.
         max_chars: characters of one category at most.
-        on_load: told ("loaded" | "failed", seconds it took) for the metrics.
+        on_load: told ("loaded" | "failed", seconds it took to load) for the metrics.
         on_adaptation: told ("loaded" | "failed") of each adaptation.
     """
 
@@ -252,7 +252,7 @@ class LiveModel:
         return "; ".join(f"{Path(wanted.path).stem}: {failure.reason}" for wanted, failure in self._unadapted.items())
 
     def get(self, version: int) -> ServedModel | None:
-        """The version with this number, as it answers; None when it is not loaded."""
+        """The held version with this number (the champion, or the announced one), as it answers; None when it is not held."""
         adapted = self._adapted.get(version)
         return self._loaded.get(version) if adapted is None else adapted[1]
 

@@ -38,7 +38,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> 
         load_source(tmp_path / "good.csv", columns=["target"])
 
 
-def test_unlabelled_rows_are_dropped_and_counted_and_rows_brought_into_time_order() -> None:
+def test_unlabelled_rows_are_left_out_and_rows_brought_into_time_order() -> None:
     frame = raw(40)
     frame["y"] = frame["y"].astype("float64")
     frame.loc[[3, 5], "y"] = np.nan
@@ -47,11 +47,9 @@ def test_unlabelled_rows_are_dropped_and_counted_and_rows_brought_into_time_orde
     frame["constant"] = 1
     frame = pd.concat([frame, frame.iloc[[0]]]).iloc[::-1]
     data = prepare(frame, target="y", time="when")
-    assert (data.report.rows, data.report.kept) == (41, 38)
-    assert (data.report.missing_labels, data.report.missing_times, data.report.duplicates) == (2, 1, 1)
-    assert data.report.empty_columns == ("empty",)
-    assert data.report.constant_columns == ("constant",)
-    assert not data.report.sorted
+    assert (len(frame), len(data.frame)) == (41, 38)
+    assert data.frame["_label"].notna().all()
+    assert {"empty", "constant"} <= set(data.schema.names)
     assert (np.diff(data.frame["_at"]) >= 0).all()
     assert data.frame.columns.tolist() == [*data.schema.names, "_at", "_label", "_origin"]
     assert "when" not in data.schema.names

@@ -165,7 +165,7 @@ def test_a_manifest_holds_plain_json_whatever_numbers_it_is_given(tmp_path: Path
 def test_our_own_pipeline_loads_with_the_default_trust(tmp_path: Path) -> None:
     schema, features, labels = known(200)
     pipeline = build(schema, {"max_iter": 3}).fit(features, labels)
-    export(pipeline, schema, tmp_path, check_frame=features, manifest={}, twin=False)
+    export(pipeline, schema, tmp_path, check_frame=features, manifest={})
     assert np.array_equal(load_pipeline(tmp_path).predict_proba(features), pipeline.predict_proba(features))
 
 

@@ -22,10 +22,10 @@ from monitoring.feature import Task
 from monitoring.schema import FeatureSchema
 from tests.world import history
 from training.artefact import verify
-from training.data import Snapshot, snapshot
+from training.data import Snapshot, read_snapshot, snapshot
 from training.gates import GatePolicy
-from training.job import THREAD_VARIABLES, main, refit, run
-from training.pipeline import predict
+from training.job import THREAD_VARIABLES, main, run
+from training.pipeline import fit, predict
 from training.spec import JobResult, JobSpec, read_result
 from training.split import TrainPolicy, split
 from training.trust import load_pipeline
@@ -94,7 +94,10 @@ def test_the_manifest_and_the_snapshot_are_enough_to_train_the_same_model_again(
     assert run(spec).ok
     manifest = verify(tmp_path / "v2")
     assert len(manifest.data.trials) == 3
-    again, features = refit(manifest, data.path, schema), frame[list(schema.names)]
+    assert manifest.data.snapshot == data.digest and manifest.data.window is not None
+    rows = read_snapshot(data.path, schema).iloc[manifest.data.window.start : manifest.data.window.stop]
+    again = fit(schema, rows, schema.labels(rows["_label"]), manifest.parameters, manifest.seed)
+    features = frame[list(schema.names)]
     assert np.array_equal(again.predict_proba(features), load_pipeline(tmp_path / "v2").predict_proba(features))
 
 

@@ -98,8 +98,9 @@ def test_threads_share_a_twin(tmp_path: Path) -> None:
 def test_a_version_without_a_twin_says_why(tmp_path: Path) -> None:
     schema, features, labels = known(200)
     pipeline = build(schema, {"max_iter": 5}).fit(features, labels)
-    manifest = export(pipeline, schema, tmp_path, check_frame=features, manifest={}, twin=False)
-    with pytest.raises(ArtefactError, match="no twin was asked for"):
+    written = export(pipeline, schema, tmp_path, check_frame=features, manifest={})
+    manifest = written.changed(twin=None, parity={"agrees": False, "reason": "7 of 100 rows differ"})
+    with pytest.raises(ArtefactError, match="7 of 100 rows differ"):
         Twin(tmp_path, manifest)
 
 
