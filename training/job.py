@@ -28,7 +28,7 @@ from monitoring.feature import AT, LABEL, ORIGIN, Feature
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
 from training.artefact import SCHEMA, read_manifest, verify, write_manifest
-from training.data import DataError, content_digest, read_snapshot
+from training.data import content_digest, read_snapshot
 from training.export import export
 from training.gates import Answers, GatePolicy, Metric, Truth, answers, judge, metric_of, score
 from training.manifest import HoldoutQuality, Manifest, TriedWindow

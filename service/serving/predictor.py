@@ -252,7 +252,7 @@ class LiveModel:
         return "; ".join(f"{Path(wanted.path).stem}: {failure.reason}" for wanted, failure in self._unadapted.items())
 
     def get(self, version: int) -> ServedModel | None:
-        """The held version with this number (the champion, or the announced one), as it answers; None when it is not held."""
+        """The held version (the champion, or the announced one) as it answers; None when it is not held."""
         adapted = self._adapted.get(version)
         return self._loaded.get(version) if adapted is None else adapted[1]
 
