@@ -15,13 +15,11 @@ from monitoring.evidence import Influences
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from monitoring.quality import Metric
-
     Array = npt.NDArray[np.float64]
 
 
-def of_classes(metric: Metric, truth: npt.NDArray[np.int64], chances: Array) -> Influences | None:
-    """The metric of n class numbers (0 to K - 1; the second is positive) and n by K probabilities.
+def of_classes(metric: str, truth: npt.NDArray[np.int64], chances: Array) -> Influences | None:
+    """A metric of `monitoring.quality` for n class numbers (0 to K - 1; 1 is positive) and n by K probabilities.
 
     None when these rows do not define it: no rows, or one class only for `auc`, no positive at all for `f1`.
     """
@@ -42,15 +40,20 @@ def of_classes(metric: Metric, truth: npt.NDArray[np.int64], chances: Array) -> 
     return Influences(value, each - value)
 
 
-def of_numbers(metric: Metric, truth: Array, answers: Array) -> Influences | None:
-    """The metric of n values and n predictions; None without rows, or for `r2` of a constant target."""
+def of_numbers(metric: str, truth: Array, answers: Array) -> Influences | None:
+    """A metric of `monitoring.quality`, or `mse`, for n values and n predictions.
+
+    None without rows, and for `r2` of a constant target.
+    """
     n = len(truth)
     if not n:
         return None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         errors = answers - truth
         squares = errors**2
-        if metric == "mae":
+        if metric == "mse":
+            found = Influences(-float(squares.mean()), squares.mean() - squares)
+        elif metric == "mae":
             found = Influences(-float(np.abs(errors).mean()), -(np.abs(errors) - np.abs(errors).mean()))
         elif metric == "rmse":
             root = float(np.sqrt(squares.mean()))

@@ -1,20 +1,25 @@
 """May the challenger replace the champion? Every gate answers with a number and a reason.
 
-`judge` sees only what two models said of the same holdout, so it is pure; `answers` asks a model and times it. pandas
-and scikit-learn are not imported here.
+`judge` sees only what two models said of the same rows, so it is pure; `timed` asks two models in turn and times them.
+Differences are paired: both models answer the same rows, so what is hard for both cancels out. How far chance moves a
+difference comes from each row's influence on it, and from blocks of neighbouring rows (`monitoring/evidence.py`).
+pandas and scikit-learn are not imported here.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from monitoring.evidence import Influences, spread
+from monitoring.influence import of_classes, of_numbers
 from training.manifest import GateResult, Verdict
 
 if TYPE_CHECKING:
@@ -24,8 +29,11 @@ if TYPE_CHECKING:
     from monitoring.schema import FeatureSchema
 
 Metric = Literal["auc", "accuracy", "r2"]
+Measure = Literal["auc", "accuracy", "r2", "log_loss", "mse"]
 SHOWN_CHARS: Final = 60
 """Of a category in the name of its segment."""
+LOSSES: Final[dict[str, Measure]] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
+"""What decides between two models: a loss sees every row, a metric of ranks or hits only what crosses a line."""
 PRIMARY: Final[dict[str, Metric]] = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}
 
 
@@ -35,16 +43,23 @@ class GatePolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: Literal["auto", "auc", "accuracy", "r2"] = Field(
-        "auto", description="metric compared; auto: auc for two classes, accuracy for more, r2 for regression"
+        "auto",
+        description="what decides between two models; auto: the loss (log loss, squared error), which sees every row. "
+        "Told besides: auc for two classes, accuracy for more, r2 for regression",
     )
-    min_gain: float = Field(0.0, ge=0, description="of the metric; the challenger must be better by more than this")
+    min_gain: float = Field(
+        0.0, ge=0, description="of what decides; a candidate that was only hoped for must be better by more than this"
+    )
     confidence: float = Field(
-        0.9,
+        0.9, ge=0.5, lt=1, description="probability that a candidate which was only hoped for is better"
+    )
+    worse_confidence: float = Field(
+        0.84,
         ge=0.5,
         lt=1,
-        description="probability; a gain must hold in this share of resampled holdouts, so luck is rare",
+        description="probability of being worse from which a candidate that was due is refused; 0.84 is one standard "
+        "error. More data is a reason by itself, so small steady gains need not be proven one by one",
     )
-    resamples: int = Field(500, ge=100, le=10_000, description="number; bootstrap samples, 500 settle a share of 0.9")
     min_holdout_rows: int = Field(200, ge=20, description="rows; fewer say nothing about a difference of a few percent")
     max_segment_loss: float = Field(
         0.05, ge=0, description="of the metric; what a segment may lose against the champion before the gate fails"
@@ -65,12 +80,23 @@ class GatePolicy(BaseModel):
     batch_budget_ms: float = Field(500.0, gt=0, description="ms; 1000 rows answered within this are always fast enough")
 
 
+class Latency(msgspec.Struct, frozen=True):
+    """Times of two models that answered in turn, in one process; milliseconds, medians."""
+
+    one_row_ms: float
+    champion_one_row_ms: float
+    batch_ms: float
+    champion_batch_ms: float
+    one_row_ratio: float
+    """Times the champion that all but the fastest tenth of the pairs took at least: noise is slow now and then."""
+    batch_ratio: float
+
+
 class Answers(msgspec.Struct, frozen=True):
     """What a model says of the holdout, and how long it takes to say it as it would in service."""
 
     values: Any  # probabilities, rows by classes; for regression one value a row
-    one_row_ms: float | None = None  # median
-    batch_ms: float | None = None  # median for 1000 rows
+    latency: Latency | None = None  # None: not measured
     twin: bool | None = None  # an ONNX twin answers; None: not known
     parity: str = ""  # why, or why not
 
@@ -82,26 +108,32 @@ def judge(
     labels: npt.NDArray[Any],
     schema: FeatureSchema,
     policy: GatePolicy,
-    seed: int = 0,
+    *,
+    due: bool = False,
 ) -> Verdict:
-    """The verdict on a challenger from the same holdout as the champion's answers; None for a first version.
+    """The verdict on a challenger from the same rows as the champion's answers; None for a first version.
 
-    `holdout` holds canonical features (rows by features), `labels` their canonical labels. A first version is judged by
-    `holdout_rows` and `baseline` only (`parity` informs). The same arguments give the same verdict.
+    `holdout` holds canonical features (rows by features, in time order), `labels` their canonical labels. With `due`
+    it suffices not to be probably worse, else it must be probably better. A first version is judged by `holdout_rows`
+    and `baseline` only. The same arguments give the same verdict.
     """
     metric = metric_of(schema.task, policy)
     truth = Truth.of(labels, schema)
     gates = [_holdout_rows(truth, policy)]
-    measurable = gates[0].passed
-    if measurable:
-        gates.append(_baseline(challenger, truth, metric, policy, seed))
-        if champion is not None:
-            gates.append(_quality(challenger, champion, truth, metric, policy, seed))
-            gates.append(_segments(challenger, champion, holdout, truth, metric, schema, policy, seed))
+    if gates[0].passed and champion is None:
+        gates.append(_baseline(challenger, truth, schema.task))
+    elif gates[0].passed and champion is not None:
+        gates.append(_quality(challenger, champion, truth, schema.task, metric, policy, due=due))
+        gates.append(_segments(challenger, champion, holdout, truth, metric, schema, policy))
     if champion is not None:
-        gates.append(_latency(challenger, champion, policy))
+        gates.append(_latency(challenger.latency, policy))
     gates.append(_parity(challenger))
     return Verdict(all(gate.passed for gate in gates), tuple(gates))
+
+
+def said(metric: Measure) -> str:
+    """The measure's name as people say it."""
+    return {"log_loss": "log loss", "mse": "mean squared error", "r2": "R²", "auc": "AUC"}.get(metric, metric)
 
 
 def metric_of(task: str, policy: GatePolicy) -> Metric:
@@ -130,36 +162,72 @@ class Truth(msgspec.Struct, frozen=True):
         return len(self.values)
 
 
-def score(values: npt.NDArray[Any], truth: Truth, metric: Metric) -> float:
+def score(values: npt.NDArray[Any], truth: Truth, metric: Measure) -> float:
     """The metric of a model's answers; NaN where it is undefined (one class only, constant labels, no rows)."""
-    if not len(truth):
-        return float("nan")
-    ones = np.ones((1, len(truth)))
-    return float(_scores(values, truth, metric, ones)[0])
+    found = influences(values, truth, metric)
+    return math.nan if found is None else found.value
 
 
-def answers(
-    values: npt.NDArray[Any],
-    one_row: Callable[[], object],
-    batch: Callable[[], object],
+def influences(values: npt.NDArray[Any], truth: Truth, metric: Measure) -> Influences | None:
+    """The metric of a model's answers and each row's influence on it; larger is better, so losses are negative.
+
+    Rows of a class that the models never saw do not count. None where the metric is undefined.
+    """
+    if not truth.classes:
+        return of_numbers(metric, truth.values, np.asarray(values, dtype=np.float64))
+    known = truth.values >= 0
+    return of_classes(metric, truth.values[known], np.asarray(values, dtype=np.float64)[known])
+
+
+class Difference(NamedTuple):
+    """How much better a challenger is than a champion on the same rows."""
+
+    new: float
+    old: float
+    error: float
+    """Standard error of `new` - `old`."""
+
+    @property
+    def gain(self) -> float:
+        return self.new - self.old
+
+    def chance_above(self, gain: float) -> float:
+        """Probability that the true gain is above this one."""
+        if not self.error:
+            return 1.0 if self.gain > gain else 0.0 if self.gain < gain else 0.5
+        return 0.5 * (1 + math.erf((self.gain - gain) / self.error / math.sqrt(2)))
+
+
+def difference(new: npt.NDArray[Any], old: npt.NDArray[Any], truth: Truth, metric: Measure) -> Difference | None:
+    """The paired difference of two models' answers to the same rows, None where the metric is undefined."""
+    first, second = influences(new, truth, metric), influences(old, truth, metric)
+    if first is None or second is None:
+        return None
+    rows = first.rows - second.rows
+    return Difference(first.value, second.value, spread(rows) / math.sqrt(len(rows)))
+
+
+def timed(
+    new: tuple[Callable[[], object], Callable[[], object]],
+    old: tuple[Callable[[], object], Callable[[], object]],
     *,
-    twin: bool,
-    parity: str,
     clock: Callable[[], float] = time.perf_counter,
-    repeats: int = 15,
-) -> Answers:
-    """`values` with the median time of answering one row and 1000 rows; two calls of each warm up unmeasured."""
-    measured = []
-    for call in (one_row, batch):
-        call()
-        call()
-        times = []
-        for _ in range(repeats):
-            begin = clock()
-            call()
-            times.append(clock() - begin)
-        measured.append(statistics.median(times) * 1000)
-    return Answers(values, measured[0], measured[1], twin, parity)
+    repeats: int = 31,
+) -> Latency:
+    """Both models' times for one row and for 1,000 rows, called in turn; two calls of each warm up unmeasured."""
+    found = []
+    for calls in zip(new, old, strict=True):
+        times: tuple[list[float], list[float]] = ([], [])
+        for turn in range(2 + repeats):
+            for call, into in zip(calls, times, strict=True):
+                begin = clock()
+                call()
+                if turn >= 2:
+                    into.append((clock() - begin) * 1000)
+        ratios = sorted(mine / max(theirs, 1e-9) for mine, theirs in zip(*times, strict=True))
+        found.append((statistics.median(times[0]), statistics.median(times[1]), ratios[len(ratios) // 10]))
+    (one, its_one, one_ratio), (batch, its_batch, batch_ratio) = found
+    return Latency(one, its_one, batch, its_batch, one_ratio, batch_ratio)
 
 
 # -- gates ----------------------------------------------------------------------------------------------------------
@@ -181,32 +249,47 @@ def _holdout_rows(truth: Truth, policy: GatePolicy) -> GateResult:
     return GateResult("holdout_rows", True, rows, needed, f"the holdout has {rows} labelled rows, {needed} are needed")
 
 
-def _baseline(challenger: Answers, truth: Truth, metric: Metric, policy: GatePolicy, seed: int) -> GateResult:
-    constant = _constant(truth)
-    value, base = score(challenger.values, truth, metric), score(constant, truth, metric)
-    chance = _chance_better(challenger.values, constant, truth, metric, policy, seed)
-    passed = bool(value > base and chance >= policy.confidence)
-    what = "the mean" if metric == "r2" else "the most frequent class"
-    why = (
-        f"{metric} {value:.4f}, always saying {what} has {base:.4f}; "
-        f"better with probability {chance:.3f}, {policy.confidence:g} is needed"
-    )
-    return GateResult("baseline", passed, value, base, why)
+def _baseline(challenger: Answers, truth: Truth, task: str) -> GateResult:
+    """Against the best constant in hindsight; it informs a person, since a first version is served anyway."""
+    loss = LOSSES[task]
+    found = difference(challenger.values, _constant(truth), truth, loss)
+    if found is None:
+        return GateResult("baseline", True, None, None, "nothing to compare with")
+    what = "the mean" if task == "regression" else "the classes' shares"
+    passed = found.gain > 0
+    why = f"{said(loss)} {-found.new:.4g}, always answering with {what} has {-found.old:.4g}"
+    return GateResult("baseline", passed, found.new, found.old, why + ("" if passed else ": it has learnt nothing"))
 
 
 def _quality(
-    challenger: Answers, champion: Answers, truth: Truth, metric: Metric, policy: GatePolicy, seed: int
+    challenger: Answers, champion: Answers, truth: Truth, task: str, metric: Metric, policy: GatePolicy, *, due: bool
 ) -> GateResult:
-    new, old = score(challenger.values, truth, metric), score(champion.values, truth, metric)
-    chance = _chance_better(challenger.values, champion.values, truth, metric, policy, seed)
-    gain = new - old
-    passed = bool(gain > 0 and gain >= policy.min_gain and chance >= policy.confidence)
+    measure: Measure = LOSSES[task] if policy.metric == "auto" else metric
+    found = difference(challenger.values, champion.values, truth, measure)
+    if found is None:  # a metric without a value on these rows: the loss has one
+        measure = LOSSES[task]
+        found = difference(challenger.values, champion.values, truth, measure)
+    if found is None:
+        return GateResult("quality", False, None, None, f"nothing can be compared on {len(truth)} rows")
+    sign = -1 if measure in LOSSES.values() else 1
+    better = found.chance_above(policy.min_gain)
+    worse = 1 - found.chance_above(0.0)
+    if due:
+        passed = worse < policy.worse_confidence
+        need = f"it was due, so {policy.worse_confidence:g} would refuse it"
+        chance = f"worse with probability {worse:.3f} ({need})"
+    else:
+        passed = found.gain > 0 and better >= policy.confidence
+        by = f" by more than {policy.min_gain:g}" if policy.min_gain else ""
+        chance = f"better{by} with probability {better:.3f} ({policy.confidence:g} is needed)"
     why = (
-        f"{metric} {new:.4f} against the champion's {old:.4f} on {len(truth)} rows: gain {gain:+.4f} "
-        f"(at least {policy.min_gain:g} is needed), better with probability {chance:.3f} "
-        f"({policy.confidence:g} is needed)"
+        f"{said(measure)} {sign * found.new:.4g} against the champion's {sign * found.old:.4g} on {len(truth)} rows "
+        f"neither was fitted to, gain {found.gain:+.4g} ± {found.error:.2g}: {chance}"
     )
-    return GateResult("quality", passed, gain, policy.min_gain, why)
+    other = difference(challenger.values, champion.values, truth, metric)
+    if measure != metric and other is not None:
+        why += f"; {said(metric)} {other.new:.4f} against {other.old:.4f}"
+    return GateResult("quality", bool(passed), found.gain, policy.min_gain, why)
 
 
 def _segments(
@@ -217,56 +300,43 @@ def _segments(
     metric: Metric,
     schema: FeatureSchema,
     policy: GatePolicy,
-    seed: int,
 ) -> GateResult:
-    judged = 0
-    worst: tuple[float, str] | None = None
-    failing: list[str] = []
+    """Fails when a segment surely loses too much: with many segments one always loses by chance (Bonferroni)."""
+    compared = []
     for name, rows in _segments_of(holdout, schema, policy):
         part = Truth(truth.values[rows], truth.classes)
-        new, old = score(challenger.values[rows], part, metric), score(champion.values[rows], part, metric)
-        if np.isnan(new) or np.isnan(old):
-            continue  # one class only
-        judged += 1
-        loss = old - new
-        said = f"{name} ({len(part)} rows): {metric} {new:.4f} against {old:.4f}"
-        if worst is None or loss > worst[0]:
-            worst = (loss, said)
-        if loss > policy.max_segment_loss:
-            lost = _chance_better(
-                champion.values[rows], challenger.values[rows], part, metric, policy, seed, by=policy.max_segment_loss
+        found = difference(challenger.values[rows], champion.values[rows], part, metric)
+        if found is not None:
+            compared.append(
+                (found, f"{name} ({len(part)} rows): {said(metric)} {found.new:.4f} against {found.old:.4f}")
             )
-            if lost >= policy.confidence:  # among many small segments one always loses by chance
-                failing.append(said)
-    if worst is None:
-        why = f"no segment has {policy.min_segment_rows} rows"
-        return GateResult("segments", True, None, policy.max_segment_loss, why)
+    limit = policy.max_segment_loss
+    if not compared:
+        return GateResult("segments", True, None, limit, f"no segment has {policy.min_segment_rows} rows")
+    worst, described = min(compared, key=lambda one: one[0].gain)
+    tolerated = (1 - policy.confidence) / len(compared)
+    failing = [name for found, name in compared if found.gain < -limit and found.chance_above(-limit) <= tolerated]
     if failing:
         shown = "; ".join(failing[:5]) + (f"; and {len(failing) - 5} more" if len(failing) > 5 else "")
-        why = f"{len(failing)} of {judged} segments lose more than {policy.max_segment_loss:g}: {shown}"
-        return GateResult("segments", False, worst[0], policy.max_segment_loss, why)
-    why = f"none of {judged} segments surely loses more than {policy.max_segment_loss:g}; the worst is {worst[1]}"
-    return GateResult("segments", True, worst[0], policy.max_segment_loss, why)
+        why = f"{len(failing)} of {len(compared)} segments surely lose more than {limit:g}: {shown}"
+        return GateResult("segments", False, -worst.gain, limit, why)
+    why = f"none of {len(compared)} segments surely loses more than {limit:g}; the worst is {described}"
+    return GateResult("segments", True, -worst.gain, limit, why)
 
 
-def _latency(challenger: Answers, champion: Answers, policy: GatePolicy) -> GateResult:
-    worst, reasons, passed = 0.0, [], True
-    for what, new, old, budget in (
-        ("one row", challenger.one_row_ms, champion.one_row_ms, policy.one_row_budget_ms),
-        ("1000 rows", challenger.batch_ms, champion.batch_ms, policy.batch_budget_ms),
+def _latency(found: Latency | None, policy: GatePolicy) -> GateResult:
+    if found is None:
+        return GateResult("latency", True, None, policy.max_latency_ratio, "not measured")
+    reasons, passed, worst = [], True, max(found.one_row_ratio, found.batch_ratio)
+    for what, new, old, ratio, budget in (
+        ("one row", found.one_row_ms, found.champion_one_row_ms, found.one_row_ratio, policy.one_row_budget_ms),
+        ("1000 rows", found.batch_ms, found.champion_batch_ms, found.batch_ratio, policy.batch_budget_ms),
     ):
-        if new is None or old is None:
-            reasons.append(f"{what} not measured")
-            continue
-        ratio = new / max(old, 1e-9)
-        worst = max(worst, ratio)
         enough = ratio <= policy.max_latency_ratio or new <= budget
         passed &= enough
-        reasons.append(
-            f"{what} in {new:.3g} ms, the champion in {old:.3g} ms"
-            + ("" if enough else f": more than {policy.max_latency_ratio:g} times that, and than {budget:g} ms")
-        )
-    return GateResult("latency", passed, worst or None, policy.max_latency_ratio, "; ".join(reasons))
+        over = f": more than {policy.max_latency_ratio:g} times that in nine of ten pairs, and than {budget:g} ms"
+        reasons.append(f"{what} in {new:.3g} ms, the champion in {old:.3g} ms" + ("" if enough else over))
+    return GateResult("latency", passed, worst, policy.max_latency_ratio, "; ".join(reasons))
 
 
 def _parity(challenger: Answers) -> GateResult:
@@ -282,6 +352,7 @@ def _segments_of(
     """(name, row positions) of each segment with enough rows, but not of one that is the whole holdout."""
     if unknown := [name for name in policy.sensitive if name not in schema.names]:
         raise ValueError(f"sensitive features {unknown} are not in the schema; it has {', '.join(schema.names)}")
+    told: set[bytes] = set()
     for feature in schema.features:
         column = holdout[feature.name]
         sensitive = feature.name in policy.sensitive
@@ -299,8 +370,10 @@ def _segments_of(
         else:
             continue
         for name, chosen in groups:
-            if policy.min_segment_rows <= chosen.sum() < len(holdout):
-                yield name, np.flatnonzero(chosen)
+            rows = np.flatnonzero(chosen)
+            if policy.min_segment_rows <= len(rows) < len(holdout) and rows.tobytes() not in told:
+                told.add(rows.tobytes())  # two columns may mark the same rows: that is one group
+                yield name, rows
 
 
 def _quartiles(name: str, values: npt.NDArray[np.float64]) -> list[tuple[str, npt.NDArray[np.bool_]]]:
@@ -317,72 +390,9 @@ def _quartiles(name: str, values: npt.NDArray[np.float64]) -> list[tuple[str, np
     return [*groups, (f"{name} missing", np.isnan(values))]
 
 
-# -- paired bootstrap -----------------------------------------------------------------------------------------------
-
-
-def _chance_better(
-    new: npt.NDArray[Any],
-    old: npt.NDArray[Any],
-    truth: Truth,
-    metric: Metric,
-    policy: GatePolicy,
-    seed: int,
-    *,
-    by: float = 0.0,
-) -> float:
-    """The share of resampled holdouts in which `new` is better than `old` by more than `by`; NaN resamples say no.
-
-    Paired bootstrap (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16): both models are scored on
-    the same rows drawn with replacement, so what is hard for both cancels out.
-    """
-    random = np.random.default_rng(seed)
-    rows = len(truth)
-    step = max(1, min(policy.resamples, 2_000_000 // rows))  # 16 MB of counts at a time
-    better = 0
-    for begin in range(0, policy.resamples, step):
-        count = min(step, policy.resamples - begin)
-        drawn = random.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float64)
-        difference = _scores(new, truth, metric, drawn) - _scores(old, truth, metric, drawn)
-        better += int(np.count_nonzero(difference > by))
-    return better / policy.resamples
-
-
-def _scores(
-    values: npt.NDArray[Any], truth: Truth, metric: Metric, weights: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """The metric for each row of `weights` (resamples by rows: how often each row was drawn)."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if metric == "accuracy":
-            right = (values.argmax(axis=1) == truth.values).astype(np.float64)
-            return np.asarray((weights @ right) / weights.sum(axis=1))
-        if metric == "r2":
-            errors = (truth.values - np.asarray(values, dtype=np.float64)) ** 2
-            total = weights.sum(axis=1)
-            centred = truth.values - truth.values.mean()
-            spread = weights @ centred**2 - (weights @ centred) ** 2 / total
-            spread[spread <= 1e-12 * max(1.0, float((centred**2).sum()))] = np.nan
-            return np.asarray(1 - (weights @ errors) / spread)
-        return _auc(np.asarray(values[:, 1], dtype=np.float64), truth, weights)
-
-
-def _auc(scores: npt.NDArray[np.float64], truth: Truth, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Area under the ROC curve as the Mann-Whitney statistic, ties counting half (Hanley & McNeil 1982)."""
-    order = np.argsort(scores, kind="stable")
-    label = truth.values[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
-    drawn = weights[:, order]
-    positive = np.add.reduceat(drawn * (label == 1), starts, axis=1)
-    negative = np.add.reduceat(drawn * (label == 0), starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative
-    won = (positive * (below + negative / 2)).sum(axis=1)
-    return np.asarray(won / (positive.sum(axis=1) * negative.sum(axis=1)))
-
-
 def _constant(truth: Truth) -> npt.NDArray[np.float64]:
-    """The answers of a model that always says the most frequent class, or the mean."""
+    """The answers of a model that always says the classes' shares, or the mean."""
     if not truth.classes:
         return np.full(len(truth), truth.values.mean())
     counts = np.bincount(truth.values[truth.values >= 0], minlength=len(truth.classes))
-    constant = np.zeros((len(truth), len(truth.classes)))
-    constant[:, int(counts.argmax())] = 1.0
-    return constant
+    return np.tile(counts / max(1, counts.sum()), (len(truth), 1))

@@ -60,11 +60,11 @@ class HoldoutQuality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TriedWindow(msgspec.Struct, frozen=True):
-    """The newest `rows` of the training rows, and what a model fitted to them scored on the rows after them."""
+    """The newest `rows` of what may be learnt, and how much better than all rows they were on the judging rows."""
 
     name: str
     rows: int
-    score: float | None = None  # None: not compared, or undefined
+    sigmas: float | None = None  # standard errors; None: not compared, or undefined
     chosen: bool = False
 
 
@@ -111,7 +111,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """The window trained on: the snapshot's rows from `start` up to, without, `stop` that can be used."""
+    """The window learnt from: the snapshot's rows from `start` up to, without, `stop` that can be used."""
 
     name: str
     rows: int
@@ -119,8 +119,17 @@ class Place(msgspec.Struct, frozen=True):
     stop: int
 
 
+class Blocks(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides which rows judge and which train: with the snapshot, `training.split.split` finds them again."""
+
+    policy: dict[str, Any]  # TrainPolicy
+    min_holdout_rows: int
+    champion_until: float = 0.0
+    first: bool = False
+
+
 class Holdout(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows that judged, also as positions in the snapshot."""
+    """The rows that judged; between the positions `start` and `stop` in the snapshot lie others, which trained."""
 
     rows: int = 0
     since: float = msgspec.field(default=0.0, name="from")  # seconds since 1970 UTC
@@ -134,7 +143,10 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
     """What a version was fitted to; of a pushed one only the snapshot and the holdout are known."""
 
     snapshot: str | None = None  # its digest; None: every row was erased
-    rows: int | None = None
+    rows: int | None = None  # that it was fitted to
+    known: int | None = None  # rows of the snapshot
+    last_fit: bool | None = None  # fitted once more to all rows after it was judged; False: the judged model itself
+    blocks: Blocks | None = None  # None: one tail judged (before 0.3), or a pushed model
     since: float | None = msgspec.field(default=None, name="from")  # seconds since 1970 UTC
     until: float | None = None
     window: Place | None = None

@@ -14,6 +14,8 @@ from training.artefact import plain
 from training.manifest import HoldoutQuality, TriedWindow, Verdict
 
 RESULT: Final = "result.json"
+START: Final = "adaptation"
+"""Beside the output folder: `adaptation.served` and `adaptation.whole`, what the new version starts with."""
 
 
 class JobError(EvergreenError, RuntimeError):
@@ -30,9 +32,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     name: str = "model"
     champion: str | None = None  # artefact folder
     champion_until: float = 0.0  # `_at` of the last record row the champion was fitted to; 0: none of the record
+    served: str | None = None  # .npy beside the snapshot: what the champion served for each row, NaN where it did not
+    due: bool = False  # not probably worse is enough; else it must be probably better
     pushed: str | None = None  # judge: path of the skops file
     training: dict[str, Any] = {}  # TrainPolicy
     gates: dict[str, Any] = {}  # GatePolicy
+    adapt: dict[str, Any] = {}  # AdaptPolicy
+    standing: dict[str, float] = {}  # what each expert was worth to the champion, halved
     parameters: dict[str, Any] = {}  # pipeline.Parameters: where the search starts
     trusted: tuple[str, ...] = ()  # types beyond export.DEFAULT_TRUSTED
     seed: int = 0

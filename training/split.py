@@ -1,4 +1,9 @@
-"""Which rows of a snapshot train and which judge, and the windows of them that are tried."""
+"""Which rows of a snapshot train and which judge.
+
+Interleaved blocks: every n-th block of consecutive rows of the newest stretch judges, the rows around it train. So a
+candidate is judged on rows that it was not fitted to and that are as new as those it was: one tail at the end would
+cost the newest rows, which matter most.
+"""
 
 from __future__ import annotations
 
@@ -18,137 +23,161 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
-    from training.gates import GatePolicy
 
 
 class TrainPolicy(BaseModel):
-    """Which rows a challenger learns from, and how long it may look for its parameters."""
+    """Which rows a challenger learns from and is judged on, and how long it may look for its parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    holdout_share: float = Field(
-        0.25,
-        gt=0,
-        lt=1,
-        description="share; of the rows newer than the champion, the newest that judge and never train",
+    block_rows: int = Field(
+        50, ge=1, description="consecutive rows that judge together: neighbours resemble each other"
+    )
+    judge_every: int = Field(
+        4, ge=2, le=20, description="blocks; of the newest stretch one in so many judges and does not train"
+    )
+    first_stretch: float = Field(
+        0.5, gt=0, le=1, description="share; of the source's rows, the newest ones whose blocks judge a first version"
+    )
+    purge_s: float = Field(
+        0.0,
+        ge=0,
+        description="seconds around a judging block whose rows do not train; as long as a label looks ahead, when the "
+        "labels of neighbouring rows overlap in time",
     )
     max_holdout_rows: int = Field(
-        20_000, ge=20, description="rows; more settle nothing and would be missed in training"
+        20_000, ge=20, description="rows that judge at most; more settle nothing and cost time"
+    )
+    last_fit: bool = Field(
+        True,
+        description="switch; what goes into service is fitted once more, to all rows, with the judged parameters; off "
+        "serves the judged model itself, byte for byte",
     )
     max_rows: int = Field(100_000, ge=100, description="rows; the newest that a training reads, bounds time and memory")
     min_rows: int = Field(100, ge=20, description="rows; a model is not fitted to fewer")
     window_shares: tuple[float, ...] = Field(
-        (1.0, 0.5, 0.25), description="shares of the record; windows tried besides all rows, newest rows of each"
+        (0.25,), description="shares of the rows; recent windows tried besides all rows, the newest of each"
+    )
+    window_sigmas: float = Field(
+        8.0, ge=0, description="standard errors by which a recent window must beat all rows; fewer are often luck"
     )
     inner_share: float = Field(
-        0.2, gt=0, lt=0.9, description="share of the newest training rows on which windows and parameters are compared"
+        0.2, gt=0, lt=0.9, description="share of the newest training rows on which parameters are compared"
     )
     trials: int = Field(0, ge=0, le=1000, description="fits; hyper-parameter trials, 0 keeps the defaults")
     tune_seconds: float = Field(300.0, gt=0, description="seconds; no trial begins later than this")
     reference_rows: int = Field(5000, ge=100, description="rows; the newest known ones, with which drift compares")
 
 
-class Rows(msgspec.Struct, frozen=True):
-    """Positions in the snapshot: the rows that may train (in time order), and the holdout."""
+class Split(msgspec.Struct, frozen=True):
+    """Positions in the snapshot, in time order: rows that may train, rows that judge, and all that may be learnt."""
 
     train: Any
     holdout: Any
-    origin: str  # of the holdout: "record", "source" or both
-
-
-class Window(msgspec.Struct, frozen=True):
-    """The newest `rows` of the training rows."""
-
-    name: str
-    rows: int
+    all: Any
+    """What the last fit learns from: `train`, `holdout` and what was purged between them."""
+    origin: str
+    """Of the holdout: "record", "source" or both."""
 
 
 def split(
     frame: pd.DataFrame,
     schema: FeatureSchema,
     policy: TrainPolicy,
-    gates: GatePolicy,
+    min_holdout_rows: int,
     *,
     champion_until: float = 0.0,
     first: bool = False,
-) -> Rows:
+) -> Split:
     """Which rows of a snapshot frame train and which judge.
 
-    The holdout is the newest `holdout_share` of the record rows later than `champion_until` (at least
-    `gates.min_holdout_rows`), so that neither model was fitted to it; for a `first` version of all rows. Everything
-    before its first row may train. Raises `JobError` when there are too few rows.
+    The newest stretch are the record rows later than `champion_until`, so that the champion was not fitted to them
+    either; for a `first` version the newest `first_stretch` of all rows. Raises `JobError` when it has fewer than
+    `min_holdout_rows` rows, or when too few are left to train on.
     """
-    record = (frame[ORIGIN] == "record").to_numpy()
-    at = frame[AT].to_numpy()
-    fresh = np.arange(len(frame)) if first else np.flatnonzero(record & (at > champion_until))
-    needed = gates.min_holdout_rows
-    if len(fresh) < needed:
-        what = "labelled rows" if first else "labelled record rows newer than the champion's training data"
-        raise JobError(f"there are {len(fresh)} {what}, the holdout alone needs {needed}: wait for more labels")
-    rows = min(max(math.ceil(policy.holdout_share * len(fresh)), needed), max(policy.max_holdout_rows, needed))
-    holdout = fresh[-rows:]
-    train = np.flatnonzero(usable(frame, schema) & (np.arange(len(frame)) < holdout[0]))
+    learnable = usable(frame, schema)
+    if first:
+        known = np.flatnonzero(learnable)
+        stretch = known[-max(math.ceil(policy.first_stretch * len(known)), 1) :]
+    else:
+        fresh = (frame[ORIGIN] == "record").to_numpy() & (frame[AT].to_numpy() > champion_until)
+        stretch = np.flatnonzero(fresh)
+        if len(stretch) < min_holdout_rows:
+            raise JobError(
+                f"there are {len(stretch)} labelled record rows newer than the champion's training data, judging alone "
+                f"needs {min_holdout_rows}: wait for more labels"
+            )
+    holdout = interleaved(stretch, policy, min_holdout_rows)
+    may_train = learnable.copy()
+    may_train[holdout] = False
+    if policy.purge_s:
+        may_train &= ~_near(frame[AT].to_numpy(), holdout, policy.purge_s)
+    train, known = (np.flatnonzero(rows)[-policy.max_rows :] for rows in (may_train, learnable))
     if len(train) < policy.min_rows:
         raise JobError(
-            f"{len(train)} rows are left to train on before the holdout of {rows}, {policy.min_rows} are needed: "
-            "wait for more labels, or give more source data"
+            f"{len(train)} rows are left to train on beside the {len(holdout)} that judge, {policy.min_rows} are "
+            "needed: wait for more labels, or give more source data"
         )
-    origins = sorted(set(frame[ORIGIN].iloc[holdout]))
-    return Rows(train, holdout, " and ".join(origins))
+    return Split(train, holdout, known, " and ".join(sorted(set(frame[ORIGIN].iloc[holdout]))))
 
 
-def champions_holdout(frame: pd.DataFrame, then: Holdout, gates: GatePolicy, reason: str) -> tuple[Rows, str]:
-    """The rows the champion was judged on, for when the record has too few newer ones: it was not fitted to them.
+def interleaved(stretch: npt.NDArray[np.intp], policy: TrainPolicy, at_least: int) -> npt.NDArray[np.intp]:
+    """Every n-th block of these positions, counted from the newest; more densely when that gives too few rows."""
+    every = policy.judge_every
+    while every > 2 and len(stretch) / every < at_least:
+        every -= 1
+    blocks = np.arange(len(stretch) - 1, -1, -1) // policy.block_rows
+    chosen: npt.NDArray[np.intp] = stretch[blocks % every == 0][-max(policy.max_holdout_rows, at_least) :]
+    return chosen
 
-    `then` is its holdout as its manifest has it, `reason` why there are too few newer rows. With the rows comes a
-    note that says so. Raises `JobError`.
+
+def champions_holdout(
+    frame: pd.DataFrame, then: Holdout, policy: TrainPolicy, at_least: int, reason: str
+) -> tuple[Split, str]:
+    """Rows of the stretch the champion was judged on, for when the record has too few newer ones.
+
+    `then` is its holdout as its manifest has it, `reason` why there are too few newer rows. With the rows comes a note
+    that says so: a champion fitted once more to all rows knows them, and looks better than it is. Raises `JobError`.
     """
     if "source" not in then.origin:
         raise JobError(f"{reason}; and the champion's own holdout was not of the source data")
     at = frame[AT].to_numpy()
     inside = (at >= then.since) & (at <= then.until) & (frame[ORIGIN] == "source").to_numpy()
-    holdout = np.flatnonzero(inside)
-    if len(holdout) < gates.min_holdout_rows:
-        raise JobError(f"{reason}; and {len(holdout)} rows of the champion's own holdout are in the snapshot")
-    train = np.flatnonzero(np.arange(len(frame)) < holdout[0])
-    return Rows(train, holdout, "source"), f"{reason}; judged on the {len(holdout)} rows of the champion's own holdout"
+    stretch = np.flatnonzero(inside)
+    if len(stretch) < at_least:
+        raise JobError(f"{reason}; and {len(stretch)} rows of the champion's own holdout are in the snapshot")
+    holdout = interleaved(stretch, policy, at_least)
+    everything = np.arange(len(frame))
+    rows = Split(np.setdiff1d(everything, holdout), holdout, everything, "source")
+    return rows, f"{reason}; judged on {len(holdout)} rows of the stretch that the champion itself was judged on"
 
 
-def holdout_facts(holdout: pd.DataFrame, rows: Rows) -> dict[str, Any]:
-    """What a manifest says of the holdout."""
+def holdout_facts(frame: pd.DataFrame, rows: Split) -> dict[str, Any]:
+    """What a manifest says of the rows that judged."""
+    first, last = int(rows.holdout[0]), int(rows.holdout[-1])
     return {
-        "rows": len(holdout),
-        "from": float(holdout[AT].iloc[0]),
-        "until": float(holdout[AT].iloc[-1]),
+        "rows": len(rows.holdout),
+        "from": float(frame[AT].iloc[first]),
+        "until": float(frame[AT].iloc[last]),
         "origin": rows.origin,
-        "start": int(rows.holdout[0]),
-        "stop": int(rows.holdout[-1]) + 1,
+        "start": first,
+        "stop": last + 1,
     }
 
 
-def known_rows(known: pd.DataFrame, holdout_rows: int, policy: TrainPolicy) -> pd.DataFrame:
-    """The newest rows of training and holdout, at most `reference_rows`; the column `_holdout` marks which is which."""
-    marked = known.assign(_holdout=np.arange(len(known)) >= len(known) - holdout_rows)
-    return marked.tail(max(policy.reference_rows, 1))
+def known_rows(frame: pd.DataFrame, holdout: npt.NDArray[np.intp], policy: TrainPolicy) -> pd.DataFrame:
+    """The newest rows up to the last that judged, at most `reference_rows`; the column `_holdout` marks those."""
+    marked = np.zeros(len(frame), dtype=bool)
+    marked[holdout] = True
+    return frame.assign(_holdout=marked).iloc[: int(holdout[-1]) + 1].tail(policy.reference_rows)
 
 
-def inner_split(training: pd.DataFrame, policy: TrainPolicy) -> int:
-    """How many of the newest training rows compare windows and parameters; 0 when there are too few for that."""
-    recorded = int((training[ORIGIN] == "record").sum())
-    rows = int(policy.inner_share * (recorded if recorded >= 5 * policy.min_rows else len(training)))
-    rows = min(max(rows, 50), policy.max_holdout_rows)
-    return rows if len(training) - rows >= policy.min_rows else 0
-
-
-def windows_of(training: pd.DataFrame, policy: TrainPolicy) -> list[Window]:
-    """All training rows, and the shares of the record among them that differ enough to be worth a fit."""
-    recorded = int((training[ORIGIN] == "record").sum())
-    sizes = {len(training): "all rows"}
-    for share in policy.window_shares:
-        rows = int(share * recorded)
-        if policy.min_rows <= rows < 0.9 * len(training) and all(abs(rows - s) > 0.05 * s for s in sizes):
-            sizes[rows] = "the record" if share == 1 else f"the newest {share:.0%} of the record"
-    return [Window(name, rows) for rows, name in sizes.items()]
+def _near(at: npt.NDArray[np.float64], holdout: npt.NDArray[np.intp], seconds: float) -> npt.NDArray[np.bool_]:
+    """Whether each row lies within so many seconds of a judging one."""
+    judged = at[holdout]
+    after = np.searchsorted(judged, at - seconds, side="left")
+    before = np.searchsorted(judged, at + seconds, side="right")
+    return np.asarray(before > after)
 
 
 def usable(frame: pd.DataFrame, schema: FeatureSchema) -> npt.NDArray[np.bool_]:

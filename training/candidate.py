@@ -1,0 +1,122 @@
+"""A training: which rows, which parameters, which window; then `training/judgement.py` judges what came of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from monitoring.feature import AT, ORIGIN
+from training.data import content_digest, read_snapshot
+from training.fitting import fit_rows, has_all_classes, labels_of, refreshed
+from training.gates import LOSSES, GatePolicy, Truth, difference, score
+from training.judgement import Judged, finish, schema_of
+from training.manifest import TriedWindow
+from training.pipeline import Parameters, predict
+from training.split import Split, TrainPolicy, holdout_facts, split
+from training.tune import search
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monitoring.schema import FeatureSchema
+    from training.spec import JobResult, JobSpec
+
+
+def train(spec: JobSpec, out: Path) -> JobResult:
+    """Fit, judge on the blocks, and make what goes into service."""
+    policy, gates = TrainPolicy.model_validate(spec.training), GatePolicy.model_validate(spec.gates)
+    schema = schema_of(spec)
+    frame = read_snapshot(Path(spec.snapshot), schema)
+    first = spec.champion is None
+    rows = split(frame, schema, policy, gates.min_holdout_rows, champion_until=spec.champion_until, first=first)
+    parameters, trials = _tuned(frame.iloc[rows.train], schema, spec, policy)
+    window, pipeline, tried = _best_window(frame, rows, schema, spec, policy, parameters)
+    learnt = rows.all if policy.last_fit else rows.train
+    learnt = learnt[-window:]
+    final = fit_rows(frame.iloc[learnt], schema, parameters, spec.seed) if policy.last_fit else pipeline
+    chosen = next(one.name for one in tried if one.chosen)
+    data = {
+        "snapshot": content_digest(frame),
+        "rows": len(learnt),
+        "known": len(frame),
+        "from": float(frame[AT].iloc[learnt[0]]),
+        "until": float(frame[AT].iloc[learnt[-1]]),
+        "window": {"name": chosen, "rows": len(learnt), "start": int(learnt[0]), "stop": int(learnt[-1]) + 1},
+        "windows": msgspec.to_builtins(tried),
+        "trials": trials,
+        "last_fit": policy.last_fit,
+        "blocks": {
+            "policy": policy.model_dump(mode="json"),
+            "min_holdout_rows": gates.min_holdout_rows,
+            "champion_until": spec.champion_until,
+            "first": first,
+        },
+        "holdout": holdout_facts(frame, rows),
+    }
+    recorded = frame.iloc[learnt].loc[lambda part: part[ORIGIN] == "record", AT]
+    return finish(
+        spec,
+        out,
+        Judged(frame, rows, pipeline),
+        final,
+        refreshed(schema, frame.iloc[learnt]),
+        manifest={"parameters": parameters.model_dump(), "data": data},
+        windows=tried,
+        until=float(recorded.iloc[-1]) if len(recorded) else 0.0,
+    )
+
+
+def _tuned(
+    training: pd.DataFrame, schema: FeatureSchema, spec: JobSpec, policy: TrainPolicy
+) -> tuple[Parameters, list[dict[str, Any]]]:
+    """The parameters to judge, and what was tried for them on the newest training rows."""
+    parameters = Parameters.model_validate(spec.parameters)
+    inner = max(int(policy.inner_share * len(training)), 50)
+    if not policy.trials or len(training) - inner < policy.min_rows:
+        return parameters, []
+    past, future = training.iloc[:-inner], training.iloc[-inner:]
+    truth = Truth.of(labels_of(future, schema), schema)
+
+    def tried(candidate: Parameters) -> float:
+        if not has_all_classes(past, schema):
+            return -math.inf
+        fitted = fit_rows(past, schema, candidate, spec.seed)
+        value = score(predict(fitted, future[list(schema.names)], schema), truth, LOSSES[schema.task])
+        return -math.inf if math.isnan(value) else value
+
+    study = search(tried, trials=policy.trials, seconds=policy.tune_seconds, seed=spec.seed, start=parameters)
+    trials = [{"parameters": p, "score": value} for p, value in study.trials]
+    return Parameters.model_validate(study.parameters), trials
+
+
+def _best_window(
+    frame: pd.DataFrame, rows: Split, schema: FeatureSchema, spec: JobSpec, policy: TrainPolicy, parameters: Parameters
+) -> tuple[int, Any, tuple[TriedWindow, ...]]:
+    """How many of the newest rows to learn from, the pipeline fitted to those that train, and what was compared.
+
+    All rows, unless a recent window is better on the judging blocks by more than luck ever is.
+    """
+    holdout = frame.iloc[rows.holdout]
+    features, truth = holdout[list(schema.names)], Truth.of(labels_of(holdout, schema), schema)
+    whole = fit_rows(frame.iloc[rows.train], schema, parameters, spec.seed)
+    tried = [TriedWindow("all rows", len(rows.all), chosen=True)]
+    best, pipeline, answers = len(rows.all), whole, None
+    for share in sorted(policy.window_shares, reverse=True):
+        window = int(share * len(rows.all))
+        part = frame.iloc[rows.train[rows.train >= rows.all[-window]]] if window else frame.iloc[:0]
+        if spec.champion is None or len(part) < policy.min_rows or not has_all_classes(part, schema):
+            continue
+        answers = predict(pipeline, features, schema) if answers is None else answers
+        fitted = fit_rows(part, schema, parameters, spec.seed)
+        said = predict(fitted, features, schema)
+        found = difference(said, answers, truth, LOSSES[schema.task])
+        sigmas = 0.0 if found is None or not found.error else found.gain / found.error
+        chosen = sigmas > policy.window_sigmas
+        tried.append(TriedWindow(f"the newest {share:.0%}", window, sigmas))
+        if chosen:
+            best, pipeline, answers = window, fitted, said
+            tried = [msgspec.structs.replace(one, chosen=one is tried[-1]) for one in tried]
+    return best, pipeline, tuple(tried)

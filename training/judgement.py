@@ -1,0 +1,231 @@
+"""What every candidate goes through: exported, asked, timed, compared with the champion, and given a verdict."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from monitoring.feature import LABEL
+from monitoring.files import write_atomically
+from monitoring.quality import QualityPolicy, measure
+from monitoring.schema import FeatureSchema
+from training.artefact import SCHEMA, verify, write_manifest
+from training.experts import AdaptPolicy, Answered, Standing, make
+from training.export import export
+from training.fitting import labels_of
+from training.gates import LOSSES, Answers, GatePolicy, Latency, Truth, difference, judge, metric_of, score, timed
+from training.loaded import LoadedModel, load_model
+from training.manifest import HoldoutQuality, TriedWindow
+from training.pipeline import predict
+from training.spec import START, JobError, JobResult, JobSpec
+from training.split import Split, TrainPolicy, known_rows
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
+
+class Judged(NamedTuple):
+    """What the gates look at: a snapshot frame, its rows by their use, and the pipeline that never saw `holdout`."""
+
+    frame: pd.DataFrame
+    rows: Split
+    pipeline: Any
+
+
+def finish(
+    spec: JobSpec,
+    out: Path,
+    judged: Judged,
+    final: Any,
+    schema: FeatureSchema,
+    *,
+    manifest: dict[str, Any],
+    windows: tuple[TriedWindow, ...],
+    until: float,
+    notes: tuple[str, ...] = (),
+) -> JobResult:
+    """Export `final`, judge, and write the verdict into the artefact."""
+    policy, gates = TrainPolicy.model_validate(spec.training), GatePolicy.model_validate(spec.gates)
+    holdout = judged.frame.iloc[judged.rows.holdout]
+    features, labels = holdout[list(schema.names)], labels_of(holdout, schema)
+    truth = Truth.of(labels, schema)
+    known = known_rows(judged.frame, judged.rows.holdout, policy)
+    said = _answers(judged.pipeline, features, schema)
+    if final is not judged.pipeline and (doubt := _doubt(final, said, features, truth, schema, gates)):
+        final, notes = judged.pipeline, (*notes, f"the last fit did not pass ({doubt}): the judged model is served")
+        manifest["data"]["last_fit"] = False
+    complete = export(
+        final,
+        schema,
+        out,
+        check_frame=features,
+        reference=_with_answers(known, _answers(judged.pipeline, known[list(schema.names)], schema), schema),
+        manifest={
+            "name": spec.name,
+            "created_at": spec.created_at,
+            "origin": spec.origin,
+            "seed": spec.seed,
+            "git": spec.git,
+            "label": spec.version,
+            "until": until,
+            "notes": list(notes),
+            **manifest,
+        },
+    )
+    new = load_model(out, complete, schema, spec.trusted)
+    challenger = Answers(said, twin=new.has_twin, parity=complete.parity.reason if complete.parity else "")
+    champion = None
+    if spec.champion is not None:
+        old = _champion(spec, schema)
+        challenger = msgspec.structs.replace(challenger, latency=_latency(new, old, features))
+        champion = Answers(_served(spec, judged.rows.holdout, old.answer(features)))
+    verdict = judge(challenger, champion, features, labels, schema, gates, due=spec.due)
+    quality = _quality(said, None if champion is None else champion.values, labels, truth, schema, gates, spec.seed)
+    found = {"quality": msgspec.to_builtins(quality), "verdict": msgspec.to_builtins(verdict)}
+    write_manifest(out, {**complete.document, **found})
+    _write_start(spec, out, new, said, features, truth, schema)
+    return JobResult(
+        ok=True,
+        passed=verdict.passed or spec.champion is None,  # a first version is served: the run says what is wrong with it
+        verdict=verdict,
+        quality=quality,
+        windows=windows,
+        until=until,
+        notes=notes,
+    )
+
+
+def _answers(pipeline: Any, features: pd.DataFrame, schema: FeatureSchema) -> npt.NDArray[Any]:
+    """What a pipeline of any make says of these rows. Raises `JobError` when it cannot, or not in numbers."""
+    try:
+        said: npt.NDArray[Any] = predict(pipeline, features, schema)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # a pushed model of any make
+        raise JobError(f"the model cannot answer the holdout's rows: {' '.join(str(error).split())[:300]}") from error
+    if not np.isfinite(said).all():
+        raise JobError(f"the model answers NaN or infinity for {int((~np.isfinite(said)).sum())} of the holdout's rows")
+    return said
+
+
+def _doubt(
+    final: Any, judged: npt.NDArray[Any], features: pd.DataFrame, truth: Truth, schema: FeatureSchema, gates: GatePolicy
+) -> str:
+    """Why the last fit should not go into service; "" when nothing speaks against it.
+
+    It learnt the judging rows too, so on them it must be at least as good as the judged model.
+    """
+    try:
+        said = _answers(final, features, schema)
+    except JobError as error:
+        return str(error)
+    found = difference(said, judged, truth, LOSSES[schema.task])
+    if found is not None and found.gain < 0 and found.chance_above(0.0) <= 1 - gates.worse_confidence:
+        return f"on the judging rows {found.new:.4g} against {found.old:.4g} of the judged model"
+    return ""
+
+
+def _champion(spec: JobSpec, schema: FeatureSchema) -> LoadedModel:
+    folder = Path(str(spec.champion))
+    manifest = verify(folder)
+    its_schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
+    if its_schema.digest != schema.digest:
+        raise JobError("the champion takes other columns, kinds or classes than this schema: it cannot be compared")
+    return load_model(folder, manifest, its_schema, spec.trusted)
+
+
+def _served(spec: JobSpec, holdout: npt.NDArray[np.intp], raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What the champion served for these rows, adapted; its raw answer to those that it did not serve."""
+    if spec.served is None:
+        return raw
+    served = np.load(spec.served, allow_pickle=False)[holdout].reshape(raw.shape)
+    return np.where(np.isfinite(served), served, raw)
+
+
+def _quality(
+    said: npt.NDArray[Any],
+    champion: npt.NDArray[Any] | None,
+    labels: npt.NDArray[Any],
+    truth: Truth,
+    schema: FeatureSchema,
+    gates: GatePolicy,
+    seed: int,
+) -> HoldoutQuality:
+    """The judged model's quality on the judging rows: what the champion is later compared with."""
+    metric = metric_of(schema.task, gates)
+    measured = measure(
+        labels,
+        _predictions(said, schema),
+        None if schema.task == "regression" else said,
+        schema.task,
+        schema.classes,
+        QualityPolicy(metric=metric),
+        seed=seed,
+    )
+    return HoldoutQuality(
+        metric=metric,
+        challenger=score(said, truth, metric),
+        champion=None if champion is None else score(champion, truth, metric),
+        rows=len(labels),
+        error=measured.error,
+        metrics=dict(measured.metrics),
+    )
+
+
+def _write_start(
+    spec: JobSpec,
+    out: Path,
+    model: LoadedModel,
+    said: npt.NDArray[Any],
+    features: pd.DataFrame,
+    truth: Truth,
+    schema: FeatureSchema,
+) -> None:
+    """The adaptation that the version starts with: from the judged model's answers to rows that it had not seen."""
+    policy = AdaptPolicy.model_validate(spec.adapt)
+    known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
+    if not policy.enabled or spec.champion is None:
+        return
+    _, x = model.answer_with_matrix(features)
+    rows = Answered(said[known], x[known], truth.values[known])
+    made = make(rows, schema.task, Standing(dict(spec.standing)), policy, version=0, seed=spec.seed)
+    if made is not None:
+        write_atomically(out.with_name(f"{START}.served"), made.served.encode())
+        write_atomically(out.with_name(f"{START}.whole"), made.whole.encode())
+
+
+def _latency(new: LoadedModel, old: LoadedModel, features: pd.DataFrame) -> Latency:
+    """Both models' times on the roads that would serve them."""
+    import pandas as pd
+
+    thousand = pd.concat([features] * math.ceil(1000 / len(features)), ignore_index=True).head(1000)
+    one = thousand.head(1)
+    calls = [tuple(model.call(part) for part in (one, thousand)) for model in (new, old)]
+    return timed(*calls)  # type: ignore[arg-type]
+
+
+def _with_answers(known: pd.DataFrame, values: npt.NDArray[Any], schema: FeatureSchema) -> pd.DataFrame:
+    frame = known[[*schema.names, LABEL, "_holdout"]].reset_index(drop=True)
+    frame["_prediction"] = _predictions(values, schema)
+    frame["_score"] = values[:, 1] if schema.task == "binary" else np.nan
+    return frame
+
+
+def _predictions(values: npt.NDArray[Any], schema: FeatureSchema) -> npt.NDArray[Any]:
+    if schema.task == "regression":
+        return values
+    classes = np.array(schema.classes, dtype=object if isinstance(schema.classes[0], str) else None)
+    said: npt.NDArray[Any] = classes[values.argmax(axis=1)]
+    return said
+
+
+def schema_of(spec: JobSpec) -> FeatureSchema:
+    if isinstance(spec.schema, dict):
+        return FeatureSchema.from_json(msgspec.json.encode(spec.schema))
+    try:
+        return FeatureSchema.from_json(Path(spec.schema).read_bytes())
+    except FileNotFoundError:
+        raise JobError(f"there is no schema at {spec.schema}") from None
