@@ -34,13 +34,12 @@ def train(spec: JobSpec, out: Path) -> JobResult:
     rows = split(frame, schema, policy, gates.min_holdout_rows, champion_until=spec.champion_until, first=first)
     parameters, trials = _tuned(frame.iloc[rows.train], schema, spec, policy)
     window, pipeline, tried = _best_window(frame, rows, schema, spec, policy, parameters)
-    learnt = rows.all if policy.last_fit else rows.train
-    learnt = learnt[-window:]
+    learnt = rows.all[-window:]
     final = fit_rows(frame.iloc[learnt], schema, parameters, spec.seed) if policy.last_fit else pipeline
     chosen = next(one.name for one in tried if one.chosen)
     data = {
         "snapshot": content_digest(frame),
-        "rows": len(learnt),
+        "rows": len(learnt) if policy.last_fit else int((rows.train >= learnt[0]).sum()),
         "known": len(frame),
         "from": float(frame[AT].iloc[learnt[0]]),
         "until": float(frame[AT].iloc[learnt[-1]]),

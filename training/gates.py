@@ -171,11 +171,12 @@ def score(values: npt.NDArray[Any], truth: Truth, metric: Measure) -> float:
 def influences(values: npt.NDArray[Any], truth: Truth, metric: Measure) -> Influences | None:
     """The metric of a model's answers and each row's influence on it; larger is better, so losses are negative.
 
-    Rows of a class that the models never saw do not count. None where the metric is undefined.
+    A row of a class that the models never saw is a wrong answer for `accuracy`, and does not count in the others. None
+    where the metric is undefined.
     """
     if not truth.classes:
         return of_numbers(metric, truth.values, np.asarray(values, dtype=np.float64))
-    known = truth.values >= 0
+    known = (truth.values >= 0) | (metric == "accuracy")
     return of_classes(metric, truth.values[known], np.asarray(values, dtype=np.float64)[known])
 
 

@@ -112,7 +112,8 @@ def split(
     may_train[holdout] = False
     if policy.purge_s:
         may_train &= ~_near(frame[AT].to_numpy(), holdout, policy.purge_s)
-    train, known = (np.flatnonzero(rows)[-policy.max_rows :] for rows in (may_train, learnable))
+    known = np.flatnonzero(learnable)[-policy.max_rows :]
+    train = known[may_train[known]]
     if len(train) < policy.min_rows:
         raise JobError(
             f"{len(train)} rows are left to train on beside the {len(holdout)} that judge, {policy.min_rows} are "

@@ -142,7 +142,7 @@ def test_a_training_that_cannot_be_done_is_failed_with_the_reason(place: Place) 
     run = work_off(demanding)
 
     assert run is not None and (run.state, run.outcome) == ("failed", "failed")
-    assert "the holdout alone needs 5000: wait for more labels" in run.document["error"]
+    assert "judging alone needs 5000: wait for more labels" in run.document["error"]
     assert place.registry.live().champion == 1
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
 from monitoring.schema import FeatureSchema
-from training.gates import Answers, GatePolicy, GateResult, Truth, Verdict, answers, judge, metric_of, score
+from training.gates import Answers, GatePolicy, Latency, Truth, difference, judge, metric_of, score, timed
+from training.manifest import GateResult, Verdict
 
 ROWS = 600
 
@@ -49,7 +52,6 @@ def test_a_clearly_better_challenger_passes_every_gate() -> None:
     assert verdict.passed
     assert [result.name for result in verdict.gates] == [
         "holdout_rows",
-        "baseline",
         "quality",
         "segments",
         "latency",
@@ -84,7 +86,59 @@ def test_a_gain_smaller_than_asked_for_is_not_enough() -> None:
 def test_the_same_arguments_give_the_same_verdict() -> None:
     schema, holdout, labels = world()
     pair = Answers(guesses(labels, 1.1)), Answers(guesses(labels, 1, seed=4))
-    assert judge(*pair, holdout, labels, schema, POLICY, 7) == judge(*pair, holdout, labels, schema, POLICY, 7)
+    assert judge(*pair, holdout, labels, schema, POLICY) == judge(*pair, holdout, labels, schema, POLICY)
+
+
+def test_one_that_was_due_passes_unless_it_is_probably_worse() -> None:
+    schema, holdout, labels = world()
+    same = Answers(guesses(labels, 2))
+    assert judge(same, same, holdout, labels, schema, POLICY, due=True).passed
+    worse = judge(Answers(guesses(labels, 1)), same, holdout, labels, schema, POLICY, due=True)
+    assert not worse.passed
+    assert "it was due, so 0.84 would refuse it" in worse.reasons[0]
+
+
+def test_a_difference_is_known_as_well_as_resampling_rows_knows_it() -> None:
+    """The paired bootstrap (Efron & Tibshirani 1993, chapter 16) is what the influences stand for."""
+    schema, _, labels = world()
+    new, old, truth = guesses(labels, 1.3), guesses(labels, 1, seed=4), Truth.of(labels, schema)
+    for metric in ("auc", "log_loss", "accuracy"):
+        found = difference(new, old, truth, metric)
+        random = np.random.default_rng(3)
+        gains = []
+        for _ in range(400):
+            rows = random.integers(0, ROWS, ROWS)
+            part = Truth(truth.values[rows], truth.classes)
+            gains.append(score(new[rows], part, metric) - score(old[rows], part, metric))
+        assert found.gain == pytest.approx(score(new, truth, metric) - score(old, truth, metric))
+        assert found.error == pytest.approx(np.std(gains), rel=0.35)
+
+
+def test_rows_that_resemble_their_neighbours_are_worth_fewer_rows() -> None:
+    schema, _, labels = world()
+    new, old = guesses(labels, 1.3), guesses(labels, 1, seed=4)
+    apart = difference(new, old, Truth.of(labels, schema), "log_loss")
+    ten = difference(np.repeat(new, 10, 0), np.repeat(old, 10, 0), Truth.of(np.repeat(labels, 10), schema), "log_loss")
+    assert ten.error > 0.6 * apart.error  # independent rows would give 0.32
+
+
+def test_among_many_segments_one_that_loses_by_chance_does_not_stop_a_challenger() -> None:
+    schema, holdout, labels = world(rows=4000)
+    random = np.random.default_rng(1)
+    many = holdout.assign(group=random.choice(np.array([f"g{n}" for n in range(20)], dtype=object), 4000))
+    refused = 0
+    for seed in range(20):
+        champion, challenger = guesses(labels, 2, seed=seed), guesses(labels, 2.2, seed=seed + 100)
+        verdict = judge(Answers(challenger), Answers(champion), many, labels, schema, GatePolicy(max_segment_loss=0.0))
+        refused += not gate(verdict, "segments").passed
+    assert refused <= 2  # each of its 23 groups alone, at 90 %, would refuse nearly always
+
+
+def test_two_columns_that_mark_the_same_rows_are_one_group() -> None:
+    schema, holdout, labels = world()
+    holdout["member"] = (holdout["group"] == "left").astype("boolean")
+    verdict = judge(Answers(guesses(labels, 3)), Answers(guesses(labels, 1)), holdout, labels, schema, POLICY)
+    assert "none of 2 segments" in gate(verdict, "segments").reason
 
 
 def test_a_first_version_must_beat_the_constant() -> None:
@@ -94,7 +148,7 @@ def test_a_first_version_must_beat_the_constant() -> None:
     assert [result.name for result in good.gates] == ["holdout_rows", "baseline", "parity"]
     constant = judge(Answers(np.full((ROWS, 2), 0.5)), None, holdout, labels, schema, POLICY)
     assert not constant.passed
-    assert gate(constant, "baseline").value == gate(constant, "baseline").threshold == 0.5
+    assert "it has learnt nothing" in gate(constant, "baseline").reason
 
 
 def test_too_few_rows_or_one_class_are_not_judged() -> None:
@@ -138,8 +192,9 @@ def test_a_slow_challenger_fails_unless_it_is_within_the_budget() -> None:
     said = guesses(labels, 3), guesses(labels, 1)
 
     def latency(one_row_ms: float) -> bool:
-        slow, quick = Answers(said[0], one_row_ms, 10.0), Answers(said[1], 0.05, 5.0)
-        return gate(judge(slow, quick, holdout, labels, schema, POLICY), "latency").passed
+        found = Latency(one_row_ms, 0.05, 10.0, 5.0, one_row_ms / 0.05, 2.0)
+        verdict = judge(Answers(said[0], found), Answers(said[1]), holdout, labels, schema, POLICY)
+        return gate(verdict, "latency").passed
 
     assert latency(0.1)
     assert latency(19.0)
@@ -168,8 +223,8 @@ def test_regressions_and_several_classes_are_judged_too(classes: int) -> None:
     schema, holdout, labels = world(classes)
     random = np.random.default_rng(0)
     if classes:
-        good = np.eye(3)[labels] + 0.4 * random.random((ROWS, 3))
-        poor = np.eye(3)[labels] + 3 * random.random((ROWS, 3))
+        good, poor = (np.eye(3)[labels] + noise * random.random((ROWS, 3)) for noise in (0.4, 3))
+        good, poor = (said / said.sum(axis=1, keepdims=True) for said in (good, poor))
     else:
         good, poor = labels + 0.1 * random.normal(size=ROWS), labels + 0.5 * random.normal(size=ROWS)
     assert judge(Answers(good), Answers(poor), holdout, labels, schema, POLICY).passed
@@ -187,9 +242,24 @@ def test_a_metric_that_does_not_fit_the_task_is_refused() -> None:
         metric_of("multiclass", GatePolicy(metric="auc"))
 
 
-def test_the_latency_is_the_median_of_the_calls() -> None:
-    ticks = iter(float(t) for t in (*[0, 1] * 3, *[0, 9] * 2, *[0, 2] * 5))
-    measured = answers(
-        np.zeros(0), lambda: None, lambda: None, twin=True, parity="", clock=lambda: next(ticks), repeats=5
-    )
-    assert (measured.one_row_ms, measured.batch_ms) == (1000.0, 2000.0)
+class Clock:
+    """Time that passes only while a model answers, each call as long as its list says, then again from the front."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def taking(self, *seconds: float) -> Callable[[], None]:
+        calls = itertools.cycle(seconds)
+
+        def call() -> None:
+            self.now += next(calls)
+
+        return call
+
+
+def test_a_machine_that_is_slow_now_and_then_does_not_decide_about_latency() -> None:
+    clock = Clock()
+    noisy = clock.taking(1, 1, 50, 1, 1)  # one call in five meets somebody else's work
+    found = timed((noisy, clock.taking(4)), (clock.taking(1), clock.taking(1)), clock=lambda: clock.now)
+    assert (found.one_row_ms, found.one_row_ratio) == (1000.0, 1.0)
+    assert (found.batch_ms, found.champion_batch_ms, found.batch_ratio) == (4000.0, 1000.0, 4.0)

@@ -21,13 +21,14 @@ from sklearn.preprocessing import OneHotEncoder
 from monitoring.feature import Task
 from monitoring.schema import FeatureSchema
 from tests.world import history
+from training.adaptation import decode
 from training.artefact import verify
-from training.data import Snapshot, read_snapshot, snapshot
-from training.gates import GatePolicy
+from training.data import DataError, Snapshot, snapshot
+from training.fitting import refit
 from training.job import THREAD_VARIABLES, main, run
-from training.pipeline import fit, predict
+from training.pipeline import predict
 from training.spec import JobResult, JobSpec, read_result
-from training.split import TrainPolicy, split
+from training.split import TrainPolicy, interleaved, split
 from training.trust import load_pipeline
 
 QUICK = {"max_iter": 15}
@@ -65,7 +66,8 @@ def test_when_the_rule_has_turned_a_retrained_model_replaces_the_champion(tmp_pa
     assert manifest.verdict.passed
     assert manifest.twin.layout == "matrix"
     assert manifest.data.snapshot == data.digest
-    assert manifest.data.until == result.until < manifest.data.holdout.since
+    assert manifest.data.until == result.until == frame["_at"].iloc[-1]  # the last fit learns what judged, too
+    assert manifest.data.last_fit and manifest.data.holdout.since < result.until
     reference = pd.read_parquet(tmp_path / "v2" / "reference.parquet")
     assert reference.columns.tolist() == [*schema.names, "_label", "_holdout", "_prediction", "_score"]
     assert reference["_holdout"].sum() == manifest.data.holdout.rows == result.quality.rows
@@ -95,31 +97,119 @@ def test_the_manifest_and_the_snapshot_are_enough_to_train_the_same_model_again(
     manifest = verify(tmp_path / "v2")
     assert len(manifest.data.trials) == 3
     assert manifest.data.snapshot == data.digest and manifest.data.window is not None
-    rows = read_snapshot(data.path, schema).iloc[manifest.data.window.start : manifest.data.window.stop]
-    again = fit(schema, rows, schema.labels(rows["_label"]), manifest.parameters, manifest.seed)
+    again = refit(manifest, data.path, schema)
     features = frame[list(schema.names)]
     assert np.array_equal(again.predict_proba(features), load_pipeline(tmp_path / "v2").predict_proba(features))
 
 
-def test_neither_model_is_fitted_to_the_holdout() -> None:
+def test_the_judged_model_can_be_made_again_too(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 600)
+    data = snapshot(frame, tmp_path)
+    given: dict[str, Any] = {"champion": str(champion), "parameters": {"max_iter": 12}}
+    assert run(job(schema, data, tmp_path / "v2", **given)).ok
+    assert run(job(schema, data, tmp_path / "v3", training={"last_fit": False}, **given)).ok
+    features = frame[list(schema.names)]
+    served = load_pipeline(tmp_path / "v3")  # the judged model itself
+    for version, judged in (("v2", True), ("v3", False), ("v3", True)):
+        again = refit(verify(tmp_path / version), data.path, schema, judged=judged)
+        assert np.array_equal(again.predict_proba(features), served.predict_proba(features))
+    reference = pd.read_parquet(tmp_path / "v2" / "reference.parquet")
+    said = served.predict_proba(reference[list(schema.names)].fillna(np.nan))[:, 1]
+    assert np.allclose(said, reference["_score"])  # what drift and quality compare with never saw the rows that judge
+
+
+def test_what_a_manifest_does_not_name_is_not_fitted_again(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 300)
+    other = snapshot(frame, tmp_path)
+    with pytest.raises(DataError, match="was trained from"):
+        refit(verify(champion), other.path, schema)
+
+
+def test_neither_model_is_fitted_to_the_blocks_that_judge() -> None:
     schema, frame = history(300, 400)
-    policy, gates = TrainPolicy(), GatePolicy(min_holdout_rows=50)
+    policy = TrainPolicy(block_rows=25)
     until = float(frame["_at"].iloc[399])  # the champion knows the first 100 record rows
-    rows = split(frame, schema, policy, gates, champion_until=until)
-    assert rows.holdout.tolist() == list(range(625, 700))  # a quarter of the 300 newer ones
-    assert rows.train.tolist() == list(range(625))
+    rows = split(frame, schema, policy, 50, champion_until=until)
+    assert rows.holdout.tolist() == [*range(475, 500), *range(575, 600), *range(675, 700)]  # a quarter of the 300 newer
+    assert sorted([*rows.train, *rows.holdout]) == rows.all.tolist() == list(range(700))
     assert rows.origin == "record"
-    first = split(frame.iloc[:300], schema, policy, gates, first=True)
-    assert first.holdout.tolist() == list(range(225, 300))
+    first = split(frame.iloc[:300], schema, policy, 20, first=True)
+    assert first.holdout.tolist() == [*range(175, 200), *range(275, 300)]  # of the newest half
     assert first.origin == "source"
+
+
+def test_blocks_lie_more_densely_when_there_are_few_rows_and_are_bounded_when_there_are_many() -> None:
+    rows = np.arange(1000)
+    assert len(interleaved(rows, TrainPolicy(), 200)) == 250
+    assert len(interleaved(rows, TrainPolicy(), 400)) == 500
+    assert interleaved(rows, TrainPolicy(max_holdout_rows=60), 20).tolist() == [*range(790, 800), *range(950, 1000)]
+
+
+def test_rows_whose_labels_look_into_a_judging_block_do_not_train() -> None:
+    schema, frame = history(300, 200)
+    gap = 3 * float(frame["_at"].diff().iloc[1])
+    rows = split(frame, schema, TrainPolicy(purge_s=gap), 50)
+    first, last = int(rows.holdout[0]), int(rows.holdout[-1])
+    assert {first - 3, first - 2, first - 1} <= set(range(500)) - set(rows.train.tolist()) - set(rows.holdout.tolist())
+    assert first - 4 in rows.train and first - 1 in rows.all and last in rows.all
 
 
 def test_rows_of_a_class_the_schema_lacks_judge_and_never_train() -> None:
     schema, frame = history(300, 200, task="multiclass")
     frame.loc[[5, 450, 499], "_label"] = "new"
-    rows = split(frame, schema, TrainPolicy(), GatePolicy(min_holdout_rows=20))
-    assert 5 not in rows.train
+    rows = split(frame, schema, TrainPolicy(), 20)
+    assert 5 not in rows.train and 499 not in rows.train
     assert 499 in rows.holdout
+
+
+def test_a_candidate_that_was_due_is_refused_only_when_it_is_probably_worse(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 400, turned=False)
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion))
+    hoped, due = run(spec), run(msgspec.structs.replace(spec, due=True, out=str(tmp_path / "v3")))
+    assert not hoped.passed and "(0.9 is needed)" in hoped.verdict.reasons[0]
+    assert "it was due, so 0.84 would refuse it" in next(g.reason for g in due.verdict.gates if g.name == "quality")
+
+
+def test_the_champion_is_judged_by_what_it_served(tmp_path: Path) -> None:
+    """An adapted champion is harder to beat than its raw output: where it did not serve, the raw output counts."""
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 800)
+    data = snapshot(frame, tmp_path)
+    served = np.full((len(frame), 2), np.nan)
+    truth = frame["_label"].to_numpy(dtype=int)
+    served[700:] = np.where(np.eye(2)[truth[700:]] == 1, 0.999, 0.001)
+    np.save(tmp_path / "served.npy", served)
+    spec = job(schema, data, tmp_path / "v2", champion=str(champion), served=str(tmp_path / "served.npy"), due=True)
+    result = run(spec)
+    assert result.ok and not result.passed
+    assert result.quality.champion > 0.95
+    assert run(msgspec.structs.replace(spec, served=None, out=str(tmp_path / "v3"))).passed
+
+
+def test_a_first_version_is_served_with_what_is_wrong_with_it_said(tmp_path: Path) -> None:
+    schema, frame = history(400, 0)
+    frame["_label"] = np.random.default_rng(0).integers(0, 2, len(frame))  # nothing to learn
+    result = run(job(schema, snapshot(frame, tmp_path), tmp_path / "v1"))
+    assert result.ok and result.passed
+    assert not result.verdict.passed
+    assert "it has learnt nothing" in result.verdict.reasons[0]
+
+
+def test_a_new_version_starts_with_an_adaptation_from_rows_that_its_judged_model_had_not_seen(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 1200)
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion), standing={"shift-1000": 3.0})
+    assert run(spec).ok
+    whole = decode((tmp_path / "adaptation.whole").read_bytes())
+    assert whole.experts[1].rows == min(300, verify(tmp_path / "v2").data.holdout.rows)
+    weights = {expert.name: weight for expert, weight in zip(whole.experts, whole.weights, strict=True)}
+    assert weights["shift-1000"] > weights["shift-300"]
+    off = msgspec.structs.replace(spec, adapt={"enabled": False}, out=str(tmp_path / "off" / "v3"))
+    assert run(off).ok
+    assert not (tmp_path / "off" / "adaptation.whole").exists()
 
 
 def test_too_few_new_labels_are_said_and_leave_no_artefact(tmp_path: Path) -> None:
@@ -195,8 +285,8 @@ def test_without_new_labels_a_pushed_model_is_judged_where_the_champion_was(tmp_
     )
     result = run(spec)
     assert result.ok, result.error
-    assert "the champion's own holdout" in result.notes[0]
-    assert result.quality.rows == verify(champion).data.holdout.rows == 150
+    assert "judged on 100 rows of the stretch that the champion itself was judged on" in result.notes[0]
+    assert result.quality.rows == verify(champion).data.holdout.rows == 100
 
 
 @pytest.mark.parametrize(
