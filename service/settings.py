@@ -26,6 +26,7 @@ from monitoring.fits import CATEGORY_CHARS, LONGEST_CATEGORY
 from monitoring.log import LogPolicy
 from monitoring.quality import QualityPolicy
 from monitoring.retention import RetentionPolicy
+from training.experts import AdaptPolicy
 from training.gates import GatePolicy
 from training.policy import RetrainPolicy
 from training.split import TrainPolicy
@@ -256,6 +257,7 @@ class Settings(BaseModel):
     retrain: RetrainPolicy = RetrainPolicy()
     gates: GatePolicy = GatePolicy()
     training: TrainingSettings = TrainingSettings()
+    adapt: AdaptPolicy = AdaptPolicy()
     schedule: ScheduleSettings = ScheduleSettings()
     security: SecuritySettings = SecuritySettings()
     alerts: AlertSettings = AlertSettings()

@@ -41,6 +41,7 @@ from training import cycle, job
 from training.artefact import SCHEMA
 from training.cycle import work_off
 from training.data import Prepared, prepare
+from training.experts import AdaptPolicy
 from training.gates import GatePolicy
 from training.lease import CONTROLLER, Lease
 from training.loop import Loop
@@ -250,7 +251,7 @@ class Place:
             engine=engine, registry=registry, runs=Runs(engine), token=lease.token, who="test", seed=0,
             drift=DriftPolicy(min_rows=50, window_rows=100_000), quality=QualityPolicy(min_labels=20),
             retrain=RetrainPolicy(min_labelled_rows=50, min_new_labelled_rows=20, cooldown_s=0),
-            gates=GatePolicy(min_holdout_rows=20), training=TrainPolicy(window_shares=(1.0,), min_rows=20),
+            gates=GatePolicy(min_holdout_rows=20), training=TrainPolicy(min_rows=20), adapt=AdaptPolicy(),
             snapshots_dir=folder / "snapshots", work_dir=folder / "work", spool_dir=settings.spool_dir,
             reports_dir=folder / "reports", exports=str(folder / "exports"), source=lambda: source(task),
             run_job=job.run, live_workers=lambda: (), on_event=lambda event, fields: None,

@@ -23,19 +23,21 @@ from monitoring.record import FEEDBACK, PREDICTION
 from monitoring.schema import FeatureSchema
 from monitoring.store import connect, labels, open_store, predictions
 from training import job
-from training.artefact import SCHEMA
+from training.adaptation import Adapter, decode
+from training.adaptations import Adaptations
+from training.artefact import SCHEMA, read_manifest
 from training.cycle import bootstrap, run_cycle, work_off
 from training.data import Prepared, prepare
+from training.experts import AdaptPolicy
 from training.gates import GatePolicy
 from training.lease import CONTROLLER, Lease
+from training.loaded import load_model
 from training.loop import Loop
-from training.pipeline import predict
 from training.policy import RetrainPolicy
 from training.registry import NoChampion, Registry
 from training.runs import Run, Runs
 from training.split import TrainPolicy
 from training.subprocess_job import subprocess_job
-from training.trust import load_pipeline
 
 TOKEN = 1
 START = 1_700_000_000.0
@@ -77,7 +79,8 @@ class Place:
             quality=QualityPolicy(min_labels=50),
             retrain=RetrainPolicy(confirmations=2, cooldown_s=60, min_labelled_rows=300, min_new_labelled_rows=100),
             gates=GatePolicy(min_holdout_rows=100),
-            training=TrainPolicy(window_shares=(1.0,), min_rows=100),
+            training=TrainPolicy(min_rows=100),
+            adapt=AdaptPolicy(),
             snapshots_dir=folder / "snapshots",
             work_dir=folder / "work",
             source=source,
@@ -97,7 +100,12 @@ class Place:
         champion = self.registry.champion()
         folder = self.registry.path(champion)
         schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
-        chances = predict(load_pipeline(folder), schema.canonical(frame), schema)
+        model = load_model(folder, read_manifest(folder), schema)
+        chances, x = model.answer_with_matrix(schema.canonical(frame))
+        table = Adaptations(self.engine)
+        adaptation = table.in_force(champion)
+        if adaptation is not None:
+            chances = Adapter(decode(table.served(champion, adaptation.number))).apply(chances, x)
         key = {"day": 1, "segment": int(self.now * 1000)}
         answered, known = [], []
         for at, (row, p) in enumerate(zip(frame.to_dict("records"), chances, strict=True)):
@@ -113,6 +121,7 @@ class Place:
                     "features": json.dumps(row),
                     "prediction": json.dumps(bool(p[1] > 0.5)),
                     "probabilities": json.dumps(p.tolist()),
+                    "adaptation": None if adaptation is None else adaptation.number,
                 }
             )
             label = {"id": f"{seed}-{at}", "label": json.dumps(late), "observed_at": self.now, "received_at": self.now}

@@ -14,19 +14,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
 
 from monitoring.drift import DriftPolicy, DriftReport, detect
 from monitoring.errors import CannotGoOn
-from monitoring.feature import AT, LABEL, ORIGIN
+from monitoring.feature import AT, LABEL, ORIGIN, VERSION
 from monitoring.quality import fell, measure
 from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
 from training.adaptations import Adaptations
+from training.adapting import adapt, served_of, standing_of, start
 from training.artefact import REFERENCE, SCHEMA
 from training.data import DataError, assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
@@ -79,6 +81,9 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     `asked` is a claimed run of kind "retrain": a person's wish. Raises `NoChampion` (then `bootstrap`).
     """
     champion = loop.registry.champion()
+    adapted = adapt(loop, champion)
+    if adapted is not None:
+        _tell(loop, "adapted", version=champion, adapted=adapted)
     seen = check(loop, champion)
     history = past(loop, seen, besides=asked)
     decision = decide(seen.drift, seen.quality, history, loop.clock(), loop.retrain, manual=asked is not None)
@@ -87,10 +92,11 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     if not decision.train:
         return _say_no(loop, asked, decision, champion, story)
     run = asked or _start(loop, "retrain", decision.trigger or "schedule", decision.why)
+    due = getattr(decision, "due", True)
 
     def train() -> Ending:
         with _workplace(loop, run) as out:
-            spec = _retrain_spec(loop, champion, out, story)
+            spec = _retrain_spec(loop, champion, out, story, due=due)
             return _judge_and_promote(loop, run, spec, story, lost="kept")
 
     return _carry_out(loop, run, story, train)
@@ -391,11 +397,9 @@ def _bootstrap_spec(loop: Loop, out: Path, story: Story) -> JobSpec:
     return _spec(loop, out, prepared.frame, prepared.schema, story, kind="train", origin="bootstrap")
 
 
-def _retrain_spec(loop: Loop, champion: int, out: Path, story: Story) -> JobSpec:
-    folder, schema, frame, until = _known(loop, champion, story)
-    return _spec(
-        loop, out, frame, schema, story, kind="train", origin="retrain", champion=str(folder), champion_until=until
-    )
+def _retrain_spec(loop: Loop, champion: int, out: Path, story: Story, *, due: bool) -> JobSpec:
+    known = _known(loop, champion, out, story)
+    return _spec(loop, out, known.frame, known.schema, story, kind="train", origin="retrain", due=due, **known.champion)
 
 
 def _push_spec(loop: Loop, pushed: Path, label: str | None, out: Path, story: Story) -> JobSpec:
@@ -406,12 +410,20 @@ def _push_spec(loop: Loop, pushed: Path, label: str | None, out: Path, story: St
     if champion is None:
         prepared = loop.source()
         return _spec(loop, out, prepared.frame, prepared.schema, story, **given)
-    folder, schema, frame, until = _known(loop, champion, story)
-    return _spec(loop, out, frame, schema, story, champion=str(folder), champion_until=until, **given)
+    known = _known(loop, champion, out, story)
+    return _spec(loop, out, known.frame, known.schema, story, **known.champion, **given)
 
 
-def _known(loop: Loop, champion: int, story: Story) -> tuple[Path, FeatureSchema, pd.DataFrame, float]:
-    """The champion's folder and schema; its snapshot's source rows with the labelled record; its `until`."""
+class Known(NamedTuple):
+    """What a candidate may learn from, and what it must beat."""
+
+    schema: FeatureSchema
+    frame: pd.DataFrame
+    champion: dict[str, Any]  # the fields of `JobSpec` that describe it
+
+
+def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
+    """The champion's source rows with the labelled record; and beside `out`, what it served for each of them."""
     folder, manifest = loop.registry.path(champion), loop.registry.manifest(champion)
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
     record = read_window(
@@ -425,7 +437,25 @@ def _known(loop: Loop, champion: int, story: Story) -> tuple[Path, FeatureSchema
         source = known[known[ORIGIN] == "source"]
     else:
         story["notes"] = [f"the champion's snapshot {before} is gone: only the record was used"]
-    return folder, schema, assemble(schema, source, record), manifest.until
+    frame = assemble(schema, source, record)
+    given = {
+        "champion": str(folder),
+        "champion_until": manifest.until,
+        "served": _write_served(frame, record, schema, champion, out.with_name("served.npy")),
+        "standing": standing_of(loop),
+    }
+    return Known(schema, frame, given)
+
+
+def _write_served(frame: pd.DataFrame, record: pd.DataFrame, schema: FeatureSchema, champion: int, path: Path) -> str:
+    """The file with what the champion served for each row of a snapshot frame, NaN where it did not answer."""
+    labelled = record[record[LABEL].notna()]
+    said = served_of(labelled, schema)
+    said[(labelled[VERSION] != champion).to_numpy()] = np.nan
+    served = np.full((len(frame), *said.shape[1:]), np.nan)
+    served[(frame[ORIGIN] == "record").to_numpy()] = said  # `assemble` keeps their order
+    np.save(path, served)
+    return str(path)
 
 
 def _spec(loop: Loop, out: Path, frame: pd.DataFrame, schema: FeatureSchema, story: Story, **given: Any) -> JobSpec:
@@ -444,6 +474,7 @@ def _spec(loop: Loop, out: Path, frame: pd.DataFrame, schema: FeatureSchema, sto
         name=loop.registry.name,
         training=loop.training.model_dump(mode="json"),
         gates=loop.gates.model_dump(mode="json"),
+        adapt=loop.adapt.model_dump(mode="json"),
         trusted=loop.trusted,
         seed=loop.seed,
         threads=loop.threads,
@@ -494,6 +525,7 @@ def _judge_and_promote(loop: Loop, run: Run, spec: JobSpec, story: Story, *, los
         return Ending("done", lost)
     version = loop.registry.register(Path(spec.out), origin=spec.origin, now=loop.clock(), token=loop.token)
     story["version"] = version
+    start(loop, version, spec)
     return _roll_out(loop, story, lambda **how: promote(loop.registry, version, loop.token, **how), "promoted")
 
 

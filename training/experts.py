@@ -62,6 +62,19 @@ class AdaptPolicy(BaseModel):
     min_weight: float = Field(
         0.01, ge=0, lt=0.5, description="experts below this weight are not shipped to the workers"
     )
+    every_rows: int = Field(
+        50, ge=1, description="matured rows that must have come since the last adaptation before another is made"
+    )
+    guard_alpha: float = Field(
+        0.01,
+        gt=0,
+        lt=0.5,
+        description="probability of a false alarm, over all groups and looks, with which the adapted output must be "
+        "worse than the raw one before the raw one serves again",
+    )
+    rest_rows: int = Field(
+        1_000, ge=1, description="matured rows after such a return before an adaptation is made again, from nothing"
+    )
     max_move: float = Field(
         6.0,
         gt=0,

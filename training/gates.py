@@ -304,7 +304,7 @@ def _segments(
 ) -> GateResult:
     """Fails when a segment surely loses too much: with many segments one always loses by chance (Bonferroni)."""
     compared = []
-    for name, rows in _segments_of(holdout, schema, policy):
+    for name, rows in groups_of(holdout, schema, policy):
         part = Truth(truth.values[rows], truth.classes)
         found = difference(challenger.values[rows], champion.values[rows], part, metric)
         if found is not None:
@@ -347,7 +347,7 @@ def _parity(challenger: Answers) -> GateResult:
     return GateResult("parity", True, value, None, f"{why} (for information)")
 
 
-def _segments_of(
+def groups_of(
     holdout: pd.DataFrame, schema: FeatureSchema, policy: GatePolicy
 ) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
     """(name, row positions) of each segment with enough rows, but not of one that is the whole holdout."""

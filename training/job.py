@@ -22,6 +22,7 @@ import msgspec
 from pydantic import ValidationError
 
 from monitoring.errors import CannotGoOn
+from training.adapt_job import make_adaptation
 from training.candidate import train
 from training.priority import end_with_parent, give_way
 from training.pushed import judge_pushed
@@ -67,7 +68,7 @@ def run(spec: JobSpec) -> JobResult:
     (out / RESULT).unlink(missing_ok=True)
     try:
         with _bounded_threads(spec.threads):
-            result = train(spec, out) if spec.kind == "train" else judge_pushed(spec, out)
+            result = {"train": train, "judge": judge_pushed, "adapt": make_adaptation}[spec.kind](spec, out)
     except (JobError, CannotGoOn, ValidationError) as error:
         result = JobResult(ok=False, error=str(error))
     except MemoryError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from monitoring.drift import DriftPolicy
 from monitoring.quality import QualityPolicy
 from training.data import Prepared
+from training.experts import AdaptPolicy
 from training.gates import GatePolicy
 from training.policy import RetrainPolicy
 from training.registry import Registry
@@ -38,6 +39,7 @@ class Loop:
     retrain: RetrainPolicy
     gates: GatePolicy
     training: TrainPolicy
+    adapt: AdaptPolicy
     # places
     snapshots_dir: Path
     work_dir: Path  # each job gets a folder in it for its time

@@ -25,7 +25,7 @@ class JobError(EvergreenError, RuntimeError):
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to do, complete: nothing is read from settings or the environment."""
 
-    kind: Literal["train", "judge"]
+    kind: Literal["train", "judge", "adapt"]
     out: str  # folder for the artefact and result.json, made when absent
     snapshot: str  # Parquet file of a snapshot frame (training.data)
     schema: str | dict[str, Any]  # path of a schema.json, or its content
@@ -38,7 +38,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     training: dict[str, Any] = {}  # TrainPolicy
     gates: dict[str, Any] = {}  # GatePolicy
     adapt: dict[str, Any] = {}  # AdaptPolicy
-    standing: dict[str, float] = {}  # what each expert was worth to the champion, halved
+    standing: dict[str, float] = {}  # what each expert has been worth; to a new version, half of it
+    answered_by: dict[int, str] = {}  # adapt: number of an adaptation -> file with it and every expert
+    scored_until: float = 0.0  # adapt: `_at` of the last row whose label has counted for `standing`
     parameters: dict[str, Any] = {}  # pipeline.Parameters: where the search starts
     trusted: tuple[str, ...] = ()  # types beyond export.DEFAULT_TRUSTED
     seed: int = 0
@@ -49,6 +51,21 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     created_at: float = 0.0  # seconds since 1970 UTC
     git: str | None = None  # revision of the program
     version: str | None = None  # the pusher's own label
+
+
+class Adapted(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of an adaptation. Losses are log loss in nats, or the mean squared error."""
+
+    made: bool  # False: too few rows
+    rows: int = 0  # matured rows it was made from
+    standing: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    slope: float = 1.0  # by how much the served output follows the raw one; negative: it says the opposite
+    moved: float = 0.0  # root mean square of the way from raw to served: logits, or the champion's errors
+    compared: int = 0  # matured rows that an adaptation answered
+    raw_loss: float | None = None  # on these
+    served_loss: float | None = None
+    harm: str = ""  # in what the served output is surely worse than the raw one; "" in nothing
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +80,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     until: float = 0.0  # `_at` of the last record row the challenger was fitted to: the next champion_until
     notes: tuple[str, ...] = ()
+    adapted: Adapted | None = None  # of a job of kind "adapt"
 
 
 def write_result(out: Path, result: JobResult) -> None:

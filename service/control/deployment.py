@@ -48,6 +48,7 @@ def assemble(
             update={"sensitive": tuple(dict.fromkeys((*settings.gates.sensitive, *settings.data.sensitive)))}
         ),
         training=training.policy,
+        adapt=settings.adapt,
         snapshots_dir=settings.snapshots_dir,
         work_dir=settings.var / "work",
         spool_dir=settings.spool_dir,

@@ -1,0 +1,157 @@
+"""The fast layer through a real store: made at checks, scored by what answered, taken back when it harms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from monitoring.store import labels, predictions
+from tests.places import Place, first, place
+from training.adaptation import IDENTITY
+from training.adaptations import Adaptations
+from training.adapting import adapt
+from training.cycle import run_cycle
+from training.experts import AdaptPolicy
+from training.gates import GatePolicy
+from training.policy import RetrainPolicy
+from training.subprocess_job import subprocess_job
+
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns
+
+__all__ = ["first", "place"]  # fixtures
+
+
+def kinds(place: Place) -> list[str]:
+    return [event.kind for event in Adaptations(place.engine).list(1)]
+
+
+def test_a_turned_world_is_adapted_to_within_a_few_checks(place: Place) -> None:
+    for seed in range(1, 7):
+        place.answer(300, seed, moved=True)
+        found = adapt(place.loop, 1)
+        assert found is not None and found.made
+    assert kinds(place) == ["made"] * 6
+    newest = Adaptations(place.engine).newest(1)
+    assert newest is not None
+    weights = newest.record["weights"]
+    assert weights[IDENTITY] < 0.1, weights
+    assert newest.record["served_loss"] < 0.6 * newest.record["raw_loss"]
+    assert newest.record["slope"] < 0 and "the opposite of the model" in newest.why
+    assert newest.record["until"] == place.now
+
+
+def test_a_stationary_world_keeps_the_champion_as_it_is(place: Place) -> None:
+    for seed in range(1, 6):
+        place.answer(300, seed, moved=False)
+        adapt(place.loop, 1)
+    newest = Adaptations(place.engine).newest(1)
+    assert newest is not None
+    assert newest.record["served_loss"] < 1.03 * newest.record["raw_loss"]
+    assert "reverted" not in kinds(place)
+
+
+def test_nothing_is_made_of_few_rows_or_without_new_ones_or_when_switched_off(place: Place) -> None:
+    place.answer(80, 1, moved=True)
+    assert adapt(place.loop, 1) is None
+    place.answer(200, 2, moved=True)
+    assert adapt(replace(place.loop, adapt=AdaptPolicy(enabled=False)), 1) is None
+    assert adapt(place.loop, 1) is not None
+    assert adapt(place.loop, 1) is None, "no row has matured since"
+    place.answer(60, 3, moved=True)
+    Adaptations(place.engine).add(1, kind="off", who="ana", why="x", now=place.now, token=place.loop.token)
+    assert adapt(place.loop, 1) is None
+    Adaptations(place.engine).add(1, kind="on", who="ana", why="x", now=place.now, token=place.loop.token)
+    assert adapt(place.loop, 1) is not None
+    assert kinds(place) == ["made", "on", "off", "made"]
+
+
+def test_rows_that_are_not_mature_do_not_count(place: Place) -> None:
+    place.answer(300, 1, moved=True)
+    matured = place.now
+    place.answer(300, 2, moved=True)
+    found = adapt(place.loop, 1, until=matured + 0.5)
+    assert found is not None and found.rows == 300
+
+
+def test_each_row_is_scored_by_what_was_in_force_when_it_was_answered(place: Place) -> None:
+    place.answer(300, 1, moved=True)
+    made = adapt(place.loop, 1)
+    assert made is not None and not any(made.standing.values()), "nothing answered while an expert was in force"
+    place.answer(300, 2, moved=True)
+    second = adapt(place.loop, 1)
+    assert second is not None and second.compared == 300
+    assert second.standing["shift-300"] != 0
+
+
+def test_labels_from_elsewhere_move_nothing(place: Place) -> None:
+    trusting = replace(place.loop, gates=GatePolicy(min_holdout_rows=100, label_sources=("backoffice",)))
+    place.answer(300, 1, moved=True)
+    assert adapt(trusting, 1) is None
+    with place.engine.begin() as connection:
+        connection.execute(labels.update().values(source="backoffice"))
+    assert adapt(trusting, 1) is not None
+
+
+def test_poison_from_a_trusted_source_is_taken_back_once_it_surely_harms(place: Place) -> None:
+    """Labels are turned round for a while: the output follows them, within its bound. When true ones come back, what
+    it had learnt does harm, and the raw output serves again until 1,000 rows have matured."""
+    cautious = AdaptPolicy(rate=1.0, identity_prior=0.01, half_life_rows=100_000, guard_alpha=0.05)
+    loop = replace(place.loop, adapt=cautious)
+    for seed in range(1, 4):
+        place.answer(300, seed, moved=False)
+        with place.engine.begin() as connection:
+            turned = sa.case((labels.c.label == "true", "false"), else_="true")
+            connection.execute(labels.update().where(labels.c.id.like(f"{seed}-%")).values(label=turned))
+        adapt(loop, 1)
+    poisoned = Adaptations(place.engine).newest(1)
+    assert poisoned is not None and poisoned.record["slope"] < 0
+    for seed in range(4, 12):
+        place.answer(300, seed, moved=False)
+        found = adapt(loop, 1)
+        if found is not None and found.harm:
+            break
+    assert kinds(place)[0] == "reverted"
+    newest = Adaptations(place.engine).newest(1)
+    assert newest is not None and "loses" in newest.why and "chance explains" in newest.why
+    assert Adaptations(place.engine).in_force(1) is None
+    place.answer(500, 21, moved=False)
+    assert adapt(loop, 1) is None, "it rests"
+    place.answer(600, 22, moved=False)
+    again = adapt(loop, 1)
+    assert again is not None and again.made and not any(again.standing.values()), "from nothing"
+
+
+def test_a_job_that_dies_leaves_what_was_in_force_and_the_check_goes_on(place: Place) -> None:
+    place.answer(300, 1, moved=False)
+    assert adapt(place.loop, 1) is not None
+    place.answer(300, 2, moved=False)
+    killed = replace(place.loop, run_job=partial(subprocess_job, timeout_s=0.0))
+    assert adapt(killed, 1) is None
+    assert kinds(place) == ["made"]
+    quiet = replace(killed, retrain=RetrainPolicy(on_quality=False, min_labelled_rows=10**6))
+    assert run_cycle(quiet).kind == "check"
+
+
+def test_a_new_version_starts_with_an_adaptation_and_half_of_what_experts_were_worth(place: Place) -> None:
+    for seed in range(1, 4):
+        place.answer(400, seed, moved=True)
+        adapt(place.loop, 1)
+    before = Adaptations(place.engine).newest(1)
+    assert before is not None
+    run = place.ask("retrain")
+    assert (run.outcome, run.version) == ("promoted", 2), run.document
+    begun = Adaptations(place.engine).list(2)
+    assert [event.kind for event in begun] == ["made"]
+    last = Adaptations(place.engine).newest(1)
+    assert last is not None
+    for name, worth in begun[0].record["standing"].items():
+        assert worth == pytest.approx(last.record["standing"][name] / 2)
+    place.answer(120, 9, moved=True)
+    with place.engine.connect() as connection:
+        assert set(connection.scalars(sa.select(predictions.c.adaptation).where(predictions.c.version == 2))) == {1}
+    found = adapt(place.loop, 2)
+    assert found is not None and np.isfinite(found.served_loss or np.nan)

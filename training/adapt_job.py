@@ -1,0 +1,141 @@
+"""The champion's matured answers become the next adaptation, in a process of its own (`training/job.py`).
+
+The champion's raw output is computed anew, by the engine that answers requests. Each row is scored with the adaptation
+that was in force when it was answered (`training/experts.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from monitoring.evidence import boundary, spread
+from monitoring.feature import ADAPTATION, AT
+from monitoring.files import write_atomically
+from training.adaptation import Adaptation, Adapter, decode, link, losses
+from training.artefact import verify
+from training.experts import AdaptPolicy, Answered, Standing, error_scale, make, score
+from training.fitting import labels_of
+from training.gates import GatePolicy, Truth, groups_of
+from training.judgement import schema_of
+from training.loaded import load_model
+from training.spec import START, Adapted, JobError, JobResult, JobSpec
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from monitoring.feature import Task
+    from monitoring.schema import FeatureSchema
+
+    Array = npt.NDArray[np.float64]
+
+
+def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
+    """Weigh the experts, look whether the served output did harm, and fit them anew."""
+    if spec.champion is None or spec.served is None:
+        raise JobError("an adaptation needs a champion's folder and what it served")
+    policy, schema = AdaptPolicy.model_validate(spec.adapt), schema_of(spec)
+    model = load_model(Path(spec.champion), verify(Path(spec.champion)), schema, spec.trusted)
+    recorded = pd.read_parquet(spec.snapshot)
+    served = np.load(spec.served, allow_pickle=False)
+    truth = Truth.of(labels_of(recorded, schema), schema)
+    known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
+    recorded, served = recorded[known].reset_index(drop=True), served[known]
+    features = schema.canonical(recorded)
+    raw, x = model.answer_with_matrix(features)
+    rows = Answered(raw, x, truth.values[known])
+    scale = error_scale(rows) if schema.task == "regression" and len(raw) else 1.0
+    standing = _scored(spec, recorded, rows, policy, scale)
+    found = _compared(raw, served, rows.truth, recorded, features, schema, spec, policy, scale)
+    if found.harm:
+        return JobResult(ok=True, passed=False, adapted=found)
+    made = make(rows, schema.task, standing, policy, version=0, seed=spec.seed)
+    if made is None:
+        return JobResult(ok=True, passed=False, adapted=found)
+    write_atomically(out.with_name(f"{START}.served"), made.served.encode())
+    write_atomically(out.with_name(f"{START}.whole"), made.whole.encode())
+    weights = {e.name: w for e, w in zip(made.whole.experts, made.whole.weights, strict=True)}
+    return JobResult(
+        ok=True,
+        passed=True,
+        adapted=Adapted(
+            made=True,
+            rows=len(rows.truth),
+            standing=standing.gains,
+            weights=weights,
+            slope=made.served.slope,
+            moved=_moved(made.served, rows.newest(1_000), scale),
+            compared=found.compared,
+            raw_loss=found.raw_loss,
+            served_loss=found.served_loss,
+        ),
+    )
+
+
+def _scored(spec: JobSpec, recorded: pd.DataFrame, rows: Answered, policy: AdaptPolicy, scale: float) -> Standing:
+    """The standing after the labels that are new, oldest first; rows that no known adaptation answered do not count."""
+    standing = Standing(dict(spec.standing))
+    numbers = recorded[ADAPTATION].to_numpy(dtype=np.float64)
+    fresh = recorded[AT].to_numpy(dtype=np.float64) > spec.scored_until
+    for number in sorted(spec.answered_by):
+        chosen = np.flatnonzero(fresh & (numbers == number))
+        if len(chosen):
+            adapter = Adapter(decode(Path(spec.answered_by[number]).read_bytes()))
+            part = Answered(rows.raw[chosen], rows.x[chosen], rows.truth[chosen])
+            standing = score(standing, adapter, part, policy, scale=scale)
+    return standing
+
+
+def _compared(
+    raw: npt.NDArray[Any],
+    served: npt.NDArray[Any],
+    truth: npt.NDArray[Any],
+    recorded: pd.DataFrame,
+    features: pd.DataFrame,
+    schema: FeatureSchema,
+    spec: JobSpec,
+    policy: AdaptPolicy,
+    scale: float,
+) -> Adapted:
+    """Raw beside served on the rows that an adaptation answered, overall and in every group that is large enough."""
+    numbers = recorded[ADAPTATION].to_numpy(dtype=np.float64)
+    answered = np.isin(numbers, list(spec.answered_by)) & np.isfinite(served).reshape(len(served), -1).all(axis=1)
+    count = int(answered.sum())
+    if not count:
+        return Adapted(made=False, rows=len(truth))
+    lost = [losses(link(said[answered], schema.task), truth[answered], schema.task, scale) for said in (raw, served)]
+    unit = scale if schema.task == "regression" else 1.0
+    gates = GatePolicy.model_validate(spec.gates)
+    groups = [("all rows", np.arange(count)), *groups_of(features[answered].reset_index(drop=True), schema, gates)]
+    harm = _harm(lost[1] - lost[0], groups, policy)
+    means = [float(one.mean()) * unit for one in lost]
+    return Adapted(made=False, rows=len(truth), compared=count, raw_loss=means[0], served_loss=means[1], harm=harm)
+
+
+def _harm(more: Array, groups: list[tuple[str, npt.NDArray[np.intp]]], policy: AdaptPolicy) -> str:
+    """The group in which the served output surely loses `more` than the raw one; "" when in none.
+
+    Each group's newest rows are looked at over several lengths: what helped for long may do harm since yesterday.
+    """
+    lengths = [length for length in policy.windows if length < len(more)] + [len(more)]
+    looks = [(name, rows[rows >= len(more) - length]) for length in lengths for name, rows in groups]
+    looks = [(name, rows) for name, rows in looks if len(rows) >= policy.min_rows]
+    for name, rows in looks:
+        part = more[rows]
+        chance = boundary(len(part), policy.guard_alpha / len(looks), len(part)) * spread(part) / math.sqrt(len(part))
+        if part.mean() > chance:
+            return (
+                f"{name}, the newest {len(part)} answered while adapted: the adapted output loses {part.mean():.3g} "
+                f"more a row than the raw one, chance explains {chance:.2g}"
+            )
+    return ""
+
+
+def _moved(adaptation: Adaptation, rows: Answered, scale: float) -> float:
+    task: Task = adaptation.task
+    way = link(Adapter(adaptation).apply(rows.raw, rows.x), task) - link(rows.raw, task)
+    return float(np.sqrt(np.mean(way**2) / (scale / 2 if task == "regression" else 1.0)))

@@ -1,0 +1,211 @@
+"""The fast layer of the loop: at every check the champion's output is adapted to what its matured rows say.
+
+No version is trained for it: a job of seconds makes a few kilobytes, and every worker takes them up. Nothing here stops
+a check: an adaptation that cannot be made leaves the one before in force, and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from monitoring.feature import ADAPTATION, AT, LABEL, PREDICTED, PROBABILITIES, SCORE
+from monitoring.schema import FeatureSchema
+from monitoring.window import read_window
+from training.adaptation import decode
+from training.adaptations import Adaptations, SwitchedOff, UnknownAdaptation
+from training.artefact import SCHEMA
+from training.experts import Standing
+from training.spec import START, Adapted, JobSpec
+from training.subprocess_job import JobCrashed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    import pandas as pd
+
+    from training.adaptations import Event
+    from training.loop import Loop
+
+logger = logging.getLogger(__name__)
+
+
+def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | None:
+    """What came of adapting the champion's output to its rows that matured; None when nothing was to be done.
+
+    `until`: rows answered before that moment (seconds since 1970 UTC) are matured. Raises `LeaseLost`, and
+    `JobStopped` when the server stops.
+    """
+    table = Adaptations(loop.engine)
+    switch = table.switch()
+    if not loop.adapt.enabled or (switch is not None and switch.kind == "off"):
+        return None
+    events = table.list(champion)
+    reverted = next((event for event in events if event.kind == "reverted"), None)
+    since, given_up = (None, 0) if reverted is None else (reverted.at, reverted.number)
+    last = next((event for event in events if event.kind == "made" and event.number > given_up), None)
+    schema = FeatureSchema.from_json((loop.registry.path(champion) / SCHEMA).read_bytes())
+    window = read_window(
+        loop.engine,
+        schema,
+        rows=max(*loop.adapt.windows, *loop.adapt.residual_windows),
+        since=since,
+        until=until,
+        version=champion,
+        labelled=True,
+        sources=loop.gates.label_sources,
+    )
+    scored_until = 0.0 if last is None else float(last.record.get("until", 0.0))
+    fresh = int((window[AT].to_numpy(dtype=np.float64) > scored_until).sum())
+    needed = loop.adapt.rest_rows if reverted is not None and last is None else loop.adapt.every_rows
+    if len(window) < loop.adapt.min_rows or fresh < needed:
+        return None
+    folder = loop.work_dir / f"adapt-{champion}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        standing = {} if last is None else dict(last.record.get("standing", {}))
+        answered_by = _answered_by(table, champion, window, given_up, folder)
+        spec = _spec(loop, champion, schema, window, folder, standing, scored_until, answered_by)
+        result = loop.run_job(spec)
+        if result.adapted is None:
+            logger.warning("no adaptation of version %d was made: %s", champion, result.error)
+            return None
+        _put(loop, table, champion, result.adapted, folder, float(window[AT].iloc[-1]), last)
+        return result.adapted
+    except JobCrashed as error:
+        logger.warning("no adaptation of version %d was made: %s", champion, error)
+        return None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(loop: Loop, version: int, spec: JobSpec) -> None:
+    """Put the adaptation in force that a new version starts with, when its job left one beside the artefact."""
+    served, whole = (Path(spec.out).with_name(f"{START}.{name}") for name in ("served", "whole"))
+    if not served.is_file():
+        return
+    every = decode(whole.read_bytes())
+    weights = {e.name: w for e, w in zip(every.experts, every.weights, strict=True)}
+    try:
+        Adaptations(loop.engine).add(
+            version,
+            kind="made",
+            who=loop.who,
+            why="the version starts with it: made from the judged model's answers to rows it had not seen",
+            now=loop.clock(),
+            token=loop.token,
+            served=decode(served.read_bytes()),
+            whole=every,
+            record={"weights": weights, "standing": spec.standing, "until": 0.0, "slope": every.slope},
+        )
+    except SwitchedOff:
+        logger.info("version %d starts without an adaptation: they are switched off", version)
+
+
+def standing_of(loop: Loop) -> dict[str, float]:
+    """What the champion's experts have been worth, halved: what a version that follows it starts with."""
+    champion = loop.registry.live().champion
+    events: Sequence[Event] = () if champion is None else Adaptations(loop.engine).list(champion)
+    for event in events:
+        if event.kind == "reverted":
+            break
+        if event.kind == "made":
+            return Standing(dict(event.record.get("standing", {}))).halved().gains
+    return {}
+
+
+def served_of(window: pd.DataFrame, schema: FeatureSchema) -> npt.NDArray[np.float64]:
+    """What the record says was answered: probabilities n by classes (NaN where there are none), or n values."""
+    if schema.task == "regression":
+        numbers: npt.NDArray[np.float64] = window[PREDICTED].to_numpy(dtype=np.float64)
+        return numbers
+    if schema.task == "binary":
+        positive = window[SCORE].to_numpy(dtype=np.float64)
+        return np.column_stack([1 - positive, positive])
+    found = np.full((len(window), len(schema.classes)), np.nan)
+    for at, said in enumerate(window[PROBABILITIES]):
+        if said is not None and np.ndim(said) == 1 and len(said) == len(schema.classes):
+            found[at] = said
+    return found
+
+
+def _answered_by(
+    table: Adaptations, champion: int, window: pd.DataFrame, given_up: int, folder: Path
+) -> dict[int, str]:
+    """A file for each adaptation that answered these rows, but for those before the one that was given up."""
+    answered_by: dict[int, str] = {}
+    for number in sorted({int(number) for number in window[ADAPTATION].dropna()}):
+        path = folder / f"{number}.whole"
+        if number > given_up:
+            with suppress(UnknownAdaptation):  # pruned: its rows are learnt from, and score nobody
+                path.write_bytes(table.whole(champion, number))
+                answered_by[number] = str(path)
+    return answered_by
+
+
+def _spec(
+    loop: Loop,
+    champion: int,
+    schema: FeatureSchema,
+    window: pd.DataFrame,
+    folder: Path,
+    standing: dict[str, float],
+    scored_until: float,
+    answered_by: dict[int, str],
+) -> JobSpec:
+    window[[*schema.names, AT, LABEL, ADAPTATION]].to_parquet(folder / "rows.parquet", index=False)
+    np.save(folder / "served.npy", served_of(window, schema))
+    return JobSpec(
+        kind="adapt",
+        out=str(folder / "result"),
+        snapshot=str(folder / "rows.parquet"),
+        served=str(folder / "served.npy"),
+        schema=msgspec.json.decode(schema.to_json()),
+        champion=str(loop.registry.path(champion)),
+        adapt=loop.adapt.model_dump(mode="json"),
+        gates=loop.gates.model_dump(mode="json"),
+        standing=standing,
+        scored_until=scored_until,
+        answered_by=answered_by,
+        trusted=loop.trusted,
+        seed=loop.seed,
+        threads=loop.threads,
+        memory_mb=loop.memory_mb,
+        nice=loop.nice,
+    )
+
+
+def _put(
+    loop: Loop, table: Adaptations, champion: int, found: Adapted, folder: Path, until: float, last: Event | None
+) -> None:
+    """The row in the table that says what came of it."""
+    given: dict[str, Any] = {"who": loop.who, "now": loop.clock(), "token": loop.token}
+    record: dict[str, Any] = {**msgspec.to_builtins(found), "until": until}
+    try:
+        if found.harm:
+            table.add(champion, kind="reverted", why=found.harm, record=record, **given)
+        elif found.made:
+            served, whole = (decode((folder / f"{START}.{name}").read_bytes()) for name in ("served", "whole"))
+            why = f"{found.rows} matured rows; {said(found)}"
+            table.add(champion, kind="made", why=why, served=served, whole=whole, record=record, **given)
+    except SwitchedOff:  # a person was faster
+        logger.info("the adaptation of version %d is not put in force: they are switched off", champion)
+
+
+def said(found: Adapted) -> str:
+    """How the served output compares with the raw one, in words."""
+    turned = f"; it says the opposite of the model (slope {found.slope:.2f})" if found.slope < 0 else ""
+    if found.raw_loss is None or found.served_loss is None:
+        return f"no row that an adaptation answered has matured yet{turned}"
+    return (
+        f"on {found.compared} rows answered while adapted the loss was {found.served_loss:.4g} served, "
+        f"{found.raw_loss:.4g} raw{turned}"
+    )
