@@ -23,7 +23,7 @@ from training.adaptations import Adaptations, SwitchedOff, UnknownAdaptation
 from training.artefact import SCHEMA
 from training.experts import Standing
 from training.spec import START, Adapted, JobSpec
-from training.subprocess_job import JobCrashed
+from training.subprocess_job import JobCrashed, JobStopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +40,7 @@ logger = logging.getLogger(__name__)
 def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | None:
     """What came of adapting the champion's output to its rows that matured; None when nothing was to be done.
 
-    `until`: rows answered before that moment (seconds since 1970 UTC) are matured. Raises `LeaseLost`, and
-    `JobStopped` when the server stops.
+    `until`: rows answered before that moment (seconds since 1970 UTC) are matured. Raises `LeaseLost`.
     """
     table = Adaptations(loop.engine)
     switch = table.switch()
@@ -74,15 +73,10 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
         standing = {} if last is None else dict(last.record.get("standing", {}))
         answered_by = _answered_by(table, champion, window, given_up, folder)
         spec = _spec(loop, champion, schema, window, folder, standing, scored_until, answered_by)
-        result = loop.run_job(spec)
-        if result.adapted is None:
-            logger.warning("no adaptation of version %d was made: %s", champion, result.error)
-            return None
-        _put(loop, table, champion, result.adapted, folder, float(window[AT].iloc[-1]), last)
-        return result.adapted
-    except JobCrashed as error:
-        logger.warning("no adaptation of version %d was made: %s", champion, error)
-        return None
+        found = _asked(loop, spec, champion)
+        if found is not None:
+            _put(loop, table, champion, found, folder, float(window[AT].iloc[-1]))
+        return found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -183,9 +177,22 @@ def _spec(
     )
 
 
-def _put(
-    loop: Loop, table: Adaptations, champion: int, found: Adapted, folder: Path, until: float, last: Event | None
-) -> None:
+def _asked(loop: Loop, spec: JobSpec, champion: int) -> Adapted | None:
+    """What came of the job; None when it could not be done, which is logged."""
+    try:
+        result = loop.run_job(spec)
+    except (JobCrashed, JobStopped) as error:
+        logger.warning("no adaptation of version %d was made: %s", champion, error)
+        return None
+    except Exception:  # a fault of ours must not keep the check from being made
+        logger.exception("no adaptation of version %d was made", champion)
+        return None
+    if result.adapted is None:
+        logger.warning("no adaptation of version %d was made: %s", champion, result.error)
+    return result.adapted
+
+
+def _put(loop: Loop, table: Adaptations, champion: int, found: Adapted, folder: Path, until: float) -> None:
     """The row in the table that says what came of it."""
     given: dict[str, Any] = {"who": loop.who, "now": loop.clock(), "token": loop.token}
     record: dict[str, Any] = {**msgspec.to_builtins(found), "until": until}

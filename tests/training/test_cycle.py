@@ -51,7 +51,7 @@ def test_nothing_moved_is_a_no_in_the_runs_with_its_reasons(place: Place) -> Non
     (check,) = place.runs.checks()
     assert check.drift is not None and check.drift["detected"] is False
     assert check.quality is not None and check.quality["rows"] == 400
-    assert place.events() == ["checked", "run_finished"]
+    assert place.events() == ["adapted", "checked", "run_finished"]
 
 
 def test_an_empty_record_is_a_no_that_says_what_is_missing(place: Place) -> None:
@@ -101,6 +101,8 @@ def test_after_a_promotion_the_new_world_is_no_drift_and_the_cooldown_counts(pla
 
 def test_a_candidate_that_does_not_win_leaves_the_champion(place: Place) -> None:
     place.answer(400, 4, moved=False)
+    never = {"max_latency_ratio": 1e-6, "one_row_budget_ms": 1e-6, "batch_budget_ms": 1e-6}
+    place.loop = replace(place.loop, gates=GatePolicy(min_holdout_rows=100, **never))
 
     run = place.ask("retrain")
 

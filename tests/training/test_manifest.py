@@ -82,7 +82,7 @@ def test_the_record_of_a_run_of_an_earlier_release_is_read() -> None:
     assert (retrain.check, retrain.unfit_rows, retrain.version, retrain.error) == (41, 3, 2, None)
     assert (retrain.data.record_rows, retrain.data.since, retrain.data.until) == (600, -700.0, 1700000600.0)
     assert (retrain.decision.reasons, retrain.verdict.reasons) == (("auc fell",), ("better",))
-    assert (retrain.job.windows[0].score, retrain.quality.champion, retrain.rollout.waited_s) == (0.91, 0.61, 0.75)
+    assert (retrain.job.windows[0].chosen, retrain.quality.champion, retrain.rollout.waited_s) == (True, 0.61, 0.75)
     push = told["push"]
     assert (push.payload.path, push.payload.temporary, push.payload.label) == ("/var/pushes/a.skops", True, "mine")
     assert push.error == "no"
