@@ -39,6 +39,7 @@ EvergreenError
     TokenError                service/keys.py
     Denied                    service/keys.py
     ServeError                service/place.py
+    ReplayError               service/replay/stream.py
     IncompatibleSchema        service/serving/predictor.py
     PrivateFeature            service/serving/predictor.py
     Unpredictable             service/serving/predictor.py

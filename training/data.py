@@ -111,7 +111,7 @@ def prepare(
         raise DataError(
             f"none of the {len(frame)} rows has a label in {target!r}{f' and a time in {time!r}' if time else ''}"
         )
-    at = _seconds(kept[time], time) if time else np.arange(-len(kept), 0, dtype=np.float64)
+    at = seconds_of(kept[time], time) if time else np.arange(-len(kept), 0, dtype=np.float64)
     if not (np.diff(at) >= 0).all():
         order = np.argsort(at, kind="stable")
         kept, at = kept.iloc[order], at[order]
@@ -207,7 +207,11 @@ def _dress(features: pd.DataFrame, at: Any, labels: Any, origin: Origin) -> pd.D
     return frame
 
 
-def _seconds(column: pd.Series[Any], name: str) -> Any:
+def seconds_of(column: pd.Series[Any], name: str) -> Any:
+    """A time column as float64: numbers as they are, dates and ISO 8601 text as seconds since 1970 UTC.
+
+    Raises `DataError` for anything else.
+    """
     import numpy as np
     import pandas as pd
 

@@ -530,6 +530,68 @@ def traffic(
     raise typer.Exit(OK if summary.ok else FAILED)
 
 
+@command("replay")
+def replay(
+    data: Annotated[str, typer.Argument(help="Parquet or CSV file, or `sample`")],
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(help="Settings file with a policy to try; repeatable (default: the settings)", show_default=False),
+    ] = None,
+    target: Annotated[str, typer.Option(help="Label column (default: setting data.target)", show_default=False)] = "",
+    time_column: Annotated[
+        str, typer.Option("--time", help="Time column (default: setting data.time, else row order)", show_default=False)
+    ] = "",
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Columns that are no features, COL,COL", show_default=False)
+    ] = None,
+    label_delay: Annotated[
+        str, typer.Option(help="Rows from a row to its label; auto: by --label-time, else as --every")
+    ] = "auto",
+    label_time: Annotated[
+        str, typer.Option(help="Column of the moment at which a label became known", show_default=False)
+    ] = "",
+    every: Annotated[int, typer.Option(help="Rows from check to check", min=20, max=65_000)] = 500,
+    start: Annotated[float, typer.Option(help="Share that trains the first version, at most 20,000 rows")] = 0.2,
+    max_rows: Annotated[int, typer.Option(help="Rows after those", min=100, max=1_000_000)] = 60_000,
+    scenario: Annotated[Scenario, typer.Option(help="What happens in the sample, halfway")] = "none",
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Rows in random order: nothing changes over time")] = False,
+    seed: Annotated[int, typer.Option(help="Of trainings and of --shuffle", min=0)] = 0,
+    to_json: Annotated[
+        Path | None, typer.Option("--json", help="File for everything found", show_default=False)
+    ] = None,
+    to_html: Annotated[
+        Path | None, typer.Option("--html", help="File for a page to look at", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Try a policy on a file: the whole loop on a simulated clock.
+
+    Beside it: no training at all, as many at equal distances, and four times as many.
+    """
+    from service.command import replay as command
+
+    asked = command.Asked(
+        data=data,
+        target=target,
+        time=time_column,
+        label_time=label_time,
+        ignore=_columns(ignore),
+        label_delay=label_delay,
+        every=every,
+        start=start,
+        max_rows=max_rows,
+        seed=seed,
+        scenario=scenario,
+        shuffle=shuffle,
+    )
+    study = command.run(asked, _settings(config), policy or ())
+    if _Umask.of_the_user is not None:
+        os.umask(_Umask.of_the_user)  # files of the user's own
+    command.print_study(study)
+    if to_json is not None:
+        command.write_json(study, to_json)
+
+
 def _label_and_time(data: DataSettings, source: str, target: str, time: str, scenario: str) -> tuple[str, str]:
     """The label's column and the time's column ("" for none); what is not given comes from the settings."""
     from service import sample

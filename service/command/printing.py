@@ -44,7 +44,7 @@ def new_table(*columns: str) -> Table:
     return table
 
 
-def _add(table: Table, *values: Any) -> None:
+def add_row(table: Table, *values: Any) -> None:
     from rich.text import Text
 
     table.add_row(*(Text("" if value is None else str(value)) for value in values))
@@ -93,7 +93,7 @@ def print_status(found: Mapping[str, Any]) -> None:
     workers = new_table("replica", "worker", "serving", "ready", "failed")
     for worker in found.get("workers", ()):
         failed = "; ".join(f"{version}: {why}" for version, why in (worker.get("failed") or {}).items())
-        _add(
+        add_row(
             workers,
             worker.get("replica"),
             worker.get("slot"),
@@ -118,7 +118,7 @@ def print_models(found: Mapping[str, Any]) -> None:
     aliases = {found[alias]: alias for alias in ("previous", "announced", "champion") if found.get(alias) is not None}
     shown = new_table("version", "alias", "origin", "created", "estimator", "engine", "quality on its holdout")
     for model in found["models"]:
-        _add(
+        add_row(
             shown,
             model["version"],
             aliases.get(model["version"], ""),
@@ -150,7 +150,7 @@ def print_drift(checks: Sequence[Mapping[str, Any]]) -> None:
         for each in features:
             drifted = "yes" if each.get("drifted") else ""
             score, threshold = _number(each.get("score")), _number(each.get("threshold"))
-            _add(shown, each.get("name"), each.get("test"), score, threshold, drifted, each.get("note"))
+            add_row(shown, each.get("name"), each.get("test"), score, threshold, drifted, each.get("note"))
         console.print(shown)
 
 
@@ -169,7 +169,7 @@ def print_adaptation(found: Mapping[str, Any]) -> None:
         weights = (each.get("weights") or {}).items()
         heaviest = sorted(weights, key=lambda one: -one[1])
         told = _listed(f"{name} {weight:.0%}" for name, weight in heaviest if weight >= LEAST_SHOWN)
-        _add(shown, each["number"], _when(each.get("at")), each.get("kind"), each.get("who"), each.get("why"), told)
+        add_row(shown, each["number"], _when(each.get("at")), each.get("kind"), each.get("who"), each.get("why"), told)
     if found.get("adaptations"):
         console.print(shown)
 
@@ -178,7 +178,7 @@ def print_findings(found: Iterable[Finding]) -> None:
     """What `evergreen doctor` found."""
     shown = new_table("", "check", "found")
     for each in found:
-        _add(shown, "ok" if each.ok else "NO", each.check, each.found)
+        add_row(shown, "ok" if each.ok else "NO", each.check, each.found)
     open_console().print(shown)
 
 
@@ -186,7 +186,7 @@ def print_tokens(found: Iterable[Token]) -> None:
     """What `evergreen token list` knows."""
     shown = new_table("token", "may", "made")
     for each in found:
-        _add(shown, each.name, ", ".join(each.scopes), _when(each.created_at))
+        add_row(shown, each.name, ", ".join(each.scopes), _when(each.created_at))
     open_console().print(shown)
 
 
@@ -230,7 +230,7 @@ def _runs_table(found: Iterable[Mapping[str, Any]]) -> Table:
         if run.get("started_at"):
             took = f"{(run.get('finished_at') or time.time()) - run['started_at']:.0f} s"
         middle = (run.get("state"), run.get("outcome"), run.get("version"))
-        _add(
+        add_row(
             shown,
             run["id"],
             _when(run.get("created_at")),
