@@ -99,6 +99,13 @@ class Metrics:
         self.drift_share = self._gauge("drift_share", "Share of features that drifted at the last check")
         self.drift_detected = self._gauge("drift_detected", "1 when the last check found drift")
         self.quality = self._gauge("quality", "Quality of the champion at the last check", "metric", "kind")
+        self.adaptation_loss = self._gauge(
+            "adaptation_loss", "Log loss (mean squared error) on matured rows answered while adapted", "output"
+        )
+        self.adaptation_moved = self._gauge(
+            "adaptation_moved", "Root mean square of how far the adaptation moves outputs (logits, or errors)"
+        )
+        self.adaptation_weight = self._gauge("adaptation_weight", "Weight of each expert", "expert")
         self.label_coverage = self._gauge("label_coverage", "Share of the last check's rows whose label is known")
         self.retrains = self._counter("retrains", "Trainings by what became of them", "trigger", "outcome")
         self.retrain_seconds = self._histogram("retrain_seconds", "Time of one training run", LONG_BUCKETS_S)

@@ -209,6 +209,7 @@ class StandIn:
             "announced": None,
             "engine": "onnx",
             "adaptation": 17,
+            "doubts": ["log loss 0.7, always answering with the classes' shares has 0.69: it has learnt nothing"],
             "unadapted": {"api-2": "2-17: was changed"},
             "ready": True,
             "leader": True,

@@ -119,18 +119,17 @@ def _compared(
 def _harm(more: Array, groups: list[tuple[str, npt.NDArray[np.intp]]], policy: AdaptPolicy) -> str:
     """The group in which the served output surely loses `more` than the raw one; "" when in none.
 
-    Each group's newest rows are looked at over several lengths: what helped for long may do harm since yesterday.
+    The newest rows are looked at by themselves, too: what helped for long may do harm since yesterday.
     """
-    lengths = [length for length in policy.windows if length < len(more)] + [len(more)]
-    looks = [(name, rows[rows >= len(more) - length]) for length in lengths for name, rows in groups]
-    looks = [(name, rows) for name, rows in looks if len(rows) >= policy.min_rows]
+    newest = [("all rows", np.arange(len(more) - size, len(more))) for size in policy.windows if size < len(more)]
+    looks = [(name, rows) for name, rows in [*newest, *groups] if len(rows) >= policy.min_rows]
     for name, rows in looks:
         part = more[rows]
         chance = boundary(len(part), policy.guard_alpha / len(looks), len(part)) * spread(part) / math.sqrt(len(part))
-        if part.mean() > chance:
+        if part.mean() - chance > policy.guard_loss:
             return (
-                f"{name}, the newest {len(part)} answered while adapted: the adapted output loses {part.mean():.3g} "
-                f"more a row than the raw one, chance explains {chance:.2g}"
+                f"{name}, {len(part)} answered while adapted: the adapted output loses {part.mean():.3g} more a row "
+                f"than the raw one; {policy.guard_loss:g} are tolerated, chance explains {chance:.2g}"
             )
     return ""
 

@@ -28,7 +28,7 @@ from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
 from training.adaptations import Adaptations
-from training.adapting import adapt, served_of, standing_of, start
+from training.adapting import adapt, served_of, standing_of, start, works_hard
 from training.artefact import REFERENCE, SCHEMA
 from training.data import DataError, assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
@@ -83,7 +83,7 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     champion = loop.registry.champion()
     adapted = adapt(loop, champion)
     if adapted is not None:
-        _tell(loop, "adapted", version=champion, adapted=adapted)
+        _tell(loop, "adapted", version=champion, adapted=adapted, works_hard=works_hard(loop, champion))
     seen = check(loop, champion)
     history = past(loop, seen, besides=asked)
     decision = decide(seen.drift, seen.quality, history, loop.clock(), loop.retrain, manual=asked is not None)

@@ -72,9 +72,22 @@ class AdaptPolicy(BaseModel):
         description="probability of a false alarm, over all groups and looks, with which the adapted output must be "
         "worse than the raw one before the raw one serves again",
     )
+    guard_loss: float = Field(
+        0.05,
+        ge=0,
+        description="what the adapted output must surely lose more a row than the raw one before that one serves "
+        "again: nats of log loss; for regression twice the champion's mean squared error. Smaller harm is unlearnt",
+    )
     rest_rows: int = Field(
         1_000, ge=1, description="matured rows after such a return before an adaptation is made again, from nothing"
     )
+    much: float = Field(
+        1.0,
+        gt=0,
+        description="how far outputs are moved (root mean square; logits, for regression the champion's errors) from "
+        "which on the layer does much: as often as `much_for`, in a row, is an alert that a training is due",
+    )
+    much_for: int = Field(10, ge=1, description="adaptations in a row that moved outputs by `much`")
     max_move: float = Field(
         6.0,
         gt=0,

@@ -102,6 +102,8 @@ def print_status(found: Mapping[str, Any]) -> None:
             failed,
         )
     console.print(workers)
+    for doubt in found.get("doubts") or ():
+        console.print(f"the gates doubt this version: {doubt}")
     for slot, why in (found.get("unadapted") or {}).items():
         console.print(f"{slot} does not have the adaptation in force: {why}")
     waiting, lag = found.get("spool_bytes"), found.get("drain_lag_s")

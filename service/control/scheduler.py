@@ -30,6 +30,7 @@ from training.rollout import forget_workers
 if TYPE_CHECKING:
     from training.cycle import Seen
     from training.runs import Run
+    from training.spec import Adapted
 
 logger = logging.getLogger("evergreen.scheduler")
 
@@ -79,6 +80,7 @@ class Scheduler:
         self._failures: dict[str, Failure] = {}  # by job: its failures since it last ended well
         self._store_down = False  # logged once, until a job ends well again
         self._reported = 0  # the version whose drift was last shown as a page
+        self._works_hard = 0  # the version whose adaptation was last told to do much
         self._bootstrap_after = 0.0
         self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
         self._erasures = 0  # that have ended; a page drawn across one is not kept
@@ -278,8 +280,27 @@ class Scheduler:
             for gate in fields["result"].verdict.gates:
                 self.metrics.gate_results.labels(gate.name, "passed" if gate.passed else "failed").inc()
             self.metrics.retrain_seconds.observe(fields["result"].seconds)
+            if fields["result"].passed and not fields["result"].verdict.passed:
+                why = "; ".join(fields["result"].verdict.reasons)
+                self.alarm("doubtful_version", {"run": fields["run"].id, "why": f"a first version is served: {why}"})
+        elif name == "adapted":
+            self._count_adaptation(fields["version"], fields["adapted"], works_hard=fields["works_hard"])
         elif name == "run_finished":
             self._count_run(fields["run"])
+
+    def _count_adaptation(self, version: int, found: Adapted, *, works_hard: bool) -> None:
+        for output, loss in (("raw", found.raw_loss), ("served", found.served_loss)):
+            if loss is not None:
+                self.metrics.adaptation_loss.labels(output).set(loss)
+        self.metrics.adaptation_moved.set(found.moved)
+        for expert, weight in found.weights.items():
+            self.metrics.adaptation_weight.labels(expert).set(weight)
+        if found.harm:
+            self.alarm("adaptation_reverted", {"version": version, "why": found.harm})
+        elif works_hard and version != self._works_hard:
+            self._works_hard = version
+            why = f"outputs of version {version} are moved by {found.moved:.2g} for long: a training is due"
+            self.alarm("adaptation_works_hard", {"version": version, "moved": found.moved, "why": why})
 
     def _count_check(self, fields: Mapping[str, Any]) -> None:
         metrics, seen = self.metrics, fields["seen"]

@@ -65,6 +65,7 @@ def status(here: Here) -> dict[str, Any]:
         "announced": live.announced,
         "engine": current.engine if current else None,
         "adaptation": in_force(here, live.champion),
+        "doubts": _doubts(here, live.champion),
         "unadapted": {report.slot: report.unadapted for report in local if report.unadapted},
         "ready": here.worker.why_not_ready is None,
         "workers": [
@@ -81,6 +82,12 @@ def status(here: Here) -> dict[str, Any]:
         "last_check": _check(checks[0]) if checks else None,
         "runs": [_run(run, whole=False) for run in here.runs.list(limit=5)],
     }
+
+
+def _doubts(here: Here, champion: int | None) -> list[str]:
+    """What the gates had against the champion: it is served all the same when it was the first version."""
+    verdict = None if champion is None else here.registry.manifest(champion).verdict
+    return [] if verdict is None or verdict.passed else list(verdict.reasons)
 
 
 def _run(run: Run, *, whole: bool = True) -> dict[str, Any]:
