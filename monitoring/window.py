@@ -94,10 +94,10 @@ def read_window(
     Rows that this schema cannot read (another version's, or what `monitoring.fits` has no room for) are left out:
     `.attrs["skipped"]` counts them, `.attrs["unfit_labels"]` the labels that the target does not take, held as absent.
     """
-    conditions = _conditions(since, until, version)
+    conditions = conditions_of(since, until, version)
     # With none of these, a newer prediction of the same id is always in the window, too.
     whole = until is None and version is None
-    with _snapshot(engine) as connection, _collector_paused():
+    with snapshot_of(engine) as connection, _collector_paused():
         return _read(connection, schema, conditions, rows, labelled, sources, newest=True, whole=whole)[0]
 
 
@@ -115,11 +115,11 @@ def iter_window(
     A chunk may be empty: all its rows were skipped. Each is a snapshot of its own, so rows recorded meanwhile may
     be among the last ones.
     """
-    conditions = _conditions(since, until, version)
+    conditions = conditions_of(since, until, version)
     behind: list[sa.ColumnElement[bool]] = []
     order = (predictions.c.at, *_KEY)
     while True:
-        with _snapshot(engine) as connection, _collector_paused():
+        with snapshot_of(engine) as connection, _collector_paused():
             frame, last = _read(
                 connection, schema, conditions + behind, chunk_rows, False, (), newest=False, whole=False
             )
@@ -133,7 +133,7 @@ def iter_window(
 def label_status(engine: sa.Engine, id: str) -> LabelStatus:
     """Predictions and labels stored under one prediction id."""
     newest = (predictions.c.at.desc(), *(column.desc() for column in _KEY))
-    with _snapshot(engine) as connection:
+    with snapshot_of(engine) as connection:
         found = connection.execute(
             sa.select(predictions.c.version, predictions.c.at, predictions.c.prediction)
             .where(predictions.c.id == id)
@@ -161,7 +161,7 @@ _LABEL_ORDER: Final = (labels.c.observed_at, labels.c.received_at, *key_columns(
 
 
 @contextmanager
-def _snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+def snapshot_of(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection whose queries all see the store at one moment."""
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
@@ -187,11 +187,12 @@ def _literals(values: Sequence[Any]) -> list[sa.ColumnElement[Any]]:
     return [sa.literal(value, sa.Double if isinstance(value, float) else sa.BigInteger) for value in values]
 
 
-def _conditions(
+def conditions_of(
     since: float | None,
     until: float | None,
     version: int | None,
 ) -> list[sa.ColumnElement[bool]]:
+    """That a prediction was answered from `since` on and before `until`, and by this version."""
     conditions: list[sa.ColumnElement[bool]] = []
     if since is not None:
         conditions.append(predictions.c.at >= since)
@@ -213,11 +214,12 @@ def _superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     )
 
 
-def _has_label(rows: sa.FromClause = predictions, sources: Collection[str] = ()) -> sa.ColumnElement[bool]:
-    return sa.exists(sa.select(sa.literal(1)).where(_joins(rows, sources)))
+def has_label(rows: sa.FromClause = predictions, sources: Collection[str] = ()) -> sa.ColumnElement[bool]:
+    """Whether a row has a label, of one of these sources when some are named."""
+    return sa.exists(sa.select(sa.literal(1)).where(joins(rows, sources)))
 
 
-def _joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[bool]:
+def joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[bool]:
     """Whether a label is one of this row, and of one of these sources when some are named."""
     same = labels.c.id == rows.c.id
     return sa.and_(same, labels.c.source.in_(list(sources))) if sources else same
@@ -246,7 +248,7 @@ def _read(
     `whole`: no newer prediction of an id can lie outside the window.
     """
     if labelled:
-        conditions = [*conditions, _has_label(sources=sources)]
+        conditions = [*conditions, has_label(sources=sources)]
         if not whole:
             conditions.append(~_superseded())
     window = _window(conditions, limit, newest)
@@ -266,7 +268,7 @@ def _read(
         if connection.execute(_twice(narrow)).first() is not None:
             older = sa.select(*key_columns(narrow))
             keys = {
-                tuple(row) for row in connection.execute(older.where(_has_label(narrow, sources), _superseded(narrow)))
+                tuple(row) for row in connection.execute(older.where(has_label(narrow, sources), _superseded(narrow)))
             }
             key_of = zip(days, segments, positions, strict=True)
             superseded = {row for row, key in enumerate(key_of) if key in keys}
@@ -290,7 +292,7 @@ def _fetch(
     """The window's predictions, oldest first, each with the label that counts (or None), column by column."""
     rows = window.subquery()
     joined = sa.select(rows, *_LABEL_ORDER, labels.c.label, labels.c.source).join_from(
-        rows, labels, _joins(rows, sources), isouter=True
+        rows, labels, joins(rows, sources), isouter=True
     )
     cursor: Any = connection.execute(joined).cursor  # its own tuples: SQLAlchemy's rows cost half as much again
     found: list[tuple[Any, ...]] = cursor.fetchall()

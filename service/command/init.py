@@ -39,7 +39,7 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "log": ("fsync", "max_spool_bytes"),
     "drift": ("threshold", "share", "window_rows", "min_rows", "key_features", "ignored_features"),
     "quality": ("metric", "window_rows", "max_fall"),
-    "retrain": ("on_drift", "on_quality", "every_s", "cooldown_s", "min_labelled_rows"),
+    "retrain": ("growth", "on_quality", "on_drift", "every_s", "cooldown_s", "min_labelled_rows"),
     "gates": ("metric", "min_gain", "confidence", "max_segment_loss"),
     "training": ("trials", "threads", "memory_mb", "timeout_s", "max_rows", "holdout_share"),
     "schedule": ("check_interval_s",),
