@@ -142,7 +142,7 @@ def label_status(engine: sa.Engine, id: str) -> LabelStatus:
         given = connection.execute(
             sa.select(labels.c.label, labels.c.observed_at, labels.c.received_at, labels.c.source)
             .where(labels.c.id == id)
-            .order_by(*(column.desc() for column in _LABEL_ORDER))
+            .order_by(*(column.desc() for column in LABEL_ORDER))
         ).all()
     version, at, prediction = found[0] if found else (None, None, None)
     return LabelStatus(
@@ -157,7 +157,7 @@ def label_status(engine: sa.Engine, id: str) -> LabelStatus:
 
 # --- queries -------------------------------------------------------------------------------------------------------
 
-_LABEL_ORDER: Final = (labels.c.observed_at, labels.c.received_at, *key_columns(labels))
+LABEL_ORDER: Final = (labels.c.observed_at, labels.c.received_at, *key_columns(labels))
 
 
 @contextmanager
@@ -203,7 +203,7 @@ def conditions_of(
     return conditions
 
 
-def _superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
+def is_superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     """Whether a newer prediction has the same id."""
     newer = predictions.alias("newer")
     return sa.exists(
@@ -228,8 +228,8 @@ def joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[boo
 # What `_fetch` selects: the columns of `predictions`, then those that order labels, then the label and its source.
 _AT: Final = list(predictions.columns.keys()).index("at")
 _LABEL: Final = slice(len(predictions.columns), None)
-"""Comparing these finds the label that counts: the order of `_LABEL_ORDER`."""
-_WIDTH: Final = len(predictions.columns) + len(_LABEL_ORDER) + 2
+"""Comparing these finds the label that counts: the order of `LABEL_ORDER`."""
+_WIDTH: Final = len(predictions.columns) + len(LABEL_ORDER) + 2
 
 
 def _read(
@@ -250,7 +250,7 @@ def _read(
     if labelled:
         conditions = [*conditions, has_label(sources=sources)]
         if not whole:
-            conditions.append(~_superseded())
+            conditions.append(~is_superseded())
     window = _window(conditions, limit, newest)
     columns = _fetch(connection, window, sources)
     days, segments, positions, ids, at, *_, label_texts, _ = columns
@@ -268,7 +268,7 @@ def _read(
         if connection.execute(_twice(narrow)).first() is not None:
             older = sa.select(*key_columns(narrow))
             keys = {
-                tuple(row) for row in connection.execute(older.where(has_label(narrow, sources), _superseded(narrow)))
+                tuple(row) for row in connection.execute(older.where(has_label(narrow, sources), is_superseded(narrow)))
             }
             key_of = zip(days, segments, positions, strict=True)
             superseded = {row for row, key in enumerate(key_of) if key in keys}
@@ -291,7 +291,7 @@ def _fetch(
 ) -> list[Sequence[Any]]:
     """The window's predictions, oldest first, each with the label that counts (or None), column by column."""
     rows = window.subquery()
-    joined = sa.select(rows, *_LABEL_ORDER, labels.c.label, labels.c.source).join_from(
+    joined = sa.select(rows, *LABEL_ORDER, labels.c.label, labels.c.source).join_from(
         rows, labels, joins(rows, sources), isouter=True
     )
     cursor: Any = connection.execute(joined).cursor  # its own tuples: SQLAlchemy's rows cost half as much again
@@ -337,14 +337,14 @@ def _frame(
 
     *_, ids, at, versions, texts, answers, chances, adaptations = columns[: len(predictions.columns)]
     observed_at, *_, label_texts, senders = columns[len(predictions.columns) :]
-    given = _targets(schema, answers)
+    given = targets_of(schema, answers)
     fitting = np.array([value is not None for value in given], dtype=bool)
-    probabilities, readable = _matrix(chances, len(schema.classes))
+    probabilities, readable = matrix_of(chances, len(schema.classes))
     fitting &= readable
 
     if superseded:
         label_texts = [None if row in superseded else text for row, text in enumerate(label_texts)]
-    raw_labels = _targets(schema, label_texts)
+    raw_labels = targets_of(schema, label_texts)
     known = np.array([value is not None for value in raw_labels], dtype=bool)
     unfit = len(label_texts) - label_texts.count(None) - int(known.sum())
     observed = np.array(observed_at, dtype=np.float64)
@@ -363,9 +363,9 @@ def _frame(
         AT: np.array(pick(at), dtype=np.float64),
         VERSION: np.array(pick(versions), dtype=np.int64),
         ADAPTATION: np.array(pick(adaptations), dtype=np.float64),
-        PREDICTED: _column(schema, pick(given)),
+        PREDICTED: column_of(schema, pick(given)),
         SCORE: np.full(len(keep), np.nan),
-        LABEL: _column(schema, pick(raw_labels)),
+        LABEL: column_of(schema, pick(raw_labels)),
         OBSERVED_AT: observed[keep],
         SOURCE: np.array([name if ok else "" for name, ok in zip(pick(senders), known[keep], strict=True)], object),
     }
@@ -403,7 +403,7 @@ def _decoded_alone(text: str) -> Any:
         return _UNREADABLE
 
 
-def _matrix(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def matrix_of(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Rows by classes out of JSON arrays (NaN where there is none), and which rows have that many or none."""
     readable = np.ones(len(texts), dtype=bool)
     if not width:
@@ -428,7 +428,7 @@ def _matrix(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, An
     return cells, readable
 
 
-def _targets(schema: FeatureSchema, texts: Sequence[str | None]) -> list[Any]:
+def targets_of(schema: FeatureSchema, texts: Sequence[str | None]) -> list[Any]:
     """The canonical value of each JSON text; None for None and for what the target does not take."""
     distinct = [text for text in dict.fromkeys(texts) if text is not None]
     values = {text: value for text, value in zip(distinct, _decoded(distinct), strict=True)}
@@ -438,7 +438,7 @@ def _targets(schema: FeatureSchema, texts: Sequence[str | None]) -> list[Any]:
     return list(map(value_of.get, texts))
 
 
-def _column(schema: FeatureSchema, values: Sequence[Any]) -> np.ndarray[Any, Any]:
+def column_of(schema: FeatureSchema, values: Sequence[Any]) -> np.ndarray[Any, Any]:
     """Canonical values, None where there is none, as a column."""
     dtype = schema.labels([]).dtype
     if dtype != np.float64 and None in values:

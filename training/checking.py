@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from monitoring.answers import count_labelled
+from monitoring.answers import count_labelled, label_maturity
 from monitoring.drift import DriftPolicy, DriftReport, detect
 from monitoring.feature import LABEL
+from monitoring.maturity import Maturity
 from monitoring.quality import fell, measure
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
@@ -34,6 +35,7 @@ class Seen:
     champion: int
     drift: DriftReport
     quality: QualityCheck
+    labels: Maturity
     schema: FeatureSchema
     reference: pd.DataFrame = field(repr=False, compare=False)  # what the window was compared with
     window: pd.DataFrame = field(repr=False, compare=False)
@@ -42,7 +44,12 @@ class Seen:
     def known(self) -> dict[str, Any]:
         """What the check's row says of the quality."""
         found: dict[str, Any] = msgspec.to_builtins(self.quality.measured)
-        return {**found, "state": self.quality.state, "words": self.quality.words}
+        return {
+            **found,
+            "state": self.quality.state,
+            "words": self.quality.words,
+            "labels": msgspec.to_builtins(self.labels),
+        }
 
 
 def check(loop: Loop, champion: int) -> Seen:
@@ -56,13 +63,24 @@ def check(loop: Loop, champion: int) -> Seen:
     compared = _comparable(reference, loop.drift)
     drift = detect(compared, window, schema, loop.drift, seed=loop.seed)
 
-    labelled = read_window(
-        loop.engine, schema, rows=loop.quality.window_rows, labelled=True, sources=loop.gates.label_sources
+    labels = maturity(loop)
+    answered = read_window(
+        loop.engine,
+        schema,
+        rows=loop.quality.window_rows,
+        until=labels.matured_until,
+        version=champion,
+        labelled=True,
+        sources=loop.gates.label_sources,
     )
-    answered = labelled[labelled["_version"] == champion]
     quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
-    unfit = {"drift": unfit_rows(window), "quality": unfit_rows(labelled)}
-    return Seen(champion, drift, quality, schema, compared, window, unfit)
+    unfit = {"drift": unfit_rows(window), "quality": unfit_rows(answered)}
+    return Seen(champion, drift, quality, labels, schema, compared, window, unfit)
+
+
+def maturity(loop: Loop) -> Maturity:
+    """Which rows of the record may be judged, trained on and adapted to by now: those before `matured_until`."""
+    return label_maturity(loop.engine, loop.clock(), loop.quality.delay_s, loop.gates.label_sources)
 
 
 def unfit_rows(window: pd.DataFrame) -> int:
@@ -102,7 +120,8 @@ def _new_rows_asked_for(policy: RetrainPolicy, trained_rows: int, refusals: int)
 
 
 def _labelled(loop: Loop, seen: Seen, most: int, since: float | None = None) -> int:
-    return count_labelled(loop.engine, most=most, since=since, sources=loop.gates.label_sources)
+    until = seen.labels.matured_until
+    return count_labelled(loop.engine, most=most, since=since, until=until, sources=loop.gates.label_sources)
 
 
 def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
