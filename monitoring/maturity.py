@@ -9,6 +9,7 @@ data", Biometrika 1988).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -23,6 +24,8 @@ COMPLETE: Final = 0.99
 """Share of the labels that will ever come that must be there."""
 FEWEST: Final = 30
 """Labels from which a delay can be measured."""
+AT_RISK: Final = 10
+"""Labels on rows old enough to show a delay, from which the share of shorter ones can be told."""
 
 
 class Maturity(msgspec.Struct, frozen=True):
@@ -30,6 +33,8 @@ class Maturity(msgspec.Struct, frozen=True):
 
     delay_s: float
     """A row is mature this many seconds after its answer."""
+    matured_until: float
+    """Rows answered before this moment (seconds since 1970 UTC) are mature."""
     measured: bool
     """Whether it was measured; otherwise it is a setting, or 0 because there are too few labels to measure."""
     labels: int
@@ -63,7 +68,7 @@ def delay(answered: Array, known: Array, now: float, complete: float = COMPLETE)
     at_risk = np.maximum(within - young, count)
     steps = 1 - count / at_risk
     # The longest delays rest on few old rows: with one at risk the product would say that nothing comes before.
-    steps[at_risk < FEWEST] = 1.0
+    steps[at_risk < AT_RISK] = 1.0
     share = np.append(np.cumprod(steps[::-1])[::-1][1:], 1.0)
     return float(at[int(np.searchsorted(share, complete))])
 
@@ -72,9 +77,11 @@ def measure(answered: Array, known: Array, now: float, setting: float | None = N
     """The delay (`setting` seconds, or measured when None), and what it means for these predictions."""
     found = delay(answered, known, now) if setting is None else setting
     there = ~np.isnan(known)
-    old = answered <= now - (found or 0.0)
+    until = math.nextafter(now - (found or 0.0), math.inf)
+    old = answered < until
     return Maturity(
         delay_s=found or 0.0,
+        matured_until=until,
         measured=setting is None and found is not None,
         labels=int(there.sum()),
         coverage=float(there[old].mean()) if old.any() else None,

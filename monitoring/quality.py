@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
 
 from monitoring.feature import Task
 
@@ -62,11 +62,21 @@ class QualityPolicy(BaseModel):
         description="rise of log_loss, brier, mae or rmse that is a loss of quality, as a share of the champion's own: "
         "these have units",
     )
+    label_delay: Literal["auto"] | NonNegativeFloat = Field(
+        "auto",
+        description="seconds after its answer from which a row is judged by its label; early labels are no sample of "
+        "all. auto measures it from the record: 99 % of the labels that will ever come are there",
+    )
     noise_sigmas: float = Field(
         3.0,
         ge=0,
         description="standard errors that a loss must also exceed; 3 is one false alarm in 740 independent windows",
     )
+
+    @property
+    def delay_s(self) -> float | None:
+        """`label_delay` in seconds; None when it is to be measured."""
+        return None if self.label_delay == "auto" else self.label_delay
 
 
 class Quality(msgspec.Struct, frozen=True):

@@ -94,10 +94,10 @@ def read_window(
     Rows that this schema cannot read (another version's, or what `monitoring.fits` has no room for) are left out:
     `.attrs["skipped"]` counts them, `.attrs["unfit_labels"]` the labels that the target does not take, held as absent.
     """
-    conditions = _conditions(since, until, version)
+    conditions = conditions_of(since, until, version)
     # With none of these, a newer prediction of the same id is always in the window, too.
     whole = until is None and version is None
-    with _snapshot(engine) as connection, _collector_paused():
+    with snapshot_of(engine) as connection, _collector_paused():
         return _read(connection, schema, conditions, rows, labelled, sources, newest=True, whole=whole)[0]
 
 
@@ -115,11 +115,11 @@ def iter_window(
     A chunk may be empty: all its rows were skipped. Each is a snapshot of its own, so rows recorded meanwhile may
     be among the last ones.
     """
-    conditions = _conditions(since, until, version)
+    conditions = conditions_of(since, until, version)
     behind: list[sa.ColumnElement[bool]] = []
     order = (predictions.c.at, *_KEY)
     while True:
-        with _snapshot(engine) as connection, _collector_paused():
+        with snapshot_of(engine) as connection, _collector_paused():
             frame, last = _read(
                 connection, schema, conditions + behind, chunk_rows, False, (), newest=False, whole=False
             )
@@ -133,7 +133,7 @@ def iter_window(
 def label_status(engine: sa.Engine, id: str) -> LabelStatus:
     """Predictions and labels stored under one prediction id."""
     newest = (predictions.c.at.desc(), *(column.desc() for column in _KEY))
-    with _snapshot(engine) as connection:
+    with snapshot_of(engine) as connection:
         found = connection.execute(
             sa.select(predictions.c.version, predictions.c.at, predictions.c.prediction)
             .where(predictions.c.id == id)
@@ -142,7 +142,7 @@ def label_status(engine: sa.Engine, id: str) -> LabelStatus:
         given = connection.execute(
             sa.select(labels.c.label, labels.c.observed_at, labels.c.received_at, labels.c.source)
             .where(labels.c.id == id)
-            .order_by(*(column.desc() for column in _LABEL_ORDER))
+            .order_by(*(column.desc() for column in LABEL_ORDER))
         ).all()
     version, at, prediction = found[0] if found else (None, None, None)
     return LabelStatus(
@@ -157,11 +157,11 @@ def label_status(engine: sa.Engine, id: str) -> LabelStatus:
 
 # --- queries -------------------------------------------------------------------------------------------------------
 
-_LABEL_ORDER: Final = (labels.c.observed_at, labels.c.received_at, *key_columns(labels))
+LABEL_ORDER: Final = (labels.c.observed_at, labels.c.received_at, *key_columns(labels))
 
 
 @contextmanager
-def _snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+def snapshot_of(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection whose queries all see the store at one moment."""
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
@@ -187,11 +187,12 @@ def _literals(values: Sequence[Any]) -> list[sa.ColumnElement[Any]]:
     return [sa.literal(value, sa.Double if isinstance(value, float) else sa.BigInteger) for value in values]
 
 
-def _conditions(
+def conditions_of(
     since: float | None,
     until: float | None,
     version: int | None,
 ) -> list[sa.ColumnElement[bool]]:
+    """That a prediction was answered from `since` on and before `until`, and by this version."""
     conditions: list[sa.ColumnElement[bool]] = []
     if since is not None:
         conditions.append(predictions.c.at >= since)
@@ -202,7 +203,7 @@ def _conditions(
     return conditions
 
 
-def _superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
+def is_superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     """Whether a newer prediction has the same id."""
     newer = predictions.alias("newer")
     return sa.exists(
@@ -213,11 +214,12 @@ def _superseded(rows: sa.FromClause = predictions) -> sa.ColumnElement[bool]:
     )
 
 
-def _has_label(rows: sa.FromClause = predictions, sources: Collection[str] = ()) -> sa.ColumnElement[bool]:
-    return sa.exists(sa.select(sa.literal(1)).where(_joins(rows, sources)))
+def has_label(rows: sa.FromClause = predictions, sources: Collection[str] = ()) -> sa.ColumnElement[bool]:
+    """Whether a row has a label, of one of these sources when some are named."""
+    return sa.exists(sa.select(sa.literal(1)).where(joins(rows, sources)))
 
 
-def _joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[bool]:
+def joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[bool]:
     """Whether a label is one of this row, and of one of these sources when some are named."""
     same = labels.c.id == rows.c.id
     return sa.and_(same, labels.c.source.in_(list(sources))) if sources else same
@@ -226,8 +228,8 @@ def _joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[bo
 # What `_fetch` selects: the columns of `predictions`, then those that order labels, then the label and its source.
 _AT: Final = list(predictions.columns.keys()).index("at")
 _LABEL: Final = slice(len(predictions.columns), None)
-"""Comparing these finds the label that counts: the order of `_LABEL_ORDER`."""
-_WIDTH: Final = len(predictions.columns) + len(_LABEL_ORDER) + 2
+"""Comparing these finds the label that counts: the order of `LABEL_ORDER`."""
+_WIDTH: Final = len(predictions.columns) + len(LABEL_ORDER) + 2
 
 
 def _read(
@@ -246,9 +248,9 @@ def _read(
     `whole`: no newer prediction of an id can lie outside the window.
     """
     if labelled:
-        conditions = [*conditions, _has_label(sources=sources)]
+        conditions = [*conditions, has_label(sources=sources)]
         if not whole:
-            conditions.append(~_superseded())
+            conditions.append(~is_superseded())
     window = _window(conditions, limit, newest)
     columns = _fetch(connection, window, sources)
     days, segments, positions, ids, at, *_, label_texts, _ = columns
@@ -266,7 +268,7 @@ def _read(
         if connection.execute(_twice(narrow)).first() is not None:
             older = sa.select(*key_columns(narrow))
             keys = {
-                tuple(row) for row in connection.execute(older.where(_has_label(narrow, sources), _superseded(narrow)))
+                tuple(row) for row in connection.execute(older.where(has_label(narrow, sources), is_superseded(narrow)))
             }
             key_of = zip(days, segments, positions, strict=True)
             superseded = {row for row, key in enumerate(key_of) if key in keys}
@@ -289,8 +291,8 @@ def _fetch(
 ) -> list[Sequence[Any]]:
     """The window's predictions, oldest first, each with the label that counts (or None), column by column."""
     rows = window.subquery()
-    joined = sa.select(rows, *_LABEL_ORDER, labels.c.label, labels.c.source).join_from(
-        rows, labels, _joins(rows, sources), isouter=True
+    joined = sa.select(rows, *LABEL_ORDER, labels.c.label, labels.c.source).join_from(
+        rows, labels, joins(rows, sources), isouter=True
     )
     cursor: Any = connection.execute(joined).cursor  # its own tuples: SQLAlchemy's rows cost half as much again
     found: list[tuple[Any, ...]] = cursor.fetchall()
@@ -335,14 +337,14 @@ def _frame(
 
     *_, ids, at, versions, texts, answers, chances, adaptations = columns[: len(predictions.columns)]
     observed_at, *_, label_texts, senders = columns[len(predictions.columns) :]
-    given = _targets(schema, answers)
+    given = targets_of(schema, answers)
     fitting = np.array([value is not None for value in given], dtype=bool)
-    probabilities, readable = _matrix(chances, len(schema.classes))
+    probabilities, readable = matrix_of(chances, len(schema.classes))
     fitting &= readable
 
     if superseded:
         label_texts = [None if row in superseded else text for row, text in enumerate(label_texts)]
-    raw_labels = _targets(schema, label_texts)
+    raw_labels = targets_of(schema, label_texts)
     known = np.array([value is not None for value in raw_labels], dtype=bool)
     unfit = len(label_texts) - label_texts.count(None) - int(known.sum())
     observed = np.array(observed_at, dtype=np.float64)
@@ -361,9 +363,9 @@ def _frame(
         AT: np.array(pick(at), dtype=np.float64),
         VERSION: np.array(pick(versions), dtype=np.int64),
         ADAPTATION: np.array(pick(adaptations), dtype=np.float64),
-        PREDICTED: _column(schema, pick(given)),
+        PREDICTED: column_of(schema, pick(given)),
         SCORE: np.full(len(keep), np.nan),
-        LABEL: _column(schema, pick(raw_labels)),
+        LABEL: column_of(schema, pick(raw_labels)),
         OBSERVED_AT: observed[keep],
         SOURCE: np.array([name if ok else "" for name, ok in zip(pick(senders), known[keep], strict=True)], object),
     }
@@ -401,7 +403,7 @@ def _decoded_alone(text: str) -> Any:
         return _UNREADABLE
 
 
-def _matrix(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def matrix_of(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Rows by classes out of JSON arrays (NaN where there is none), and which rows have that many or none."""
     readable = np.ones(len(texts), dtype=bool)
     if not width:
@@ -426,7 +428,7 @@ def _matrix(texts: Sequence[str | None], width: int) -> tuple[np.ndarray[Any, An
     return cells, readable
 
 
-def _targets(schema: FeatureSchema, texts: Sequence[str | None]) -> list[Any]:
+def targets_of(schema: FeatureSchema, texts: Sequence[str | None]) -> list[Any]:
     """The canonical value of each JSON text; None for None and for what the target does not take."""
     distinct = [text for text in dict.fromkeys(texts) if text is not None]
     values = {text: value for text, value in zip(distinct, _decoded(distinct), strict=True)}
@@ -436,7 +438,7 @@ def _targets(schema: FeatureSchema, texts: Sequence[str | None]) -> list[Any]:
     return list(map(value_of.get, texts))
 
 
-def _column(schema: FeatureSchema, values: Sequence[Any]) -> np.ndarray[Any, Any]:
+def column_of(schema: FeatureSchema, values: Sequence[Any]) -> np.ndarray[Any, Any]:
     """Canonical values, None where there is none, as a column."""
     dtype = schema.labels([]).dtype
     if dtype != np.float64 and None in values:

@@ -77,7 +77,7 @@ class Place:
             seed=0,
             drift=DriftPolicy(min_rows=100),
             quality=QualityPolicy(min_labels=50),
-            retrain=RetrainPolicy(confirmations=2, cooldown_s=60, min_labelled_rows=300, min_new_labelled_rows=100),
+            retrain=RetrainPolicy(growth=2.0, cooldown_s=60, min_labelled_rows=300, min_new_labelled_rows=100),
             gates=GatePolicy(min_holdout_rows=100),
             training=TrainPolicy(min_rows=100),
             adapt=AdaptPolicy(),

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -20,21 +20,20 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from monitoring.drift import DriftPolicy, DriftReport, detect
 from monitoring.errors import CannotGoOn
 from monitoring.feature import AT, LABEL, ORIGIN, VERSION
-from monitoring.quality import fell, measure
 from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
 from training.adaptations import Adaptations
 from training.adapting import adapt, served_of, standing_of, start, works_hard
-from training.artefact import REFERENCE, SCHEMA
+from training.artefact import SCHEMA
+from training.checking import Seen, check, maturity, past, unfit_rows
 from training.data import DataError, assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
 from training.lease import LeaseLost
 from training.loop import Loop
-from training.policy import Decision, History, QualityCheck, decide
+from training.policy import Decision, decide
 from training.registry import NoChampion
 from training.retention import retain
 from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
@@ -47,29 +46,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRAININGS: Final = ("bootstrap", "retrain")
-"""Kinds of runs that fit a model; the cool-down counts from them."""
-
 MOVES: Final = ("promote", "rollback", "adaptation")
 """Kinds of runs that only move an alias or a switch: nobody wants to wait for a training to end before them."""
 
 Story = dict[str, Any]
 """The record of a run, filled as it goes, so that a crash keeps what was known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What one check found."""
-
-    champion: int
-    drift: DriftReport
-    quality: QualityCheck
-    labelled_rows: int  # counted up to what the policies ask for
-    labelled_at: tuple[float, ...]  # when each of them was answered
-    schema: FeatureSchema
-    reference: pd.DataFrame = field(repr=False, compare=False)  # what the window was compared with
-    window: pd.DataFrame = field(repr=False, compare=False)
-    unfit: Mapping[str, int]  # rows and labels that were left out, by what they were read for
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------
@@ -81,10 +62,11 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     `asked` is a claimed run of kind "retrain": a person's wish. Raises `NoChampion` (then `bootstrap`).
     """
     champion = loop.registry.champion()
-    adapted = adapt(loop, champion)
+    labels = maturity(loop)
+    adapted = adapt(loop, champion, labels.matured_until)
     if adapted is not None:
         _tell(loop, "adapted", version=champion, adapted=adapted, works_hard=works_hard(loop, champion))
-    seen = check(loop, champion)
+    seen = check(loop, champion, labels)
     history = past(loop, seen, besides=asked)
     decision = decide(seen.drift, seen.quality, history, loop.clock(), loop.retrain, manual=asked is not None)
     check_id = _remember(loop, seen, decision)
@@ -92,11 +74,10 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     if not decision.train:
         return _say_no(loop, asked, decision, champion, story)
     run = asked or _start(loop, "retrain", decision.trigger or "schedule", decision.why)
-    due = getattr(decision, "due", True)
 
     def train() -> Ending:
         with _workplace(loop, run) as out:
-            spec = _retrain_spec(loop, champion, out, story, due=due)
+            spec = _retrain_spec(loop, champion, out, story, due=decision.due)
             return _judge_and_promote(loop, run, spec, story, lost="kept")
 
     return _carry_out(loop, run, story, train)
@@ -291,102 +272,17 @@ def take_over(loop: Loop, why: str = "") -> tuple[int, ...]:
 # -- check ---------------------------------------------------------------------------------------------------------
 
 
-def check(loop: Loop, champion: int) -> Seen:
-    """Drift and quality of what the champion answered lately, against its own reference and holdout."""
-    import pandas as pd
-
-    folder = loop.registry.path(champion)
-    schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
-    reference = pd.read_parquet(folder / REFERENCE)
-    window = read_window(loop.engine, schema, rows=loop.drift.window_rows, version=champion)
-    compared = _comparable(reference, loop.drift)
-    drift = detect(compared, window, schema, loop.drift, seed=loop.seed)
-
-    wanted = max(loop.quality.window_rows, loop.retrain.min_labelled_rows, loop.retrain.min_new_labelled_rows)
-    labelled = read_window(loop.engine, schema, rows=wanted, labelled=True, sources=loop.gates.label_sources)
-    answered = labelled[labelled["_version"] == champion].tail(loop.quality.window_rows)
-    quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
-    unfit = {"drift": unfit_rows(window), "quality": unfit_rows(labelled)}
-    return Seen(champion, drift, quality, len(labelled), tuple(labelled[AT].tolist()), schema, compared, window, unfit)
-
-
-def unfit_rows(window: pd.DataFrame) -> int:
-    """How many rows of the record this window left out, and how many labels: they do not fit its schema."""
-    return int(window.attrs["skipped"] + window.attrs["unfit_labels"])
-
-
-def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
-    """What the decision needs to know of the past; `besides` is the run that asks."""
-    checks = loop.runs.checks(limit=loop.retrain.confirmations, version=seen.champion)
-    trainings = [run for kind in TRAININGS for run in loop.runs.list(kind=kind, limit=50)]
-    trainings = sorted((run for run in trainings if run.state in ("done", "failed")), key=lambda run: -run.id)
-    trainings = [run for run in trainings if run.outcome not in (NO_ACTION, "stopped")]
-    crashes = next((at for at, run in enumerate(trainings) if run.state == "done"), len(trainings))
-    data = trainings[crashes].record.data if crashes < len(trainings) else None
-    until = data.until if data is not None else None
-    running = loop.runs.running()
-    return History(
-        last_trained_at=trainings[0].finished_at if trainings else None,
-        labelled_rows=seen.labelled_rows,
-        new_labelled_rows=sum(until is None or at > until for at in seen.labelled_at),
-        crashes=crashes,
-        drift_checks=_in_a_row(bool((c.drift or {}).get("detected")) for c in checks),
-        quality_checks=_in_a_row(bool((c.quality or {}).get("lost")) for c in checks),
-        running=running.id if running is not None and (besides is None or running.id != besides.id) else None,
-    )
-
-
-def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
-    """The champion's holdout: the newest data it was made for, with answers to rows it was not fitted to.
-
-    With fewer rows than drift needs it is the whole reference, without the answers: a model is surer of fitted rows.
-    """
-    holdout = reference[reference["_holdout"]]
-    return holdout if len(holdout) >= policy.min_rows else reference.drop(columns=["_prediction", "_score"])
-
-
-def _quality(loop: Loop, schema: FeatureSchema, holdout: pd.DataFrame, answered: pd.DataFrame) -> QualityCheck:
-    def measured(frame: pd.DataFrame) -> Any:
-        scores = frame["_score"].to_numpy() if schema.task == "binary" else frame.get("_probabilities")
-        if schema.task == "regression":
-            scores = None
-        answers = frame["_prediction"].to_numpy()
-        return measure(
-            frame[LABEL].to_numpy(), answers, scores, schema.task, schema.classes, loop.quality, seed=loop.seed
-        )
-
-    then, now = measured(holdout), measured(answered)
-    if then.value is None:
-        return QualityCheck(now)
-    return QualityCheck(now, then.value, fell(then.value, now, loop.quality, reference_error=then.error or 0.0))
-
-
 def _remember(loop: Loop, seen: Seen, decision: Decision) -> int:
-    drift: Story = msgspec.to_builtins(seen.drift)
-    quality: Story = {
-        **msgspec.to_builtins(seen.quality.measured),
-        "reference": seen.quality.reference,
-        "lost": seen.quality.lost,
-    }
     check_id = loop.runs.check(
         at=loop.clock(),
         version=seen.champion,
-        drift=drift,
-        quality=quality,
+        drift=msgspec.to_builtins(seen.drift),
+        quality=seen.known(),
         decision=asdict(decision),
         token=loop.token,
     )
     _tell(loop, "checked", check=check_id, seen=seen, decision=decision)
     return check_id
-
-
-def _in_a_row(found: Iterator[bool]) -> int:
-    count = 0
-    for one in found:
-        if not one:
-            break
-        count += 1
-    return count
 
 
 # -- what a job is given -------------------------------------------------------------------------------------------
@@ -427,7 +323,12 @@ def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
     folder, manifest = loop.registry.path(champion), loop.registry.manifest(champion)
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
     record = read_window(
-        loop.engine, schema, rows=loop.training.max_rows, labelled=True, sources=loop.gates.label_sources
+        loop.engine,
+        schema,
+        rows=loop.training.max_rows,
+        until=maturity(loop).matured_until,
+        labelled=True,
+        sources=loop.gates.label_sources,
     )
     story["unfit_rows"] = unfit_rows(record)
     before = loop.snapshots_dir / f"{manifest.data.snapshot}.parquet"

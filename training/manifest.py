@@ -214,6 +214,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True):
     train: bool = False
     trigger: str | None = None
     reasons: tuple[str, ...] = ()
+    due: bool = False  # promoted unless probably worse; False: it had to be probably better
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from monitoring.drift import DriftReport
+    from monitoring.evidence import State
     from monitoring.quality import Quality
 
-Trigger = Literal["manual", "quality", "drift", "schedule"]
+Trigger = Literal["manual", "quality", "growth", "schedule", "drift"]
+"""What can ask for a training, the strongest first."""
+
+LONGER: Final = 1.5
+"""Each refused training in a row multiplies the growth that the next one waits for."""
+LONGEST: Final = 4.0
+"""Refusals multiply it by no more than this."""
 
 
 class RetrainPolicy(BaseModel):
@@ -19,13 +27,27 @@ class RetrainPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    on_drift: bool = Field(True, description="switch; features that moved are the earliest sign, before labels arrive")
-    on_quality: bool = Field(True, description="switch; measured quality that fell is the surest sign")
-    every_s: float = Field(
-        0.0, ge=0, description="seconds since the last training; 0 = never by the clock, only when something moved"
+    growth: float = Field(
+        0.2,
+        ge=0,
+        description="share; labelled rows since the last training over the rows of that training that make one due. "
+        "Each refused training in a row makes it 1.5 times as much, up to 4 times; 0 = never by growth",
+    )
+    on_quality: bool = Field(True, description="switch; lost quality of what was answered makes a training due")
+    growth_if_lost: float = Field(
+        0.1,
+        ge=0,
+        description="share; as growth, and enough once quality is lost: fewer new rows hardly change what is learned",
+    )
+    on_drift: bool = Field(
+        False,
+        description="switch; whether drift alone trains. Real streams nearly always drift, and gain nothing by it",
     )
     confirmations: int = Field(
-        2, ge=1, description="checks in a row that must say the same; one odd window is not worth a training"
+        2, ge=1, description="checks in a row that must see drift before it trains; one odd window is not worth it"
+    )
+    every_s: float = Field(
+        0.0, ge=0, description="seconds since the last training that make one due, whatever the rows; 0 = never by age"
     )
     cooldown_s: float = Field(
         300.0, ge=0, description="seconds after a training ended; its effect must show before the next one is judged"
@@ -43,23 +65,24 @@ class RetrainPolicy(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class QualityCheck:
-    """The champion's quality on the newest labelled rows, against that on its own holdout."""
+    """What is known of the champion's quality on the rows that it answered."""
 
-    measured: Quality
-    reference: float | None = None  # the same metric on the champion's holdout; None when it has none
-    lost: str | None = None  # what `monitoring.quality.fell` said: the loss in words, None when there was none
+    measured: Quality  # on the newest of them, in numbers
+    state: State = "not known yet"
+    words: str = ""  # a sentence: the state, on which rows, with which output, against what
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the decision needs to know of the past."""
+    """What the decision needs to know of the past. Rows are matured ones; they are counted up to what is asked for."""
 
     last_trained_at: float | None = None  # seconds since 1970 UTC, end of the last training; None before the first
-    labelled_rows: int = 0  # in the record; counted up to what the policy asks for
-    new_labelled_rows: int = 0  # of these, answered after the last training's data
+    trained_rows: int = 0  # that the last training which did not crash was given
+    labelled_rows: int = 0  # in the record
+    new_labelled_rows: int = 0  # of these, answered after that training's data
+    refusals: int = 0  # trainings in a row, up to now, whose candidate was not promoted
     crashes: int = 0  # trainings in a row, up to now, that crashed
     drift_checks: int = 0  # checks in a row, up to but without this one, that saw drift
-    quality_checks: int = 0  # checks in a row, up to but without this one, that saw quality fall
     running: int | None = None  # id of the run that trains now
 
 
@@ -70,6 +93,7 @@ class Decision:
     train: bool
     trigger: Trigger | None  # what asked for it, also when something stood against it
     reasons: tuple[str, ...]
+    due: bool = False  # promoted unless it is probably worse; False: somebody hoped, it must be probably better
 
     @property
     def why(self) -> str:
@@ -95,13 +119,22 @@ def decide(
     if not wanted:
         return Decision(False, None, seen)
     against = _objections(history, now, policy, manual)
-    return Decision(not against, wanted, seen + against)
+    return Decision(not against, wanted, seen + against, due=wanted != "drift")
 
 
 def cooldown_s(history: History, policy: RetrainPolicy) -> float:
     """Seconds that must pass after the last training: doubled for each crash in a row, up to `max_cooldown_s`."""
     doubled = policy.cooldown_s * 2.0 ** min(history.crashes, 32)
     return min(doubled, max(policy.cooldown_s, policy.max_cooldown_s))
+
+
+def growth_needed(share: float, trained_rows: int, refusals: int) -> int:
+    """Labelled rows since the last training that are a growth of `share`, more after each refusal in a row."""
+    return max(1, math.ceil(round(share * _patience(refusals) * trained_rows, 6)))
+
+
+def _patience(refusals: int) -> float:
+    return min(LONGER ** min(refusals, 32), LONGEST)
 
 
 def _wishes(
@@ -117,21 +150,29 @@ def _wishes(
     seen: list[str] = ["a person asked"] if manual else []
 
     if quality is not None:
-        times, now_is = history.quality_checks + 1, quality.measured
-        if quality.lost is not None and not policy.on_quality:
-            seen.append(f"{quality.lost}, but on_quality is off")
-        elif quality.lost is not None and times < policy.confirmations:
-            seen.append(f"{quality.lost}, in {times} of {policy.confirmations} checks in a row")
-        elif quality.lost is not None:
-            seen.append(quality.lost)
-            wishes.append("quality")
-        elif not now_is.usable or now_is.value is None:
-            seen.append(f"quality was not measured: {now_is.note or f'{now_is.rows} labelled rows'}")
-        elif quality.reference is None:
-            seen.append(f"{now_is.metric} {now_is.value:.4g} on {now_is.rows} rows, nothing to compare it with")
+        seen.append(quality.words)
+        if quality.state == "lost" and not policy.on_quality:
+            seen[-1] += ", but on_quality is off"
+        elif quality.state == "lost":
+            enough, said = _growth("quality", policy.growth_if_lost, history)
+            if enough:
+                wishes.append("quality")
+            else:
+                seen.append(said)
+
+    if policy.growth > 0:
+        enough, said = _growth("growth", policy.growth, history)
+        seen.append(said)
+        if enough:
+            wishes.append("growth")
+
+    if policy.every_s > 0:
+        due_s = 0.0 if history.last_trained_at is None else policy.every_s - _elapsed(history.last_trained_at, now)
+        if due_s <= 0:
+            seen.append(f"schedule: trained every {policy.every_s:g} s, it is time")
+            wishes.append("schedule")
         else:
-            against = f"{quality.reference:.4g} on the champion's holdout"
-            seen.append(f"quality held: {now_is.metric} {now_is.value:.4g} on {now_is.rows} rows, {against}")
+            seen.append(f"schedule: {due_s:.0f} s left of {policy.every_s:g} s")
 
     if drift is not None:
         times = history.drift_checks + 1
@@ -141,21 +182,30 @@ def _wishes(
         elif not drift.detected:
             seen.append(f"no drift: {len(drift.drifted)} of {len(drift.features)} features moved")
         elif not policy.on_drift:
-            seen.append(f"{found}, but on_drift is off")
+            seen.append(f"{found}; drift alone trains nothing (on_drift is off)")
         elif times < policy.confirmations:
             seen.append(f"{found}, in {times} of {policy.confirmations} checks in a row")
         else:
             seen.append(found)
             wishes.append("drift")
-
-    if policy.every_s > 0:
-        due_s = 0.0 if history.last_trained_at is None else policy.every_s - _elapsed(history.last_trained_at, now)
-        if due_s <= 0:
-            seen.append(f"schedule: trained every {policy.every_s:g} s, it is time")
-            wishes.append("schedule")
-        else:
-            seen.append(f"schedule: {due_s:.0f} s left of {policy.every_s:g} s")
     return (wishes[0] if wishes else None), tuple(seen) or ("nothing was looked at",)
+
+
+def _growth(name: str, share: float, history: History) -> tuple[bool, str]:
+    """Whether enough labelled rows came since the last training, and the sentence that says so."""
+    needed = growth_needed(share, history.trained_rows, history.refusals)
+    part = f"{share * _patience(history.refusals) * 100:.3g} % of {history.trained_rows:,}"
+    if history.refusals:
+        times = "the last training was" if history.refusals == 1 else f"the last {history.refusals} trainings were"
+        part += f", more than {share * 100:.3g} % as {times} refused"
+    if history.new_labelled_rows >= needed:
+        return (
+            True,
+            f"{name}: the {needed:,} labelled rows since the last training that make one due are there ({part})",
+        )
+    return False, (
+        f"{name}: {history.new_labelled_rows:,} labelled rows since the last training, {needed:,} make one due ({part})"
+    )
 
 
 def _objections(history: History, now: float, policy: RetrainPolicy, manual: bool) -> tuple[str, ...]:
@@ -163,14 +213,14 @@ def _objections(history: History, now: float, policy: RetrainPolicy, manual: boo
     if history.running is not None:
         against.append(f"run {history.running} is under way")
     if history.labelled_rows < policy.min_labelled_rows:
-        against.append(f"{history.labelled_rows} labelled rows, {policy.min_labelled_rows} needed")
+        against.append(f"{history.labelled_rows:,} labelled rows, {policy.min_labelled_rows:,} needed")
     if manual:
         return tuple(against)
     if history.last_trained_at is not None:
         if history.new_labelled_rows < policy.min_new_labelled_rows:
             against.append(
-                f"{history.new_labelled_rows} labelled rows since the last training, "
-                f"{policy.min_new_labelled_rows} needed"
+                f"{history.new_labelled_rows:,} labelled rows since the last training, "
+                f"{policy.min_new_labelled_rows:,} needed"
             )
         cooldown = cooldown_s(history, policy)
         left = cooldown - _elapsed(history.last_trained_at, now)

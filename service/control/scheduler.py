@@ -28,7 +28,7 @@ from training.registry import NoChampion
 from training.rollout import forget_workers
 
 if TYPE_CHECKING:
-    from training.cycle import Seen
+    from training.checking import Seen
     from training.runs import Run
     from training.spec import Adapted
 
@@ -321,8 +321,8 @@ class Scheduler:
             ).start()
         if drift.detected:
             self.alarm("drift", {"version": seen.champion, "features": drift.drifted, "reasons": drift.reasons})
-        if seen.quality.lost:
-            self.alarm("quality", {"version": seen.champion, "reason": seen.quality.lost})
+        if seen.quality.state == "lost":
+            self.alarm("quality", {"version": seen.champion, "reason": seen.quality.words})
 
     def _report(self, check: int, seen: Seen) -> None:
         """Write Evidently's report of the first check that saw drift under a version; it takes seconds."""

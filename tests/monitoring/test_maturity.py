@@ -45,6 +45,7 @@ def test_rows_are_mature_when_their_age_has_the_delay() -> None:
     assert found.measured and found.delay_s == pytest.approx(100)
     assert found.coverage == pytest.approx(1.0)
     assert found.waiting == pytest.approx(100, abs=1)
+    assert (answered < found.matured_until).sum() == 1_000 - found.waiting
 
 
 def test_a_setting_is_taken_as_it_is() -> None:
@@ -60,6 +61,17 @@ def test_with_few_labels_it_is_said_to_be_unknown() -> None:
     assert delay(answered, known, 100) is None
     assert not measure(answered, known, 100).measured
     assert measure(np.array([]), np.array([]), 100).coverage is None
+
+
+def test_the_first_late_labels_are_enough_to_wait_for_the_others() -> None:
+    late = early_positives(5_000)
+    found = []
+    for now in range(700, 1_000, 5):
+        answered = np.arange(float(now))
+        known = np.where(answered + late[:now] <= now, answered + late[:now], np.nan)
+        if (known - answered > 500).sum() >= 10:
+            found.append(measure(answered, known, now).delay_s)
+    assert len(found) > 20 and min(found) > 700
 
 
 def test_labels_from_before_their_prediction_count_as_known_at_once() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,12 +17,13 @@ import sqlalchemy as sa
 from monitoring.schema import FeatureSchema
 from monitoring.store import leases
 from tests.places import START, TOKEN, Place, first, place, world
-from training import cycle, job
+from training import checking, job
 from training.artefact import SCHEMA
 from training.cycle import bootstrap, run_cycle, take_over, work_off
 from training.gates import GatePolicy
 from training.lease import CONTROLLER, Lease, LeaseLost
 from training.pipeline import build
+from training.policy import RetrainPolicy
 from training.rollout import WorkerState
 from training.runs import NO_ACTION, Run
 from training.spec import JobResult, JobSpec
@@ -59,18 +61,17 @@ def test_an_empty_record_is_a_no_that_says_what_is_missing(place: Place) -> None
 
     assert run.outcome == NO_ACTION
     assert "the window has 0 rows; drift needs at least 100" in run.why
-    assert "quality was not measured" in run.why
+    assert "quality not known yet" in run.why
+    assert "growth: 0 labelled rows since the last training, 1,400 make one due (200 % of 700)" in run.why
 
 
 def test_when_the_world_moves_a_better_version_is_trained_judged_and_promoted(place: Place) -> None:
     place.answer(600, 2, moved=True)
 
-    first_look = turn(place)
-    assert first_look.outcome == NO_ACTION and "in 1 of 2 checks in a row" in first_look.why
     run = turn(place)
 
     assert (run.kind, run.state, run.outcome, run.version) == ("retrain", "done", "promoted", 2), run.document
-    assert run.trigger == "quality"
+    assert run.trigger == "quality" and run.record.decision is not None and run.record.decision.due
     assert place.registry.live().champion == 2 and place.registry.live().previous == 1
     story = run.document
     assert story["quality"]["challenger"] > story["quality"]["champion"] + 0.2
@@ -87,14 +88,14 @@ def test_when_the_world_moves_a_better_version_is_trained_judged_and_promoted(pl
 def test_after_a_promotion_the_new_world_is_no_drift_and_the_cooldown_counts(place: Place) -> None:
     place.answer(600, 2, moved=True)
     turn(place)
-    turn(place)
 
     place.answer(300, 3, moved=True)
     run = turn(place)
 
     assert run.outcome == NO_ACTION
     assert "quality held" in run.why and "no drift" in run.why
-    history = cycle.past(place.loop, cycle.check(place.loop, 2))
+    history = checking.past(place.loop, checking.check(place.loop, 2))
+    assert (history.trained_rows, history.refusals) == (1_300, 0)
     assert (history.new_labelled_rows, history.crashes, history.drift_checks) == (300, 0, 0)
     assert history.last_trained_at == START + 600
 
@@ -112,6 +113,26 @@ def test_a_candidate_that_does_not_win_leaves_the_champion(place: Place) -> None
     lost = [gate for gate in run.document["verdict"]["gates"] if not gate["passed"]]
     assert lost and lost[0]["reason"]
     assert place.now - START == 400 and run.who == "ana"
+
+
+def test_a_training_is_due_when_rows_have_grown_and_a_refusal_makes_the_next_wait_longer(place: Place) -> None:
+    def refused(spec: JobSpec) -> JobResult:
+        return msgspec.structs.replace(job.run(spec), passed=False)
+
+    policy = RetrainPolicy(growth=0.5, cooldown_s=0, min_labelled_rows=300, min_new_labelled_rows=100)
+    place.answer(349, 4, moved=False)
+    early = turn(place, retrain=policy)
+    assert "349 labelled rows since the last training, 350 make one due (50 % of 700)" in early.why
+
+    place.answer(1, 5, moved=False)
+    run = turn(place, retrain=policy, run_job=refused)
+
+    assert (run.kind, run.trigger, run.outcome) == ("retrain", "growth", "kept"), run.document
+    place.answer(10, 6, moved=False)
+    later = turn(place, retrain=policy)
+    assert later.outcome == NO_ACTION
+    assert "growth: 10 labelled rows since the last training, 788 make one due" in later.why
+    assert "(75 % of 1,050, more than 50 % as the last training was refused)" in later.why
 
 
 def test_a_person_asking_with_too_few_labels_is_told_so(place: Place) -> None:
@@ -133,7 +154,7 @@ def test_a_training_that_is_killed_leaves_the_champion_and_the_run_says_why(plac
     assert (ended.state, ended.outcome) == ("failed", "crashed")
     assert "was killed: it took longer than 0 s; the champion stays" in ended.document["error"]
     assert place.registry.live().champion == 1
-    assert cycle.past(place.loop, cycle.check(place.loop, 1)).crashes == 1
+    assert checking.past(place.loop, checking.check(place.loop, 1)).crashes == 1
 
 
 def test_a_training_that_cannot_be_done_is_failed_with_the_reason(place: Place) -> None:
@@ -169,7 +190,7 @@ def test_a_training_ended_by_a_stopping_server_is_no_crash(place: Place) -> None
     run = work_off(replace(place.loop, run_job=partial(subprocess_job, timeout_s=60, stopped=lambda: True)))
 
     assert run is not None and (run.state, run.outcome) == ("failed", "stopped")
-    assert cycle.past(place.loop, cycle.check(place.loop, 1)).crashes == 0
+    assert checking.past(place.loop, checking.check(place.loop, 1)).crashes == 0
 
 
 def test_a_version_that_a_worker_cannot_load_does_not_come_into_service(place: Place) -> None:
