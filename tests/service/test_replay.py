@@ -22,20 +22,14 @@ from tests.world import START, raw
 ROWS, TURN = 1500, 650
 POLICY = """
 [retrain]
-confirmations = 1
+every_s = 60.0
 cooldown_s = 0
-min_labelled_rows = 200
+min_labelled_rows = 100
 min_new_labelled_rows = 100
 [gates]
 min_holdout_rows = 50
 [training]
-window_shares = [1.0]
-[drift]
-min_rows = 50
-window_rows = 200
-[quality]
-min_labels = 50
-window_rows = 200
+holdout_share = 0.5
 """
 
 
