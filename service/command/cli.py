@@ -590,6 +590,8 @@ def replay(
     command.print_study(study)
     if to_json is not None:
         command.write_json(study, to_json)
+    if to_html is not None:
+        command.write_page(study, to_html)
 
 
 def _label_and_time(data: DataSettings, source: str, target: str, time: str, scenario: str) -> tuple[str, str]:

@@ -109,6 +109,13 @@ def write_json(study: Study, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(study), indent=1) + b"\n")
 
 
+def write_page(study: Study, path: Path) -> None:
+    """The study as one HTML page."""
+    from service.replay.page import page
+
+    path.write_text(page(study), encoding="utf-8")
+
+
 def print_study(study: Study) -> None:
     """The study as a table, and what the checks said."""
     console = show.open_console()

@@ -65,6 +65,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     verdict: Verdict
     drift_news: bool
+    """Whether something was told to move."""
+    drift_matters: bool
+    """Whether what was told matters to the model, or may."""
     adaptation: int | None
     """In force from now on; None: the champion's own output is served."""
     weights: dict[str, float]
@@ -149,8 +152,8 @@ class _Place:
         """The whole stream: its rows answered and recorded, with a turn of the loop after each `every`."""
         on_rows(0, "training the first version")
         champion = self._first_version()
-        model = self._load(champion)
-        adapted, turns = model, list[Turn]()
+        model, turns = self._load(champion), list[Turn]()
+        adapted, *_ = self._adapted(model)
         for start in range(0, len(self.stream), every):
             stop = min(start + every, len(self.stream))
             self._answer(model, adapted, start, stop)
@@ -228,6 +231,7 @@ class _Place:
         self, row: int, was: int, champion: int, run: Run, check: Check, number: int | None, weights: dict[str, float]
     ) -> Turn:
         error = run.document.get("error")
+        news, matters = news_of(check.drift or {})
         return Turn(
             row=row,
             at=self.now,
@@ -238,7 +242,8 @@ class _Place:
             trigger=run.trigger,
             why=f"{run.why}; {error}" if error else run.why,
             verdict=verdict_of(check.quality or {}),
-            drift_news=news_of(check.drift or {}),
+            drift_news=news,
+            drift_matters=matters,
             adaptation=number,
             weights=weights,
         )
@@ -258,7 +263,7 @@ class _Place:
 
 def verdict_of(quality: dict[str, Any]) -> Verdict:
     """What a check's record says of quality."""
-    if (said := quality.get("verdict")) in ("held", "lost", "not known yet"):
+    if (said := quality.get("state")) in ("held", "lost", "not known yet"):
         found: Verdict = said
         return found
     if quality.get("lost"):
@@ -266,6 +271,9 @@ def verdict_of(quality: dict[str, Any]) -> Verdict:
     return "held" if quality.get("usable") and quality.get("reference") is not None else "not known yet"
 
 
-def news_of(drift: dict[str, Any]) -> bool:
-    """Whether a check's record says that something moved."""
-    return bool(drift.get("news", drift.get("detected")))
+def news_of(drift: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether a check's record says that something has begun to move, and whether that matters, or may."""
+    if "findings" not in drift:
+        return bool(drift.get("detected")), bool(drift.get("detected"))
+    began = [finding for finding in drift["findings"] if finding["state"] == "began"]
+    return bool(began), any(finding["matters"] is not False for finding in began)

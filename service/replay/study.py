@@ -23,7 +23,7 @@ FORMAT: Final = 1
 """Of the JSON file. Bump it when a reader of an older one would misread a new one."""
 DENSE: Final = 4
 """How many times as many trainings the dense schedule has."""
-STRETCHES: Final = 60
+STRETCHES: Final = 40
 LEAST_STRETCH_ROWS: Final = 100
 
 OnStep = Callable[[str, int, int, str], None]

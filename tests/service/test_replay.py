@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from service.command import replay as command
 from service.command.cli import app
 from service.configuration import load
+from service.replay.page import page
 from service.replay.scores import over_time, score
 from service.replay.stream import FIRST_AT, ROW_S, ReplayError, open_stream
 from service.replay.study import Study
@@ -22,20 +24,14 @@ from tests.world import START, raw
 ROWS, TURN = 1500, 650
 POLICY = """
 [retrain]
-confirmations = 1
+every_s = 60.0
 cooldown_s = 0
-min_labelled_rows = 200
+min_labelled_rows = 100
 min_new_labelled_rows = 100
 [gates]
 min_holdout_rows = 50
 [training]
-window_shares = [1.0]
-[drift]
-min_rows = 50
-window_rows = 200
-[quality]
-min_labels = 50
-window_rows = 200
+holdout_share = 0.5
 """
 
 
@@ -58,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def study_of(files: tuple[Path, Path], **asked: Any) -> Study:
     data, policy = files
-    given = {"target": "y", "time": "when", "label_delay": "50", "every": 150, "start": 0.3, **asked}
+    given = {"target": "y", "time": "when", "label_delay": "50", "every": 210, "start": 0.3, **asked}
     return command.run(command.Asked(data=str(data), **given), load(environ={}), [policy], quiet=True)
 
 
@@ -84,7 +80,7 @@ def test_the_loop_recovers_from_a_turned_rule_and_stands_beside_its_schedules(st
     assert (study.start_rows, study.rows, study.metric, study.loss) == (450, 1050, "auc", "log loss")
     assert loop.name == "quick" and loop.trainings >= 1 and loop.promoted >= 1
     assert loop.trainings == loop.promoted + loop.refused + loop.failed
-    assert sum(loop.checks.values()) == len(loop.turns) == 7
+    assert sum(loop.checks.values()) == len(loop.turns) == 5
     recovered, left = loop.served_over_time[-1].value, never.over_time[-1].value
     assert recovered is not None and left is not None and recovered > left + 0.15
     assert [(s.trainings, s.window) for s in study.schedules] == [
@@ -93,23 +89,19 @@ def test_the_loop_recovers_from_a_turned_rule_and_stands_beside_its_schedules(st
         (loop.trainings, True),
         (4 * loop.trainings, False),
     ]
-    assert [turn.row for turn in loop.turns] == [150, 300, 450, 600, 750, 900, 1050]
+    assert [turn.row for turn in loop.turns] == [210, 420, 630, 840, 1050]
     assert all(turn.why for turn in loop.turns)
     for stretches in (loop.served_over_time, never.over_time):
         assert stretches[0].start == 0 and stretches[-1].stop == 1050
         assert all(s.low is None or s.low <= s.value <= s.high for s in stretches)  # type: ignore[operator]
 
 
-def test_the_same_seed_gives_the_same_study(files: tuple[Path, Path], study: Study) -> None:
-    assert without_times(study_of(files)) == without_times(study)
-
-
-def test_the_command_prints_a_table_and_writes_json(
+def test_the_command_writes_what_it_found_and_the_same_seed_finds_it_again(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data, policy = files
-    options = "--target y --time when --label-delay 50 --every 350 --start 0.3 --json found.json"
+    options = "--target y --time when --label-delay 50 --every 350 --start 0.3 --json found.json --html found.html"
 
     code = app(["replay", str(data), "--policy", str(policy), *options.split()], standalone_mode=False)
 
@@ -118,6 +110,56 @@ def test_the_command_prints_a_table_and_writes_json(
     assert "quick, served" in shown and "never trained again" in shown and "rows a minute" in shown
     found = msgspec.json.decode((tmp_path / "found.json").read_bytes(), type=Study)
     assert found.policies[0].name == "quick" and found.every == 350
+    assert without_times(found) == without_times(study_of(files, every=350))
+    assert (tmp_path / "found.html").read_text().startswith("<!doctype html>")
+
+
+class Seen(HTMLParser):
+    """The tags of a page that are open, and every attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_page_is_whole_and_asks_no_network(study: Study) -> None:
+    (loop,) = study.policies
+    turns = [
+        msgspec.structs.replace(turn, adaptation=1, weights={"identity": 0.4, "residual-1000": 0.6})
+        for turn in loop.turns
+    ]
+    adapted = msgspec.structs.replace(loop, name="<adapted> & more", turns=turns)
+    seen = Seen()
+
+    written = page(msgspec.structs.replace(study, policies=[loop, adapted]))
+    seen.feed(written)
+
+    assert seen.open == []
+    assert not [tag for tag, _, _ in seen.attributes if tag in ("script", "link", "img", "iframe", "object")]
+    assert not [name for _, name, _ in seen.attributes if name in ("src", "href", "style") or name.startswith("on")]
+    assert "//" not in written and "@import" not in written and "url(#plot)" in written
+    assert written.count("url(") == written.count("url(#plot)")
+    assert "<adapted> & more" in seen.texts and "<adapted>" not in written
+    for word in ("Quality over time", "Who gives the answer", "residual-1000", "never trained again"):
+        assert word in written
+    assert written.count('class="promoted"') == 2 * loop.promoted
+    assert written.count('class="refused"') == 2 * loop.refused
 
 
 def test_a_regression_has_r2_and_squared_error(tmp_path: Path) -> None:
