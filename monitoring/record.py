@@ -231,7 +231,7 @@ def _entry_at(view: memoryview, start: int, base: int) -> Entry | bool | None:
     if crc32(view[start + _FRONT.size : end]) != checksum:
         return False
     parts = (view[payload : payload + first], view[payload + first : end]) if count == 2 else (view[payload:end],)
-    return Entry(base + start, base + end, kind, rows, at, parts)
+    return _new_tuple(Entry, (base + start, base + end, kind, rows, at, parts))
 
 
 def _next_start(data: bytes, view: memoryview, start: int, base: int, at_end: bool) -> int:
