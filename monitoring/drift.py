@@ -2,8 +2,8 @@
 
 A column has moved when its distance is **material** (at least `DriftPolicy.threshold`), **beyond chance** (what random
 splits of independent rows reach, `monitoring.distance`) and **beyond its own past** (what consecutive stretches of the
-reference show among themselves, `monitoring.past`). The latter two are looked at only for a column that is over the
-threshold: a quiet check costs one distance a column.
+reference show among themselves, `monitoring.past`). The own past is looked at only for a column that is over the
+threshold, chance only for one that is beyond its past, too: a quiet check costs one distance a column.
 
 Whether a movement is new, and whether it matters, says `monitoring.news`.
 """
@@ -96,6 +96,29 @@ class DriftPolicy(BaseModel):
     ignored_features: tuple[str, ...] = Field(
         (), description="features measured and reported, never counted; for those that move by nature, as a month does"
     )
+    confirmations: int = Field(
+        2,
+        ge=1,
+        description="checks in a row that must see a movement before it is news, each with at least half of its rows "
+        "newer than the one before; one odd window is no news",
+    )
+    far: float = Field(
+        3.0,
+        gt=1,
+        description="times what a score had to reach (or what was told before) that are news at once, unconfirmed",
+    )
+    calm: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="times what a score had to reach, below which a movement is over; between this and 1 it goes on",
+    )
+    matters: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of the model's importance from which a feature's movement matters, if the output moved, too",
+    )
     window_rows: int = Field(1_000, ge=1, description="rows of the current window; 1,000 show a shift of 0.2 sigma")
     reference_rows: int = Field(
         5_000, ge=1, description="rows of the reference that are used, drawn with the seed; more hardly lower the noise"
@@ -136,6 +159,29 @@ class FeatureDrift(msgspec.Struct, frozen=True):
     """How many times what it had to reach it moved, of its causes the larger one; over 1 is drifted."""
 
 
+class Finding(msgspec.Struct, frozen=True):
+    """What is known of one column's movement, from check to check; `monitoring.news` makes it."""
+
+    name: str
+    state: Literal["suspected", "began", "continues", "over", "remembered"]
+    """`remembered`: it was told before and is over; when it comes back as far, that is no news."""
+    times: float
+    """`FeatureDrift.times` of this check."""
+    looks: int
+    """Checks in a row that saw it, those with mostly the same rows counted once."""
+    since: float
+    """When it was first seen, seconds since 1970 UTC: the end of that window; 0 when windows do not say."""
+    looked_at: float
+    """The end of the window of the last look that counted."""
+    told: float
+    """The most `times` since it was told, of former ones too; 0 before it was ever told."""
+    importance: float | None
+    """Share of the model's importance, 0 to 1; None when that is not known."""
+    matters: bool | None
+    """None: not known."""
+    sentence: str
+
+
 class DriftReport(msgspec.Struct, frozen=True):
     """What one check found."""
 
@@ -155,12 +201,24 @@ class DriftReport(msgspec.Struct, frozen=True):
     """When the middle row of the window was answered, seconds since 1970 UTC; 0 when the window does not say."""
     until_at: float = 0.0
     """When its newest row was answered."""
+    findings: tuple[Finding, ...] = ()
+    """The movements of counted features and of the output that are seen or remembered, in schema order."""
     format: int = 1
 
     @property
     def drifted(self) -> tuple[str, ...]:
         """Names of the drifted features, in schema order, the uncounted ones too."""
         return tuple(feature.name for feature in self.features if feature.drifted)
+
+    @property
+    def news(self) -> bool:
+        """Whether something begins with this check."""
+        return any(finding.state == "began" for finding in self.findings)
+
+    @property
+    def matters(self) -> bool:
+        """Whether a movement that begins or goes on matters, or may: not known counts as yes."""
+        return any(f.state in ("began", "continues") and f.matters is not False for f in self.findings)
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -363,18 +421,18 @@ def _measured(test: str, column: Column, old: Array | Codes, new: Array | Codes,
     score = distance_of(test, column)(old, new)
     if score < policy.threshold:
         return _Distance(score)
-    chance = 0.0
-    if policy.noise_sigmas:
-        chance = beyond_chance(
-            test, column, old, new, sigmas=policy.noise_sigmas, permutations=policy.permutations, rng=look.rng
-        )
     if test == "wasserstein":
         shown = numbers_shown(old.astype(np.float64), len(new), policy.past_sigmas)
     elif test == "jensenshannon" and column == "cat":
         shown = codes_shown(old.astype(np.int64), len(new), policy.past_sigmas)
     else:
         shown = distances_shown(distance_of(test, column), old, len(new), policy.past_sigmas)
-    return _Distance(score, chance, shown.at(look.reach))
+    past = shown.at(look.reach)
+    if score < past or not policy.noise_sigmas:
+        return _Distance(score, 0.0, past)
+    sigmas, most = policy.noise_sigmas, policy.permutations
+    chance = beyond_chance(score, test, column, old, new, sigmas=sigmas, permutations=most, rng=look.rng)
+    return _Distance(score, chance, past)
 
 
 class _Missing(NamedTuple):

@@ -3,9 +3,9 @@
 A window of 1,000 consecutive half-hours differs from a reference of other times although nothing is new: rows of one
 week, one season, one price war resemble each other. Random splits (`monitoring.distance.beyond_chance`) know nothing of
 that. So the reference, whose rows stand in the order of time, is cut into consecutive blocks of the window's length (at
-least `BLOCKS` of them, then shorter ones: these differ more, which errs towards silence), and each block is compared
-with the whole. A window is beyond the own past when it differs by more than `sigmas` deviations over the mean of the
-blocks, and by more than each of them (subsampling for dependent rows: Politis, Romano and Wolf, "Subsampling", 1999).
+least `BLOCKS` of them, then shorter ones), and each block is compared with the others together. A window is beyond the
+own past when it differs by more than `sigmas` deviations over the mean of the blocks, and by more than each of them
+(subsampling for dependent rows: Politis, Romano and Wolf, "Subsampling", 1999).
 
 Where blocks that lie further apart differ more (a trend, a season, a random walk), so must a window that lies further
 away: the level grows with a power of the gap, the slope of the log distance over the log gap (a variogram; Cressie,
@@ -15,7 +15,8 @@ away: the level grows with a power of the gap, the slope of the log distance ove
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ BLOCKS: Final = 8
 MOST_BLOCKS: Final = 40
 MIN_BLOCK_ROWS: Final = 25
 _LEVELS: Final = 200  # quantiles of a block that are compared
+_SHUFFLES: Final = 4
 
 
 class Shown(NamedTuple):
@@ -53,14 +55,20 @@ def numbers_shown(values: Array, window_rows: int, sigmas: float) -> Shown:
     count, length = _cut(len(values), window_rows)
     if not count:
         return NOTHING
-    blocks = np.sort(values[-count * length :].reshape(count, length), axis=1)
     levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
-    quantiles = blocks[:, (levels * length).astype(int)]
     whole = np.sort(values)[(levels * len(values)).astype(int)]
-    from_whole = np.abs(quantiles - whole).mean(axis=1)
-    apart = np.stack([np.abs(quantiles - one).mean(axis=1) for one in quantiles])
-    # The whole holds the block itself: its distance from the rest is larger by exactly that share of rows.
-    return _shown(from_whole / (1 - length / len(values)), apart, sigmas)
+
+    def quantiles(ordered: Array) -> Array:
+        blocks = np.sort(ordered[-count * length :].reshape(count, length), axis=1)
+        return np.asarray(blocks[:, (levels * length).astype(int)])
+
+    def from_rest(ordered: Array) -> Array:
+        # The whole holds the block itself: its distance from the rest is larger by exactly that share of rows.
+        return np.asarray(np.abs(quantiles(ordered) - whole).mean(axis=1) / (1 - length / len(values)))
+
+    found = quantiles(values)
+    apart = np.stack([np.abs(found - one).mean(axis=1) for one in found])
+    return Shown(_level(from_rest, values, length, window_rows, sigmas), _growth(apart))
 
 
 def codes_shown(codes: Codes, window_rows: int, sigmas: float) -> Shown:
@@ -71,13 +79,21 @@ def codes_shown(codes: Codes, window_rows: int, sigmas: float) -> Shown:
     if not count:
         return NOTHING
     kinds = int(codes.max()) + 1
-    block = np.repeat(np.arange(count), length) * kinds
-    counts = np.bincount(block + codes[-count * length :], minlength=count * kinds).reshape(count, kinds)
-    rest = np.bincount(codes, minlength=kinds) - counts
+    whole, block = np.bincount(codes, minlength=kinds), np.repeat(np.arange(count), length) * kinds
+
+    def counts(ordered: Codes) -> Codes:
+        found = np.bincount(block + ordered[-count * length :], minlength=count * kinds)
+        return np.asarray(found.reshape(count, kinds))
+
+    def from_rest(ordered: Codes) -> Array:
+        found = counts(ordered)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.nan_to_num(jensenshannon(found, whole - found, axis=1)))
+
+    found = counts(codes)
     with np.errstate(invalid="ignore"):
-        from_rest = np.nan_to_num(jensenshannon(counts, rest, axis=1))
-        apart = np.nan_to_num(jensenshannon(counts[:, None, :], counts[None, :, :], axis=2))
-    return _shown(from_rest, apart, sigmas)
+        apart = np.nan_to_num(jensenshannon(found[:, None, :], found[None, :, :], axis=2))
+    return Shown(_level(from_rest, codes, length, window_rows, sigmas), _growth(apart))
 
 
 def missing_shown(missing: npt.NDArray[np.bool_], window_rows: int, sigmas: float) -> Shown:
@@ -85,9 +101,16 @@ def missing_shown(missing: npt.NDArray[np.bool_], window_rows: int, sigmas: floa
     count, length = _cut(len(missing), window_rows)
     if not count:
         return NOTHING
-    shares = missing[-count * length :].reshape(count, length).mean(axis=1)
-    from_whole = np.abs(shares - missing.mean()) / (1 - length / len(missing))
-    return _shown(from_whole, np.abs(shares[:, None] - shares[None, :]), sigmas)
+
+    def shares(ordered: npt.NDArray[np.bool_]) -> Array:
+        return np.asarray(ordered[-count * length :].reshape(count, length).mean(axis=1))
+
+    def from_rest(ordered: npt.NDArray[np.bool_]) -> Array:
+        return np.asarray(np.abs(shares(ordered) - missing.mean()) / (1 - length / len(missing)))
+
+    found = shares(missing)
+    apart = np.abs(found[:, None] - found[None, :])
+    return Shown(_level(from_rest, missing, length, window_rows, sigmas), _growth(apart))
 
 
 def distances_shown(distance: Distance, values: Array | Codes, window_rows: int, sigmas: float) -> Shown:
@@ -95,11 +118,13 @@ def distances_shown(distance: Distance, values: Array | Codes, window_rows: int,
     count, length = _cut(len(values), window_rows)
     if not count:
         return NOTHING
-    starts = len(values) - length * np.arange(1, count + 1)
-    found = [
-        distance(np.delete(values, slice(start, start + length)), values[start : start + length]) for start in starts
-    ]
-    return _shown(np.array(found), np.zeros((count, count)), sigmas)
+
+    def from_rest(ordered: Array | Codes) -> Array:
+        ends = [len(ordered) - length * place for place in range(count)]
+        blocks = [slice(end - length, end) for end in ends]
+        return np.array([distance(np.delete(ordered, block), ordered[block]) for block in blocks])
+
+    return Shown(_level(from_rest, values, length, window_rows, sigmas), 0.0)
 
 
 def _cut(rows: int, window_rows: int) -> tuple[int, int]:
@@ -109,14 +134,30 @@ def _cut(rows: int, window_rows: int) -> tuple[int, int]:
     return (count, length) if length >= MIN_BLOCK_ROWS else (0, 0)
 
 
-def _shown(from_rest: Array, apart: Array, sigmas: float) -> Shown:
-    """`from_rest`: each block's distance from the others together; `apart`: the blocks' distances from each other."""
-    level = max(float(from_rest.mean() + sigmas * from_rest.std(ddof=1)), float(from_rest.max()))
-    count = len(from_rest)
-    gaps = np.abs(np.arange(count)[:, None] - np.arange(count)[None, :])
-    near, far = (gaps >= 1) & (gaps <= count // 4), gaps >= count // 2
+def _level(from_rest: Callable[[Any], Array], ordered: Any, length: int, window_rows: int, sigmas: float) -> float:
+    """What no block reaches, brought from the blocks' length to the window's.
+
+    Of a level L, and C of the same rows in random order, C is chance and shrinks with the root of the rows; the rest,
+    the root of L² - C², is what time does, and is kept whole.
+    """
+
+    def reached(found: Array) -> float:
+        return max(float(found.mean() + sigmas * found.std(ddof=1)), float(found.max()))
+
+    level = reached(from_rest(ordered))
+    if length >= window_rows:
+        return level
+    random = np.random.default_rng(0)
+    chance = float(np.mean([reached(from_rest(random.permutation(ordered))) for _ in range(_SHUFFLES)]))
+    return math.hypot(math.sqrt(max(level**2 - chance**2, 0.0)), min(chance, level) * math.sqrt(length / window_rows))
+
+
+def _growth(apart: Array) -> float:
+    """Slope of log distance over log gap between near blocks and far ones. `apart`: distances, blocks by blocks."""
+    places = np.arange(len(apart))
+    gaps = np.abs(places[:, None] - places[None, :])
+    near, far = (gaps >= 1) & (gaps <= len(apart) // 4), gaps >= len(apart) // 2
     nearby, apart_far = float(apart[near].mean()), float(apart[far].mean())
     if nearby <= 0 or apart_far <= nearby:
-        return Shown(level, 0.0)
-    growth = math.log(apart_far / nearby) / math.log(gaps[far].mean() / gaps[near].mean())
-    return Shown(level, min(growth, 1.0))
+        return 0.0
+    return min(math.log(apart_far / nearby) / math.log(gaps[far].mean() / gaps[near].mean()), 1.0)
