@@ -142,7 +142,7 @@ def _level(from_rest: Callable[[Any], Array], ordered: Any, length: int, window_
     """
 
     def reached(found: Array) -> float:
-        return max(float(found.mean() + sigmas * found.std(ddof=1)), float(found.max()))
+        return max(float(found.mean()) + _deviations(len(found), sigmas) * float(found.std(ddof=1)), float(found.max()))
 
     level = reached(from_rest(ordered))
     if length >= window_rows:
@@ -150,6 +150,17 @@ def _level(from_rest: Callable[[Any], Array], ordered: Any, length: int, window_
     random = np.random.default_rng(0)
     chance = float(np.mean([reached(from_rest(random.permutation(ordered))) for _ in range(_SHUFFLES)]))
     return math.hypot(math.sqrt(max(level**2 - chance**2, 0.0)), min(chance, level) * math.sqrt(length / window_rows))
+
+
+def _deviations(count: int, sigmas: float) -> float:
+    """Deviations of `count` values that one more is as unlikely to exceed as a normal one its `sigmas`.
+
+    A prediction interval: Student's t, for the deviation is itself known from these few (Hahn and Meeker, "Statistical
+    Intervals", 1991, ch. 4). 3 become 4.8 with 8 values, 3.2 with 40.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    return float(stdtrit(count - 1, ndtr(sigmas))) * math.sqrt(1 + 1 / count)
 
 
 def _growth(apart: Array) -> float:

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from monitoring.drift import DriftPolicy, DriftReport, detect
 from monitoring.errors import CannotGoOn
 from monitoring.feature import AT, LABEL, ORIGIN
+from monitoring.news import Labels, told
 from monitoring.quality import fell, measure
 from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema
@@ -294,12 +295,18 @@ def check(loop: Loop, champion: int) -> Seen:
     reference = pd.read_parquet(folder / REFERENCE)
     window = read_window(loop.engine, schema, rows=loop.drift.window_rows, version=champion)
     compared = _comparable(reference, loop.drift)
-    drift = detect(compared, window, schema, loop.drift, seed=loop.seed)
 
     wanted = max(loop.quality.window_rows, loop.retrain.min_labelled_rows, loop.retrain.min_new_labelled_rows)
     labelled = read_window(loop.engine, schema, rows=wanted, labelled=True, sources=loop.gates.label_sources)
     answered = labelled[labelled["_version"] == champion].tail(loop.quality.window_rows)
     quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
+    drift = told(
+        detect(compared, window, schema, loop.drift, seed=loop.seed),
+        _drift_before(loop, champion),
+        loop.drift,
+        importance=loop.registry.manifest(champion).document.get("importance"),
+        labels=_labels_say(quality, answered),
+    )
     unfit = {"drift": unfit_rows(window), "quality": unfit_rows(labelled)}
     return Seen(champion, drift, quality, len(labelled), tuple(labelled[AT].tolist()), schema, compared, window, unfit)
 
@@ -331,12 +338,28 @@ def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
 
 
 def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
-    """The champion's holdout: the newest data it was made for, with answers to rows it was not fitted to.
+    """The champion's reference, with its answers to rows it was not fitted to: it is surer of the others.
 
-    With fewer rows than drift needs it is the whole reference, without the answers: a model is surer of fitted rows.
+    Without any answer when there are fewer such rows than drift needs.
     """
-    holdout = reference[reference["_holdout"]]
-    return holdout if len(holdout) >= policy.min_rows else reference.drop(columns=["_prediction", "_score"])
+    unseen = reference["_holdout"] & (reference["_holdout"].sum() >= policy.min_rows)
+    answers = {name: reference[name].astype(object).where(unseen, None) for name in ("_prediction", "_score")}
+    return reference.assign(**answers)
+
+
+def _drift_before(loop: Loop, champion: int) -> DriftReport | None:
+    """What the champion's last check found of drift; None at its first, and when another release wrote it otherwise."""
+    for last in loop.runs.checks(limit=1, version=champion):
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(last.drift, DriftReport)
+    return None
+
+
+def _labels_say(quality: QualityCheck, answered: pd.DataFrame) -> Labels | None:
+    """What the labels say of the champion, and of when; None when they do not say."""
+    if not quality.measured.usable or quality.reference is None:
+        return None
+    return Labels(held=quality.lost is None, middle_at=float(answered[AT].median()))
 
 
 def _quality(loop: Loop, schema: FeatureSchema, holdout: pd.DataFrame, answered: pd.DataFrame) -> QualityCheck:
