@@ -1,25 +1,16 @@
-"""Has the world moved? Evidently's distances between a reference and a window, and what counts as an alarm.
+"""Has the world moved? The distances between a reference and a window, and what counts as moved.
 
-Two conditions make an alarm: the distance is **material** (at least `DriftPolicy.threshold`) and it is **beyond
-chance**. Both of Evidently's distances grow as windows shrink, by about `1/sqrt(rows)`, also when nothing changed:
-at 200 rows one unmoved normal column of three has a normed Wasserstein distance over 0.1. So a score over the threshold
-is compared with the same distance between random splits of the two samples laid together (a permutation test, Fisher
-1935; Good, "Permutation, Parametric and Bootstrap Tests", 2005, ch. 3), and must exceed their mean by
-`noise_sigmas` standard deviations, and the largest of them. Splits are drawn only for a column that is over the
-threshold: a quiet check costs one distance a column.
+A column has moved when its distance is **material** (at least `DriftPolicy.threshold`), **beyond chance** (what random
+splits of independent rows reach, `monitoring.distance`) and **beyond its own past** (what consecutive stretches of the
+reference show among themselves, `monitoring.past`). The own past is looked at only for a column that is over the
+threshold, chance only for one that is beyond its past, too: a quiet check costs one distance a column.
 
-Rows are taken as independent. A window of 200 consecutive half-hours of one cold night is not: it has moved against
-a reference of a year, and it is reported so. A longer window is the remedy, not a higher threshold.
-
-Evidently is imported inside `detect` (the import runs its whole package: about 13 s and 280 MB once a process on two
-busy cores; there is no lighter public door to its statistical tests), and its size-dependent defaults are never used.
+Whether a movement is new, and whether it matters, says `monitoring.news`.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -27,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from monitoring.feature import MAX_CATEGORIES, PREDICTED, SCORE
+from monitoring.distance import Array, Codes, Column, beyond_chance, buckets, distance_of, keys, numbers, scaled
+from monitoring.feature import AT, MAX_CATEGORIES, PREDICTED, SCORE
+from monitoring.past import codes_shown, distances_shown, missing_shown, numbers_shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +31,8 @@ if TYPE_CHECKING:
 OUTPUT: Final = "prediction"
 """Name under which the model's own output is reported."""
 
-Array = npt.NDArray[np.float64]
-_Codes = npt.NDArray[np.int64]
-_Distance = Callable[[npt.NDArray[np.generic], npt.NDArray[np.generic]], float]
+MAX_REACH: Final = 4.0
+"""Times the reference's own gap up to which what its past shows is extended: further out nobody knows."""
 
 
 class DriftPolicy(BaseModel):
@@ -77,6 +69,12 @@ class DriftPolicy(BaseModel):
         description="random splits of a column that is over the threshold; 500 keep false alarms to 1 in 500 columns "
         "whatever the distribution, and cost about 0.1 s",
     )
+    past_sigmas: float = Field(
+        3.0,
+        ge=0,
+        description="standard deviations over the mean distance between stretches of the reference's own time that a "
+        "score must also exceed; consecutive rows differ from others also when nothing is new",
+    )
     missing_threshold: float = Field(
         0.1, gt=0, le=1, description="change in the share of missing values that is drift in itself; 0.1 = ten points"
     )
@@ -98,6 +96,29 @@ class DriftPolicy(BaseModel):
     ignored_features: tuple[str, ...] = Field(
         (), description="features measured and reported, never counted; for those that move by nature, as a month does"
     )
+    confirmations: int = Field(
+        2,
+        ge=1,
+        description="checks in a row that must see a movement before it is news, each with at least half of its rows "
+        "newer than the one before; one odd window is no news",
+    )
+    far: float = Field(
+        3.0,
+        gt=1,
+        description="times what a score had to reach (or what was told before) that are news at once, unconfirmed",
+    )
+    calm: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="times what a score had to reach, below which a movement is over; between this and 1 it goes on",
+    )
+    matters: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of the model's importance from which a feature's movement matters, if the output moved, too",
+    )
     window_rows: int = Field(1_000, ge=1, description="rows of the current window; 1,000 show a shift of 0.2 sigma")
     reference_rows: int = Field(
         5_000, ge=1, description="rows of the reference that are used, drawn with the seed; more hardly lower the noise"
@@ -118,7 +139,7 @@ class FeatureDrift(msgspec.Struct, frozen=True):
     score: float | None
     """The distance; None when it could not be measured, and `note` says why."""
     threshold: float
-    """What the score had to reach: `DriftPolicy.threshold`, or what chance gives at these sizes when that is more."""
+    """What the score had to reach: the most of `DriftPolicy.threshold`, of what chance gives and of `past`."""
     drifted: bool
     note: str = ""
     causes: tuple[str, ...] = ()
@@ -132,6 +153,33 @@ class FeatureDrift(msgspec.Struct, frozen=True):
     """Rows of the window with a category that training never saw."""
     outside: int = 0
     """Rows of the window with a number outside the range that training saw."""
+    past: float = 0.0
+    """Distance that the reference's own past shows at this gap in time; 0 when it was not looked at."""
+    times: float = 0.0
+    """How many times what it had to reach it moved, of its causes the larger one; over 1 is drifted."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What is known of one column's movement, from check to check; `monitoring.news` makes it."""
+
+    name: str
+    state: Literal["suspected", "began", "continues", "over", "remembered"]
+    """`remembered`: it was told before and is over; when it comes back as far, that is no news."""
+    times: float
+    """`FeatureDrift.times` of this check."""
+    looks: int
+    """Checks in a row that saw it, those with mostly the same rows counted once."""
+    since: float
+    """When it was first seen, seconds since 1970 UTC: the end of that window; 0 when windows do not say."""
+    looked_at: float
+    """The end of the window of the last look that counted."""
+    told: float
+    """The most `times` since it was told, of former ones too; 0 before it was ever told."""
+    importance: float | None
+    """Share of the model's importance, 0 to 1; None when that is not known."""
+    matters: bool | None
+    """None: not known."""
+    sentence: str
 
 
 class DriftReport(msgspec.Struct, frozen=True):
@@ -149,12 +197,28 @@ class DriftReport(msgspec.Struct, frozen=True):
     current_rows: int
     skipped: str | None = None
     """Why nothing was computed; None when it was."""
+    middle_at: float = 0.0
+    """When the middle row of the window was answered, seconds since 1970 UTC; 0 when the window does not say."""
+    until_at: float = 0.0
+    """When its newest row was answered."""
+    findings: tuple[Finding, ...] = ()
+    """The movements of counted features and of the output that are seen or remembered, in schema order."""
     format: int = 1
 
     @property
     def drifted(self) -> tuple[str, ...]:
         """Names of the drifted features, in schema order, the uncounted ones too."""
         return tuple(feature.name for feature in self.features if feature.drifted)
+
+    @property
+    def news(self) -> bool:
+        """Whether something begins with this check."""
+        return any(finding.state == "began" for finding in self.findings)
+
+    @property
+    def matters(self) -> bool:
+        """Whether a movement that begins or goes on matters, or may: not known counts as yes."""
+        return any(f.state in ("began", "continues") and f.matters is not False for f in self.findings)
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -170,9 +234,10 @@ def detect(
 ) -> DriftReport:
     """Report how far each feature, and the model's output, moved from `reference` to `current`.
 
-    Both are canonical frames (`FeatureSchema.canonical`); columns `_score` (binary) or `_prediction`, when both have
-    them with values, are compared as the pseudo-feature "prediction". They must come from the same model version, and
-    the reference's from rows the model was not fitted on: a model is surer of rows it has seen.
+    Both are canonical frames (`FeatureSchema.canonical`), oldest row first; columns `_score` (binary) or `_prediction`,
+    when both have them with values, are compared as the pseudo-feature "prediction". They must come from the same model
+    version, and the reference's from rows the model was not fitted on (a model is surer of rows it has seen): leave the
+    answer of a fitted row missing. With a column `_at` in both, what the own past shows grows with the gap in time.
 
     Drift is detected when any of these holds, and `DriftReport.reasons` says which:
     the share of drifted features reaches `policy.share`; a feature of `policy.key_features` drifted; the prediction
@@ -188,12 +253,14 @@ def detect(
             skipped = f"the {side} has {count} rows; drift needs at least {policy.min_rows}"
             return DriftReport((), None, 0.0, False, (), *rows, skipped=skipped)
     reference = sampled(reference, policy.reference_rows, seed)
+    reach, middle, until = _times(reference, current)
 
     features = []
     for index, feature in enumerate(schema.features):
-        rng = np.random.default_rng((seed, index))
-        features.append(_feature_drift(feature, reference[feature.name], current[feature.name], policy, rng))
-    prediction = _prediction_drift(reference, current, schema, policy, np.random.default_rng((seed, len(features))))
+        look = _Look(policy, np.random.default_rng((seed, index)), reach)
+        features.append(_feature_drift(feature, reference[feature.name], current[feature.name], look))
+    look = _Look(policy, np.random.default_rng((seed, len(features))), reach)
+    prediction = _prediction_drift(reference, current, schema, look)
 
     counted = [feature for feature in features if feature.counted]
     drifted = [feature for feature in counted if feature.drifted]
@@ -206,7 +273,40 @@ def detect(
         reasons.append(f"key features drifted: {', '.join(keys)}")
     if prediction is not None and prediction.drifted and policy.prediction:
         reasons.append(f"the prediction drifted: {prediction.note or _words(prediction)}")
-    return DriftReport(tuple(features), prediction, share, bool(reasons), tuple(reasons), len(reference), rows[1])
+    return DriftReport(
+        tuple(features),
+        prediction,
+        share,
+        bool(reasons),
+        tuple(reasons),
+        len(reference),
+        rows[1],
+        middle_at=middle,
+        until_at=until,
+    )
+
+
+class _Look(NamedTuple):
+    """What measuring one column takes besides its values."""
+
+    policy: DriftPolicy
+    rng: np.random.Generator
+    reach: float
+
+
+def _times(reference: pd.DataFrame, current: pd.DataFrame) -> tuple[float, float, float]:
+    """How many times the reference's own gap the window lies away from its middle; middle and end of the window.
+
+    1 and zeros where the frames do not say when.
+    """
+    if AT not in current.columns:
+        return 1.0, 0.0, 0.0
+    now = numbers(current[AT])
+    middle, until = float(np.median(now)), float(now[-1])
+    then = numbers(reference[AT]) if AT in reference.columns else np.zeros(1)
+    half = float(then[-1] - then[0]) / 2
+    reach = (middle - then[0] - half) / half if half > 0 else 1.0
+    return float(np.clip(reach, 1.0, MAX_REACH)), middle, until
 
 
 def _require_columns(
@@ -221,22 +321,21 @@ def _require_columns(
             raise ValueError(f"{setting} names {', '.join(strangers)}; the features are {', '.join(known)}")
 
 
-def _feature_drift(
-    feature: Feature, reference: pd.Series[Any], current: pd.Series[Any], policy: DriftPolicy, rng: np.random.Generator
-) -> FeatureDrift:
+def _feature_drift(feature: Feature, reference: pd.Series[Any], current: pd.Series[Any], look: _Look) -> FeatureDrift:
+    policy = look.policy
     counted = feature.name not in policy.ignored_features and (
         feature.kind != "datetime" or feature.name in policy.key_features
     )
     if feature.kind in ("numeric", "datetime"):
-        values = _numbers(current)
+        values = numbers(current)
         with np.errstate(invalid="ignore"):
             low = values < feature.minimum if feature.minimum is not None else np.zeros(len(values), bool)
             high = values > feature.maximum if feature.maximum is not None else np.zeros(len(values), bool)
-        drift = _numeric_drift(feature.name, _numbers(reference), values, policy, rng)
+        drift = _numeric_drift(feature.name, numbers(reference), values, look)
         outside = int(np.count_nonzero(low | high))
         return msgspec.structs.replace(drift, counted=counted, outside=outside)
-    old, new = _keys(reference), _keys(current)
-    drift = _categorical_drift(feature.name, old, new, policy, rng)
+    old, new = keys(reference), keys(current)
+    drift = _categorical_drift(feature.name, old, new, look)
     unseen = 0
     if feature.kind == "categorical" and len(feature.categories) < MAX_CATEGORIES:  # at the cap the list is cut
         seen = {*feature.categories, *old}
@@ -245,15 +344,16 @@ def _feature_drift(
 
 
 def _prediction_drift(
-    reference: pd.DataFrame, current: pd.DataFrame, schema: FeatureSchema, policy: DriftPolicy, rng: np.random.Generator
+    reference: pd.DataFrame, current: pd.DataFrame, schema: FeatureSchema, look: _Look
 ) -> FeatureDrift | None:
     """Compare scores when both sides have them, else predictions; None when neither can be compared."""
     column = output_column(reference, current)
     if column is None:
         return None
+    old, new = reference[column].dropna(), current[column].dropna()
     if column == SCORE or schema.task == "regression":
-        return _numeric_drift(OUTPUT, _numbers(reference[column]), _numbers(current[column]), policy, rng)
-    return _categorical_drift(OUTPUT, _keys(reference[column]), _keys(current[column]), policy, rng)
+        return _numeric_drift(OUTPUT, numbers(old), numbers(new), look)
+    return _categorical_drift(OUTPUT, keys(old), keys(new), look)
 
 
 def output_column(reference: pd.DataFrame, current: pd.DataFrame) -> str | None:
@@ -273,55 +373,86 @@ def sampled(frame: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
     return frame.iloc[np.sort(chosen)]
 
 
-def _numeric_drift(
-    name: str, reference: Array, current: Array, policy: DriftPolicy, rng: np.random.Generator
-) -> FeatureDrift:
-    old, new = reference[~np.isnan(reference)], current[~np.isnan(current)]
-    missing = _Missing(len(reference), len(current), len(reference) - len(old), len(current) - len(new))
+def _numeric_drift(name: str, reference: Array, current: Array, look: _Look) -> FeatureDrift:
+    policy = look.policy
+    holes = np.isnan(reference), np.isnan(current)
+    old, new = reference[~holes[0]], current[~holes[1]]
+    missing = _missing(*holes, look)
     if (shortage := _shortage(len(old), len(new), policy)) is not None:
-        return _verdict(name, policy.numeric_test, None, policy.threshold, missing, shortage, policy)
+        return _verdict(name, policy.numeric_test, _Distance(), missing, shortage, policy)
     if old.min() == old.max():
         codes = np.zeros(len(old), np.int64), (new != old[0]).astype(np.int64)
-        score, threshold = _score(policy.categorical_test, "cat", *codes, policy, rng)
         differing = codes[1].mean()
         note = f"constant {old[0]:g} in the reference, different in {differing:.1%} of the window" if differing else ""
-        return _verdict(name, policy.categorical_test, score, threshold, missing, note, policy)
-    old, new = _scaled(old, new)
-    score, threshold = _score(policy.numeric_test, "num", old, new, policy, rng)
+        distance = _measured(policy.categorical_test, "cat", *codes, look)
+        return _verdict(name, policy.categorical_test, distance, missing, note, policy)
+    old, new = scaled(old, new)
     note = "constant in the window" if new.min() == new.max() else ""
-    return _verdict(name, policy.numeric_test, score, threshold, missing, note, policy)
+    return _verdict(
+        name, policy.numeric_test, _measured(policy.numeric_test, "num", old, new, look), missing, note, policy
+    )
 
 
-def _categorical_drift(
-    name: str, reference: list[str | None], current: list[str | None], policy: DriftPolicy, rng: np.random.Generator
-) -> FeatureDrift:
+def _categorical_drift(name: str, reference: list[str | None], current: list[str | None], look: _Look) -> FeatureDrift:
+    policy = look.policy
     old = [key for key in reference if key is not None]
     new = [key for key in current if key is not None]
-    missing = _Missing(len(reference), len(current), len(reference) - len(old), len(current) - len(new))
+    holes = np.array([key is None for key in reference]), np.array([key is None for key in current])
+    missing = _missing(*holes, look)
     if (shortage := _shortage(len(old), len(new), policy)) is not None:
-        return _verdict(name, policy.categorical_test, None, policy.threshold, missing, shortage, policy)
-    codes, distinct = _buckets(old, new, policy.max_categories)
-    score, threshold = _score(policy.categorical_test, "cat", *codes, policy, rng)
+        return _verdict(name, policy.categorical_test, _Distance(), missing, shortage, policy)
+    codes, distinct = buckets(old, new, policy.max_categories)
     tail = f"{distinct} categories, all but the {policy.max_categories} most frequent in one bucket"
     note = tail if distinct > policy.max_categories else ""
-    return _verdict(name, policy.categorical_test, score, threshold, missing, note, policy)
+    distance = _measured(policy.categorical_test, "cat", *codes, look)
+    return _verdict(name, policy.categorical_test, distance, missing, note, policy)
+
+
+class _Distance(NamedTuple):
+    """A distance, and what it has to reach by chance and by the own past; none when it could not be measured."""
+
+    score: float | None = None
+    chance: float = 0.0
+    past: float = 0.0
+
+
+def _measured(test: str, column: Column, old: Array | Codes, new: Array | Codes, look: _Look) -> _Distance:
+    policy = look.policy
+    score = distance_of(test, column)(old, new)
+    if score < policy.threshold:
+        return _Distance(score)
+    if test == "wasserstein":
+        shown = numbers_shown(old.astype(np.float64), len(new), policy.past_sigmas)
+    elif test == "jensenshannon" and column == "cat":
+        shown = codes_shown(old.astype(np.int64), len(new), policy.past_sigmas)
+    else:
+        shown = distances_shown(distance_of(test, column), old, len(new), policy.past_sigmas)
+    past = shown.at(look.reach)
+    if score < past or not policy.noise_sigmas:
+        return _Distance(score, 0.0, past)
+    sigmas, most = policy.noise_sigmas, policy.permutations
+    chance = beyond_chance(score, test, column, old, new, sigmas=sigmas, permutations=most, rng=look.rng)
+    return _Distance(score, chance, past)
 
 
 class _Missing(NamedTuple):
-    """Rows of both sides, and how many of them lack the value."""
+    """Share of missing values of both sides, and what its change has to exceed by chance and by the own past."""
 
-    reference_rows: int
-    current_rows: int
-    reference: int
-    current: int
+    before: float
+    after: float
+    chance: float
+    past: float
 
-    def shares(self) -> tuple[float, float]:
-        return self.reference / self.reference_rows, self.current / self.current_rows
 
-    def error(self) -> float:
-        """Standard error of the difference of the shares when they are equal (pooled two-proportion z test)."""
-        pooled = (self.reference + self.current) / (self.reference_rows + self.current_rows)
-        return math.sqrt(pooled * (1 - pooled) * (1 / self.reference_rows + 1 / self.current_rows))
+def _missing(reference: npt.NDArray[np.bool_], current: npt.NDArray[np.bool_], look: _Look) -> _Missing:
+    before, after = float(reference.mean()), float(current.mean())
+    if abs(after - before) < look.policy.missing_threshold:
+        return _Missing(before, after, 0.0, 0.0)
+    # Standard error of the difference of the shares when they are equal (pooled two-proportion z test).
+    pooled = (reference.sum() + current.sum()) / (len(reference) + len(current))
+    error = math.sqrt(pooled * (1 - pooled) * (1 / len(reference) + 1 / len(current)))
+    shown = missing_shown(reference, len(current), look.policy.past_sigmas)
+    return _Missing(before, after, look.policy.noise_sigmas * error, shown.at(look.reach))
 
 
 def _shortage(old: int, new: int, policy: DriftPolicy) -> str | None:
@@ -336,162 +467,30 @@ def _shortage(old: int, new: int, policy: DriftPolicy) -> str | None:
 
 
 def _verdict(
-    name: str, test: str, score: float | None, threshold: float, missing: _Missing, note: str, policy: DriftPolicy
+    name: str, test: str, distance: _Distance, missing: _Missing, note: str, policy: DriftPolicy
 ) -> FeatureDrift:
-    """Join the distance and the change in missing values; each must be material and beyond chance to be a cause."""
-    causes = []
-    if score is not None and score >= threshold:
-        causes.append("distribution")
-    before, after = missing.shares()
-    change = abs(after - before)
+    """Join the distance and the change in missing values; each must be material and beyond chance and the own past."""
+    threshold = max(policy.threshold, distance.chance, distance.past)
+    times = {"distribution": 0.0 if distance.score is None else distance.score / threshold}
+    change = abs(missing.after - missing.before)
+    times["missing"] = change / max(policy.missing_threshold, missing.chance, missing.past)
+    causes = tuple(cause for cause, reached in times.items() if reached >= 1)
     if change >= policy.missing_threshold:
-        words = f"missing values went from {before:.1%} to {after:.1%}"
+        words = f"missing values went from {missing.before:.1%} to {missing.after:.1%}"
         note = f"{note}; {words}" if note else words
-        if change > policy.noise_sigmas * missing.error():
-            causes.append("missing")
     return FeatureDrift(
         name=name,
         test=test,
-        score=score,
+        score=distance.score,
         threshold=threshold,
         drifted=bool(causes),
         note=note,
-        causes=tuple(causes),
-        missing_reference=before,
-        missing_current=after,
+        causes=causes,
+        missing_reference=missing.before,
+        missing_current=missing.after,
+        past=distance.past,
+        times=max(times.values()),
     )
-
-
-def _score(
-    test: str,
-    column_type: Literal["num", "cat"],
-    old: Array | _Codes,
-    new: Array | _Codes,
-    policy: DriftPolicy,
-    rng: np.random.Generator,
-) -> tuple[float, float]:
-    """Return the distance and what it has to reach at these sizes."""
-    distance = _distance(test, column_type)
-    score = distance(old, new)
-    if score < policy.threshold or policy.noise_sigmas == 0:
-        return score, policy.threshold
-    if test == "wasserstein":
-        splits = _wasserstein_splits(old, new, policy.permutations, rng)
-    elif test == "jensenshannon" and column_type == "cat":
-        splits = _jensenshannon_splits(old, new, policy.permutations, rng)
-    else:
-        splits = _splits(distance, old, new, policy.permutations, rng)
-    # The largest split bounds false alarms at 1 in permutations + 1 whatever the distribution; for skewed columns the
-    # deviation alone does not: with 10 % log-normal values and 200 rows 5 deviations were passed in 2 % of checks.
-    beyond = float(splits.mean()) + policy.noise_sigmas * float(splits.std(ddof=1))
-    return score, max(policy.threshold, beyond, float(splits.max()))
-
-
-def _splits(
-    distance: _Distance, old: Array | _Codes, new: Array | _Codes, count: int, rng: np.random.Generator
-) -> Array:
-    """Distances of random splits of both samples laid together, at their sizes; about 1 ms each."""
-    together = np.concatenate([old, new])
-    distances = np.empty(count)
-    for position in range(count):
-        shuffled = rng.permutation(together)
-        distances[position] = distance(shuffled[: len(old)], shuffled[len(old) :])
-    return distances
-
-
-def _wasserstein_splits(old: Array | _Codes, new: Array | _Codes, count: int, rng: np.random.Generator) -> Array:
-    """`_splits` for Evidently's normed Wasserstein distance, ten times as fast because values are sorted once."""
-    values = np.sort(np.concatenate([old, new]))
-    steps = np.diff(values)
-    ranks = np.arange(1, len(values))
-    is_old = np.arange(len(values)) < len(old)
-    distances = np.empty(count)
-    for position in range(count):
-        rng.shuffle(is_old)
-        below = np.cumsum(is_old)[:-1]
-        gaps = np.abs(below / len(old) - (ranks - below) / len(new))
-        distances[position] = (gaps * steps).sum() / max(float(values[is_old].std()), 0.001)  # `@` would wake threads
-    return distances
-
-
-def _jensenshannon_splits(old: Array | _Codes, new: Array | _Codes, count: int, rng: np.random.Generator) -> Array:
-    """`_splits` for the Jensen-Shannon distance of codes, drawn as counts of each code."""
-    from scipy.spatial.distance import jensenshannon
-
-    counts = np.unique(np.concatenate([old, new]), return_counts=True)[1]
-    drawn = rng.multivariate_hypergeometric(counts, len(old), size=count)
-    with np.errstate(invalid="ignore"):
-        distances = jensenshannon(drawn / len(old), (counts - drawn) / len(new), axis=1)
-    return np.nan_to_num(np.asarray(distances, dtype=np.float64))
-
-
-def _distance(test: str, column_type: Literal["num", "cat"]) -> _Distance:
-    """Evidently's distance of that name as a function of two arrays."""
-    import pandas as pd
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing evidently imports nltk, litestar, plotly: not ours to fix
-        from evidently.legacy.calculations.stattests import get_stattest
-        from evidently.legacy.core import ColumnType
-
-    kind = ColumnType(column_type)
-    empty = pd.Series(dtype=float)
-    stattest = get_stattest(empty, empty, kind, test)
-
-    def distance(old: npt.NDArray[np.generic], new: npt.NDArray[np.generic]) -> float:
-        with np.errstate(invalid="ignore"):
-            # The threshold given here decides nothing: only the distance is read.
-            score = float(stattest(pd.Series(old), pd.Series(new), kind, 0.1).drift_score)
-        # scipy takes the square root of a divergence that rounding can make -1e-17 for equal samples.
-        return 0.0 if np.isnan(score) else score
-
-    return distance
-
-
-def _scaled(old: Array, new: Array) -> tuple[Array, Array]:
-    """Both samples in standard deviations of the reference, clipped to its 0.1 % and 99.9 % quantiles.
-
-    One value of 1e9 among 1,000 must neither raise an alarm nor, by widening the noise, hide a real shift; it is
-    counted in `FeatureDrift.outside`. Both sides are clipped alike: clipping them differently made 1 % of unmoved
-    log-normal columns drift. Scaling first also avoids Evidently's floor of 0.001 on the reference's deviation, under
-    which columns of small values never drift.
-    """
-    low, high = np.quantile(old, (0.001, 0.999))
-    if low == high:  # all but a handful of rows are one value
-        low, high = old.min(), old.max()
-    old, new = np.clip(old, low, high), np.clip(new, low, high)
-    center, deviation = old.mean(), old.std()
-    return (old - center) / deviation, (new - center) / deviation
-
-
-def _buckets(old: list[str], new: list[str], most: int) -> tuple[tuple[_Codes, _Codes], int]:
-    """Integer codes of both samples, and how many categories there were; the rare ones share the last code.
-
-    Ranked on both samples together, so that random splits of them meet the same buckets. By a dictionary: a NumPy
-    array of text is as wide as its longest cell in every row.
-    """
-    code_of = {category: code for code, category in enumerate(sorted({*old, *new}))}
-    codes = np.fromiter(map(code_of.__getitem__, old + new), np.int64, len(old) + len(new))
-    if len(code_of) > most:
-        counts = np.bincount(codes, minlength=len(code_of))
-        rank = np.empty(len(code_of), np.int64)
-        rank[np.argsort(-counts, kind="stable")] = np.arange(len(code_of))
-        codes = np.minimum(rank, most)[codes]
-    return (codes[: len(old)], codes[len(old) :]), len(code_of)
-
-
-def _numbers(series: pd.Series[Any]) -> Array:
-    """Float64 values; what is missing or infinite is NaN."""
-    values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _keys(series: pd.Series[Any]) -> list[str | None]:
-    """Values as text; numbers and booleans alike whether they come as int, float or bool. Missing is None."""
-    return [
-        None if missing else (value if isinstance(value, str) else repr(float(value)))
-        for value, missing in zip(series.tolist(), series.isna().tolist(), strict=True)
-    ]
 
 
 def _words(drift: FeatureDrift) -> str:

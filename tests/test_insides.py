@@ -251,6 +251,6 @@ def test_bentoml_names_the_worker_and_its_worker_program() -> None:
 
 
 def test_evidently_answers_a_distance_by_its_name() -> None:
-    from monitoring.drift import _distance
+    from monitoring.distance import distance_of
 
-    assert _distance("wasserstein", "num")(np.arange(50.0), np.arange(50.0)) == 0.0
+    assert distance_of("wasserstein", "num")(np.arange(50.0), np.arange(50.0)) == 0.0

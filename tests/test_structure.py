@@ -18,7 +18,7 @@ MAY_IMPORT = {
 
 IMPORTERS = {
     "bentoml": {"service/app.py", "training/registry.py"},
-    "evidently": {"monitoring/drift.py", "monitoring/report.py"},
+    "evidently": {"monitoring/distance.py", "monitoring/report.py"},
     "apscheduler": {"service/control/scheduler.py"},
     "optuna": {"training/tune.py"},
     "skops": {"training/trust.py"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,8 +12,9 @@ import msgspec
 
 from monitoring.answers import count_labelled, label_maturity
 from monitoring.drift import DriftPolicy, DriftReport, detect
-from monitoring.feature import LABEL
+from monitoring.feature import AT, LABEL
 from monitoring.maturity import Maturity
+from monitoring.news import Labels, told
 from monitoring.quality import fell, measure
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
@@ -64,7 +66,6 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
     reference = pd.read_parquet(folder / REFERENCE)
     window = read_window(loop.engine, schema, rows=loop.drift.window_rows, version=champion)
     compared = _comparable(reference, loop.drift)
-    drift = detect(compared, window, schema, loop.drift, seed=loop.seed)
 
     labels = maturity(loop) if labels is None else labels
     answered = read_window(
@@ -77,6 +78,13 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
         sources=loop.gates.label_sources,
     )
     quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
+    drift = told(
+        detect(compared, window, schema, loop.drift, seed=loop.seed),
+        _drift_before(loop, champion),
+        loop.drift,
+        importance=loop.registry.manifest(champion).importance,
+        labels=_labels_say(quality, answered),
+    )
     unfit = {"drift": unfit_rows(window), "quality": unfit_rows(answered)}
     return Seen(champion, drift, quality, labels, schema, compared, window, unfit)
 
@@ -128,12 +136,28 @@ def _labelled(loop: Loop, seen: Seen, most: int, since: float | None = None) -> 
 
 
 def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
-    """The champion's holdout: the newest data it was made for, with answers to rows it was not fitted to.
+    """The champion's reference, with its answers to rows it was not fitted to: it is surer of the others.
 
-    With fewer rows than drift needs it is the whole reference, without the answers: a model is surer of fitted rows.
+    Without any answer when there are fewer such rows than drift needs.
     """
-    holdout = reference[reference["_holdout"]]
-    return holdout if len(holdout) >= policy.min_rows else reference.drop(columns=["_prediction", "_score"])
+    unseen = reference["_holdout"] & (reference["_holdout"].sum() >= policy.min_rows)
+    answers = {name: reference[name].astype(object).where(unseen, None) for name in ("_prediction", "_score")}
+    return reference.assign(**answers)
+
+
+def _drift_before(loop: Loop, champion: int) -> DriftReport | None:
+    """What the champion's last check found of drift; None at its first, and when another release wrote it otherwise."""
+    for last in loop.runs.checks(limit=1, version=champion):
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(last.drift, DriftReport)
+    return None
+
+
+def _labels_say(quality: QualityCheck, answered: pd.DataFrame) -> Labels | None:
+    """What the labels say of the champion, and of when; None when they do not say."""
+    if quality.state == "not known yet":
+        return None
+    return Labels(held=quality.state == "held", middle_at=float(answered[AT].median()))
 
 
 def _quality(loop: Loop, schema: FeatureSchema, holdout: pd.DataFrame, answered: pd.DataFrame) -> QualityCheck:

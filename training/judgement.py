@@ -18,6 +18,7 @@ from training.experts import AdaptPolicy, Answered, Standing, make
 from training.export import export
 from training.fitting import labels_of
 from training.gates import LOSSES, Answers, GatePolicy, Latency, Truth, difference, judge, metric_of, score, timed
+from training.importance import importance
 from training.loaded import LoadedModel, load_model
 from training.manifest import HoldoutQuality, TriedWindow
 from training.pipeline import predict
@@ -86,7 +87,11 @@ def finish(
         champion = Answers(_served(spec, judged.rows.holdout, old.answer(features)))
     verdict = judge(challenger, champion, features, labels, schema, gates, due=spec.due)
     quality = _quality(said, None if champion is None else champion.values, labels, truth, schema, gates, spec.seed)
-    found = {"quality": msgspec.to_builtins(quality), "verdict": msgspec.to_builtins(verdict)}
+    found = {
+        "importance": importance(new.answer, features, schema, seed=spec.seed),
+        "quality": msgspec.to_builtins(quality),
+        "verdict": msgspec.to_builtins(verdict),
+    }
     write_manifest(out, {**complete.document, **found})
     _write_start(spec, out, new, said, features, truth, schema)
     return JobResult(

@@ -174,6 +174,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     until: float = 0.0  # `_at` of the last record row it was fitted to; 0: none of the record
     notes: tuple[str, ...] = ()
     quality: HoldoutQuality | None = None
+    importance: dict[str, float] | None = None  # share of each feature in how the answers vary; None: not measured
     verdict: Verdict | None = None
     twin: Plan | None = None  # None: the scikit-learn pipeline serves
     parity: Parity | None = None
