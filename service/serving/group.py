@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from monitoring.decode import Batch
 from service.serving.answer import INLINE_ROWS, Asked, unpredictable
@@ -36,10 +36,8 @@ class Connection(Protocol):
     def refuse(self, status: int, headers: Headers, body: bytes) -> None: ...
 
 
-class _Waiting(NamedTuple):
-    connection: Connection
-    request_id: bytes
-    asked: Asked
+_Waiting = tuple[Connection, bytes, Asked]
+"""Whom to answer, the request's id, and the request. A plain tuple: a named one takes some 0.2 µs to make."""
 
 
 class Group:
@@ -86,7 +84,7 @@ class Group:
             self._model = model
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._waiting.append(_Waiting(connection, request_id, Asked(batch, body, started, source)))
+        self._waiting.append((connection, request_id, Asked(batch, body, started, source)))
         self._rows += batch.n
         if self._rows >= GROUP_ROWS:
             self.flush()
@@ -105,7 +103,7 @@ class Group:
             self._answer(model, waiting)
 
     def _answer(self, model: ServedModel, waiting: Sequence[_Waiting]) -> None:
-        asked = [one.asked for one in waiting]
+        asked = [one for _, _, one in waiting]
         try:
             found = model.predict(asked[0].batch if len(asked) == 1 else Batch.joined([one.batch for one in asked]))
         except Exception as error:
@@ -121,9 +119,9 @@ class Group:
         except Exception as error:  # not tried again: the rows may be in the record already
             self._refuse(waiting, error)
             return
-        for one, answer in zip(waiting, answers, strict=True):
-            one.connection.answer(answer, one.request_id)
+        for (connection, request_id, _), answer in zip(waiting, answers, strict=True):
+            connection.answer(answer, request_id)
 
     def _refuse(self, waiting: Sequence[_Waiting], error: Exception) -> None:
-        for one in waiting:
-            one.connection.refuse(*self._lane.refusal(PATH, error, one.request_id))
+        for connection, request_id, _ in waiting:
+            connection.refuse(*self._lane.refusal(PATH, error, request_id))
