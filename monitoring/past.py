@@ -137,19 +137,17 @@ def _cut(rows: int, window_rows: int) -> tuple[int, int]:
 def _level(from_rest: Callable[[Any], Array], ordered: Any, length: int, window_rows: int, sigmas: float) -> float:
     """What no block reaches, brought from the blocks' length to the window's.
 
-    Of a level L, and C of the same rows in random order, C is chance and shrinks with the root of the rows; the rest,
-    the root of L² - C², is what time does, and is kept whole.
+    The squared mean distance of the blocks is a part that chance gives, as large as with the rows in random order, and
+    a part that time makes. The first shrinks with the root of the rows; the second is kept whole.
     """
-
-    def reached(found: Array) -> float:
-        return max(float(found.mean()) + _deviations(len(found), sigmas) * float(found.std(ddof=1)), float(found.max()))
-
-    level = reached(from_rest(ordered))
-    if length >= window_rows:
+    found = from_rest(ordered)
+    level = max(float(found.mean()) + _deviations(len(found), sigmas) * float(found.std(ddof=1)), float(found.max()))
+    if length >= window_rows or not level:
         return level
     random = np.random.default_rng(0)
-    chance = float(np.mean([reached(from_rest(random.permutation(ordered))) for _ in range(_SHUFFLES)]))
-    return math.hypot(math.sqrt(max(level**2 - chance**2, 0.0)), min(chance, level) * math.sqrt(length / window_rows))
+    chance = max(float(from_rest(random.permutation(ordered)).mean()) for _ in range(_SHUFFLES))
+    share = min((chance / float(found.mean())) ** 2, 1.0)
+    return level * math.sqrt(1 - share + share * length / window_rows)
 
 
 def _deviations(count: int, sigmas: float) -> float:
