@@ -98,6 +98,7 @@ class Metrics:
         )
         self.drift_share = self._gauge("drift_share", "Share of features that drifted at the last check")
         self.drift_detected = self._gauge("drift_detected", "1 when the last check found drift")
+        self.drift_news = self._gauge("drift_news", "1 when a movement began with the last check")
         self.quality = self._gauge("quality", "Quality of the champion at the last check", "metric", "kind")
         self.adaptation_loss = self._gauge(
             "adaptation_loss", "Log loss (mean squared error) on matured rows answered while adapted", "output"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from monitoring.feature import LABEL
+from monitoring.feature import AT, LABEL
 from monitoring.files import write_atomically
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
@@ -213,7 +213,7 @@ def _latency(new: LoadedModel, old: LoadedModel, features: pd.DataFrame) -> Late
 
 
 def _with_answers(known: pd.DataFrame, values: npt.NDArray[Any], schema: FeatureSchema) -> pd.DataFrame:
-    frame = known[[*schema.names, LABEL, "_holdout"]].reset_index(drop=True)
+    frame = known[[*schema.names, AT, LABEL, "_holdout"]].reset_index(drop=True)
     frame["_prediction"] = _predictions(values, schema)
     frame["_score"] = values[:, 1] if schema.task == "binary" else np.nan
     return frame

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from monitoring.news import sentence
+
 if TYPE_CHECKING:
     from monitoring.drift import DriftReport
     from monitoring.evidence import State
@@ -176,18 +178,13 @@ def _wishes(
 
     if drift is not None:
         times = history.drift_checks + 1
-        found = "; ".join(drift.reasons)
-        if drift.skipped is not None:
-            seen.append(f"drift was not computed: {drift.skipped}")
-        elif not drift.detected:
-            seen.append(f"no drift: {len(drift.drifted)} of {len(drift.features)} features moved")
-        elif not policy.on_drift:
-            seen.append(f"{found}; drift alone trains nothing (on_drift is off)")
-        elif times < policy.confirmations:
-            seen.append(f"{found}, in {times} of {policy.confirmations} checks in a row")
-        else:
-            seen.append(found)
-            wishes.append("drift")
+        seen.append(sentence(drift))
+        if drift.skipped is None and drift.detected and policy.on_drift:
+            seen[-1] += f", in {times} of {policy.confirmations} checks in a row"
+            if times >= policy.confirmations:
+                wishes.append("drift")
+        elif drift.news:
+            seen[-1] += "; drift alone trains nothing (on_drift is off)"
     return (wishes[0] if wishes else None), tuple(seen) or ("nothing was looked at",)
 
 

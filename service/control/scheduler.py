@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -288,6 +288,12 @@ class Scheduler:
         elif name == "run_finished":
             self._count_run(fields["run"])
 
+    def _check_sooner(self) -> None:
+        """The next check comes after a quarter of the usual time: something has begun that may matter."""
+        if self._jobs is not None:
+            wait = timedelta(seconds=self.settings.schedule.check_interval_s / 4)
+            self._jobs.modify_job("check", next_run_time=datetime.now(UTC) + wait)
+
     def _count_adaptation(self, version: int, found: Adapted, *, works_hard: bool) -> None:
         for output, loss in (("raw", found.raw_loss), ("served", found.served_loss)):
             if loss is not None:
@@ -314,13 +320,18 @@ class Scheduler:
         metrics.drift_detected.set(int(drift.detected))
         for metric, value in quality.metrics.items():
             metrics.quality.labels(metric, quality.kind).set(value)
-        if drift.detected and seen.champion != self._reported:
+        metrics.drift_news.set(int(drift.news))
+        if drift.news and seen.champion != self._reported:
             self._reported = seen.champion
             threading.Thread(
                 target=self._report, args=(fields["check"], seen), name="evergreen-report", daemon=True
             ).start()
-        if drift.detected:
-            self.alarm("drift", {"version": seen.champion, "features": drift.drifted, "reasons": drift.reasons})
+        if drift.news:
+            begun = [finding for finding in drift.findings if finding.state == "began"]
+            told = [finding.sentence for finding in begun]
+            self.alarm("drift", {"version": seen.champion, "features": [one.name for one in begun], "reasons": told})
+            if drift.matters:
+                self._check_sooner()
         if seen.quality.state == "lost":
             self.alarm("quality", {"version": seen.champion, "reason": seen.quality.words})
 

@@ -69,7 +69,7 @@ def test_when_the_rule_has_turned_a_retrained_model_replaces_the_champion(tmp_pa
     assert manifest.data.until == result.until == frame["_at"].iloc[-1]  # the last fit learns what judged, too
     assert manifest.data.last_fit and manifest.data.holdout.since < result.until
     reference = pd.read_parquet(tmp_path / "v2" / "reference.parquet")
-    assert reference.columns.tolist() == [*schema.names, "_label", "_holdout", "_prediction", "_score"]
+    assert reference.columns.tolist() == [*schema.names, "_at", "_label", "_holdout", "_prediction", "_score"]
     assert reference["_holdout"].sum() == manifest.data.holdout.rows == result.quality.rows
 
 
