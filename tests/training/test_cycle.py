@@ -58,10 +58,10 @@ def test_nothing_moved_is_a_no_in_the_runs_with_its_reasons(place: Place) -> Non
 
 def test_a_movement_begins_at_one_check_and_goes_on_at_the_next(place: Place) -> None:
     place.answer(400, 1, moved=True, labelled=False)
-    first_look = cycle.check(place.loop, 1).drift
+    first_look = checking.check(place.loop, 1).drift
     turn(place)
     place.answer(400, 2, moved=True, labelled=False)
-    second_look = cycle.check(place.loop, 1).drift
+    second_look = checking.check(place.loop, 1).drift
 
     assert first_look.news and first_look.matters
     assert [f.state for f in first_look.findings if f.name in ("income", "debt")] == ["began", "began"]
