@@ -570,6 +570,9 @@ def replay(
     """
     from service.command import replay as command
 
+    for option, path in (("--json", to_json), ("--html", to_html)):  # before the minutes, not after them
+        if path is not None and not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}: make it first", param_hint=option)
     asked = command.Asked(
         data=data,
         target=target,

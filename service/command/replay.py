@@ -101,7 +101,9 @@ def _read(asked: Asked, settings: Settings) -> tuple[pd.DataFrame, str, str, lis
         raise ReplayError(f"which column of {asked.data} is to be predicted? Name it with --target")
     time, ignore = asked.time or (data.time if same else ""), asked.ignore or (data.ignore if same else ())
     columns = [name for name in (target, time, asked.label_time, *ignore) if name]
-    return load_source(Path(asked.data), columns=columns), target, time, list(ignore)
+    frame = load_source(Path(asked.data), columns=columns)
+    private = [name for name in settings.privacy.names if same and name in frame.columns]
+    return frame, target, time, [*ignore, *private]
 
 
 def write_json(study: Study, path: Path) -> None:

@@ -12,6 +12,8 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 if TYPE_CHECKING:
     from service.replay.run import Turn
     from service.replay.scores import Stretch
@@ -25,6 +27,8 @@ PLOT: Final = WIDTH - LEFT - RIGHT
 HEIGHT: Final = 270
 LANE: Final = 24
 WEIGHTS_HEIGHT: Final = 150
+LONG_S: Final = 200 * 86_400.0
+"""A stream that lasts longer shows months, a shorter one days."""
 FAMILIES: Final = ("identity", "shift", "scale", "residual", "residuals")
 NAMES: Final = {"auc": "AUC", "accuracy": "accuracy", "r2": "R²", "mse": "MSE", "log loss": "log loss"}
 
@@ -218,16 +222,17 @@ def _training(turn: Turn, at: float, middle: float, said: str) -> str:
 
 
 def _rows_axis(study: Study, x: Callable[[float], float], top: float) -> list[str]:
-    parts = []
+    """Row numbers, and the dates of these rows where the file has some."""
+    turns = study.policies[0].turns
+    rows, moments = [0, *(t.row for t in turns), study.rows], [study.first_at, *(t.at for t in turns), study.last_at]
+    form = "%b %Y" if study.last_at - study.first_at > LONG_S else "%d %b"
+    parts = [f'<text class="tick" x="{LEFT - 22}" y="{top + 14:.1f}" text-anchor="end">row</text>']
     for tick in _ticks(0, study.rows, 6):
-        if tick > study.rows:
-            continue
-        at, when = x(tick), study.first_at + (study.last_at - study.first_at) * tick / max(study.rows, 1)
+        at = x(tick)
         parts.append(f'<text class="tick" x="{at:.1f}" y="{top + 14:.1f}" text-anchor="middle">{tick:,.0f}</text>')
         if study.dated:
-            day = datetime.fromtimestamp(when, UTC).strftime("%b %Y")
+            day = datetime.fromtimestamp(float(np.interp(tick, rows, moments)), UTC).strftime(form)
             parts.append(f'<text class="tick faint" x="{at:.1f}" y="{top + 29:.1f}" text-anchor="middle">{day}</text>')
-    parts.append(f'<text class="axis" x="{LEFT + PLOT + 8}" y="{top + 14:.1f}">rows</text>')
     return parts
 
 

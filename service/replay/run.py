@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 import numpy as np
 
+from monitoring.feature import AT
 from monitoring.insert import insert
 from monitoring.record import Label, Prediction, TableRows
 from monitoring.spool import number_at, segment_day
@@ -125,7 +126,7 @@ class _Place:
 
     def __init__(self, stream: Stream, settings: Settings, engine: sa.Engine, seed: int) -> None:
         self.stream, self.settings, self.engine = stream, settings, engine
-        self.now = float(stream.first.frame["_at"].iloc[-1])
+        self.now = float(stream.first.frame[AT].iloc[-1])
         self.training_s = self.training_processor_s = 0.0
         self.trained = False
         self.raw: list[npt.NDArray[np.float64]] = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monitoring.feature import LABEL
 from service.replay.stream import Stream
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Schedules:
         self._stream, self._seed, self._most_rows = stream, seed, most_rows
         self._later = schema.canonical(stream.frame)
         self._features = pd.concat([stream.first.frame[list(schema.names)], self._later], ignore_index=True)
-        self._labels = np.concatenate([schema.labels(stream.first.frame["_label"]), stream.labels])
+        self._labels = np.concatenate([schema.labels(stream.first.frame[LABEL]), stream.labels])
         self._start = len(stream.first.frame)
         self._fitted: dict[tuple[int, int, int], tuple[Any, float]] = {}
 

@@ -30,8 +30,6 @@ min_labelled_rows = 100
 min_new_labelled_rows = 100
 [gates]
 min_holdout_rows = 50
-[training]
-holdout_share = 0.5
 """
 
 
@@ -54,7 +52,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def study_of(files: tuple[Path, Path], **asked: Any) -> Study:
     data, policy = files
-    given = {"target": "y", "time": "when", "label_delay": "50", "every": 210, "start": 0.3, **asked}
+    given = {"target": "y", "time": "when", "label_delay": "50", "every": 350, "start": 0.3, **asked}
     return command.run(command.Asked(data=str(data), **given), load(environ={}), [policy], quiet=True)
 
 
@@ -80,7 +78,7 @@ def test_the_loop_recovers_from_a_turned_rule_and_stands_beside_its_schedules(st
     assert (study.start_rows, study.rows, study.metric, study.loss) == (450, 1050, "auc", "log loss")
     assert loop.name == "quick" and loop.trainings >= 1 and loop.promoted >= 1
     assert loop.trainings == loop.promoted + loop.refused + loop.failed
-    assert sum(loop.checks.values()) == len(loop.turns) == 5
+    assert sum(loop.checks.values()) == len(loop.turns) == 3
     recovered, left = loop.served_over_time[-1].value, never.over_time[-1].value
     assert recovered is not None and left is not None and recovered > left + 0.15
     assert [(s.trainings, s.window) for s in study.schedules] == [
@@ -89,7 +87,7 @@ def test_the_loop_recovers_from_a_turned_rule_and_stands_beside_its_schedules(st
         (loop.trainings, True),
         (4 * loop.trainings, False),
     ]
-    assert [turn.row for turn in loop.turns] == [210, 420, 630, 840, 1050]
+    assert [turn.row for turn in loop.turns] == [350, 700, 1050]
     assert all(turn.why for turn in loop.turns)
     for stretches in (loop.served_over_time, never.over_time):
         assert stretches[0].start == 0 and stretches[-1].stop == 1050
@@ -97,7 +95,11 @@ def test_the_loop_recovers_from_a_turned_rule_and_stands_beside_its_schedules(st
 
 
 def test_the_command_writes_what_it_found_and_the_same_seed_finds_it_again(
-    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    files: tuple[Path, Path],
+    study: Study,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data, policy = files
@@ -110,7 +112,7 @@ def test_the_command_writes_what_it_found_and_the_same_seed_finds_it_again(
     assert "quick, served" in shown and "never trained again" in shown and "rows a minute" in shown
     found = msgspec.json.decode((tmp_path / "found.json").read_bytes(), type=Study)
     assert found.policies[0].name == "quick" and found.every == 350
-    assert without_times(found) == without_times(study_of(files, every=350))
+    assert without_times(found) == without_times(study)
     assert (tmp_path / "found.html").read_text().startswith("<!doctype html>")
 
 
