@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from monitoring.feature import Task
 from training.adaptation import IDENTITY, Adaptation, Adapter, Expert, link, log_sum, losses
@@ -48,7 +48,9 @@ class AdaptPolicy(BaseModel):
     )
     min_rows: int = Field(100, ge=20, description="matured rows of this champion that any expert needs")
     residual_min_rows: int = Field(
-        400, ge=100, description="matured rows of this champion that a residual learner needs"
+        400,
+        ge=100,
+        description="matured rows of this champion that a residual learner needs, and at least a quarter of its window",
     )
     rate: float = Field(
         0.03, gt=0, le=1, description="learning rate of the weights: how fast a better record becomes a larger weight"
@@ -57,7 +59,13 @@ class AdaptPolicy(BaseModel):
         6_000, ge=100, description="rows after which what an expert was worth counts half: the world moves on"
     )
     identity_prior: float = Field(
-        0.5, gt=0, lt=1, description="weight of the unchanged output before anything is known"
+        0.2, gt=0, lt=1, description="weight of the unchanged output before anything is known"
+    )
+    residual_prior: float = Field(
+        0.4,
+        gt=0,
+        lt=1,
+        description="weight of all residual learners together before anything is known; recalibrations have the rest",
     )
     min_weight: float = Field(
         0.01, ge=0, lt=0.5, description="experts below this weight are not shipped to the workers"
@@ -93,6 +101,15 @@ class AdaptPolicy(BaseModel):
         gt=0,
         description="how far an output may be moved: logits; for regression, the champion's root mean squared errors",
     )
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> AdaptPolicy:
+        if self.identity_prior + self.residual_prior >= 1:
+            raise ValueError(
+                f"identity_prior {self.identity_prior:g} and residual_prior {self.residual_prior:g} leave nothing for "
+                "the recalibrations: together they must be below 1"
+            )
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -155,13 +172,12 @@ def score(standing: Standing, adapter: Adapter, rows: Answered, policy: AdaptPol
 
 def weigh(names: Sequence[str], standing: Standing, policy: AdaptPolicy) -> dict[str, float]:
     """The weight of each of these experts (the identity among them); they sum to 1."""
-    others = len(names) - 1
-    exponents = {
-        name: math.log(policy.identity_prior)
-        if name == IDENTITY
-        else math.log((1 - policy.identity_prior) / others) + policy.rate * standing.gains.get(name, 0.0)
-        for name in names
-    }
+    residual = [name for name in names if name.startswith("residual")]
+    learners = policy.residual_prior if residual else 0.0
+    each = (1 - policy.identity_prior - learners) / max(1, len(names) - 1 - len(residual))
+    priors = dict.fromkeys(names, each) | dict.fromkeys(residual, learners / max(1, len(residual)))
+    priors[IDENTITY] = policy.identity_prior
+    exponents = {name: math.log(prior) + policy.rate * standing.gains.get(name, 0.0) for name, prior in priors.items()}
     top = max(exponents.values())
     raised = {name: math.exp(exponent - top) for name, exponent in exponents.items()}
     total = sum(raised.values())
@@ -184,12 +200,13 @@ def make(
         experts.append(Expert(f"shift-{window}", used, *_recalibrated(part, truth, task, scale, sloped=False)))
         experts.append(Expert(f"scale-{window}", used, *_recalibrated(part, truth, task, scale, sloped=True)))
     learners: list[tuple[str, int, Any]] = []
-    if len(rows.truth) >= policy.residual_min_rows:
-        for window in policy.residual_windows:
-            newest = rows.newest(window)
-            learner = _residual(newest, task, width, window, seed)
-            if learner is not None:
-                learners.append((f"residual-{window}", len(newest.truth), learner))
+    for window in policy.residual_windows:
+        if len(rows.truth) < max(policy.residual_min_rows, window // 4):
+            continue  # it would learn by heart
+        newest = rows.newest(window)
+        learner = _residual(newest, task, width, window, seed)
+        if learner is not None:
+            learners.append((f"residual-{window}", len(newest.truth), learner))
     base = 1.0 if task == "regression" else 0.0  # a regression's residual is added to the output
     for place, (name, used, _) in enumerate(learners):
         experts.append(Expert(name, used, (0.0,), base, (place,)))
