@@ -54,7 +54,7 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
     window = read_window(
         loop.engine,
         schema,
-        rows=max(*loop.adapt.windows, *loop.adapt.residual_windows),
+        rows=loop.adapt.most_rows,
         since=since,
         until=until,
         version=champion,
@@ -94,6 +94,7 @@ def start(loop: Loop, version: int, spec: JobSpec) -> None:
     if not served.is_file():
         return
     every = decode(whole.read_bytes())
+    standing = msgspec.json.decode(served.with_name(f"{START}.standing").read_bytes())
     weights = {e.name: w for e, w in zip(every.experts, every.weights, strict=True)}
     try:
         Adaptations(loop.engine).add(
@@ -105,7 +106,7 @@ def start(loop: Loop, version: int, spec: JobSpec) -> None:
             token=loop.token,
             served=decode(served.read_bytes()),
             whole=every,
-            record={"weights": weights, "standing": spec.standing, "until": 0.0, "slope": every.slope},
+            record={"weights": weights, "standing": standing, "until": 0.0, "slope": every.slope},
         )
     except SwitchedOff:
         logger.info("version %d starts without an adaptation: they are switched off", version)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from monitoring.feature import AT, ORIGIN
 from training.data import content_digest, read_snapshot
+from training.experts import AdaptPolicy
 from training.fitting import fit_rows, has_all_classes, labels_of, refreshed
 from training.gates import LOSSES, GatePolicy, Truth, difference, score
-from training.judgement import Judged, finish, schema_of
+from training.judgement import Judged, Unseen, finish, schema_of
 from training.manifest import TriedWindow
 from training.pipeline import Parameters, predict
-from training.split import Split, TrainPolicy, holdout_facts, split
+from training.split import Split, TrainPolicy, holdout_facts, split, without
 from training.tune import search
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
@@ -63,6 +67,7 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         final,
         refreshed(schema, frame.iloc[learnt]),
         manifest={"parameters": parameters.model_dump(), "data": data},
+        unseen=partial(_unseen, frame, learnt, schema, parameters, spec, policy),
         windows=tried,
         until=float(recorded.iloc[-1]) if len(recorded) else 0.0,
     )
@@ -119,3 +124,34 @@ def _best_window(
             best, pipeline, answers = window, fitted, said
             tried = [msgspec.structs.replace(one, chosen=one is tried[-1]) for one in tried]
     return best, pipeline, tuple(tried)
+
+
+def _unseen(
+    frame: pd.DataFrame,
+    learnt: npt.NDArray[np.intp],
+    schema: FeatureSchema,
+    parameters: Parameters,
+    spec: JobSpec,
+    policy: TrainPolicy,
+) -> Unseen | None:
+    """Answers to the newest rows by models that did not learn them: blocks in turn are left out of a fit (stacking).
+
+    None when a class would be missing from a fit.
+    """
+    adapt = AdaptPolicy.model_validate(spec.adapt)
+    newest = learnt[-adapt.most_rows :]
+    folds = (np.arange(len(newest) - 1, -1, -1) // policy.block_rows) % adapt.start_folds
+    said: npt.NDArray[Any] | None = None
+    for fold in range(adapt.start_folds):
+        left_out = newest[folds == fold]
+        part = frame.iloc[without(learnt, left_out, frame, policy)]
+        if not len(left_out):
+            continue
+        if not has_all_classes(part, schema):
+            return None
+        answers = predict(
+            fit_rows(part, schema, parameters, spec.seed), frame.iloc[left_out][list(schema.names)], schema
+        )
+        said = np.empty((len(newest), *answers.shape[1:])) if said is None else said
+        said[folds == fold] = answers
+    return None if said is None else Unseen(newest, said)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
+MIXTURE: Final = "trees"
+"""In a served adaptation, what its experts' residual learners add, each times its weight."""
 MAX_TREES: Final = 400
 """Trees of one residual learner over all classes: what it costs an answer."""
 
@@ -70,6 +72,13 @@ class AdaptPolicy(BaseModel):
     min_weight: float = Field(
         0.01, ge=0, lt=0.5, description="experts below this weight are not shipped to the workers"
     )
+    start_folds: int = Field(
+        4,
+        ge=2,
+        le=20,
+        description="models fitted besides when a version is trained, each without one part of the newest rows: their "
+        "answers to those parts are what the version's first adaptation is made from",
+    )
     every_rows: int = Field(
         50, ge=1, description="matured rows that must have come since the last adaptation before another is made"
     )
@@ -101,6 +110,11 @@ class AdaptPolicy(BaseModel):
         gt=0,
         description="how far an output may be moved: logits; for regression, the champion's root mean squared errors",
     )
+
+    @property
+    def most_rows(self) -> int:
+        """Matured rows that an adaptation is made from at most."""
+        return max(*self.windows, *self.residual_windows)
 
     @model_validator(mode="after")
     def _something_is_left(self) -> AdaptPolicy:
@@ -226,18 +240,46 @@ def make(
         bound=policy.max_move * (math.sqrt(scale / 2) if task == "regression" else 1.0),
         graph=graph([learner for *_, learner in learners], width, width + columns) if learners else b"",
     )
-    used_places = sorted({place for e in whole.experts if e.name in heavy for place in e.learners})
-    lean = msgspec.structs.replace(
+    return Made(_lean(whole, [learner for *_, learner in learners]), whole)
+
+
+def _lean(whole: Adaptation, learners: Sequence[Trees]) -> Adaptation:
+    """The same answers from less: without the experts that have no weight, and all trees added up in one ensemble.
+
+    Of several classes each learner's output is normalised before it is added, so the learners stay apart.
+    """
+    kept = [(expert, weight) for expert, weight in zip(whole.experts, whole.weights, strict=True) if weight]
+    used = sorted({place for expert, _ in kept for place in expert.learners})
+    if whole.task == "multiclass" or not used:
+        kept = [(msgspec.structs.replace(e, learners=tuple(map(used.index, e.learners))), w) for e, w in kept]
+        ensembles = [learners[place] for place in used]
+    else:
+        shares = dict.fromkeys(used, 0.0)
+        for expert, weight in kept:
+            for place in expert.learners:
+                shares[place] += weight / len(expert.learners)
+        rows = max(expert.rows for expert, _ in kept if expert.learners)
+        kept = [(msgspec.structs.replace(expert, learners=()), weight) for expert, weight in kept]
+        kept.append((Expert(MIXTURE, rows, (0.0,), 0.0, (0,)), 1.0))
+        ensembles = [_added_up([(learners[place], share) for place, share in shares.items()])]
+    return msgspec.structs.replace(
         whole,
-        experts=tuple(
-            msgspec.structs.replace(e, learners=tuple(used_places.index(place) for place in e.learners))
-            for e in whole.experts
-            if e.name in heavy
-        ),
-        weights=tuple(weights[e.name] / total for e in whole.experts if e.name in heavy),
-        graph=graph([learners[place][2] for place in used_places], width, width + columns) if used_places else b"",
+        experts=tuple(expert for expert, _ in kept),
+        weights=tuple(weight for _, weight in kept),
+        graph=graph(ensembles, whole.width, whole.width + whole.columns) if ensembles else b"",
     )
-    return Made(lean, whole)
+
+
+def _added_up(parts: Sequence[tuple[Trees, float]]) -> Trees:
+    """One ensemble that says the sum of these, each times its share."""
+    trees = []
+    for ensemble, share in parts:
+        for output, nodes in ensemble.trees:
+            scaled = nodes.copy()
+            scaled["value"] *= share
+            trees.append((output, scaled))
+    base = np.sum([np.multiply(ensemble.base, share) for ensemble, share in parts], axis=0)
+    return Trees(tuple(base.tolist()), tuple(trees))
 
 
 def error_scale(rows: Answered) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +14,10 @@ from monitoring.feature import AT, LABEL
 from monitoring.files import write_atomically
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
+from training.adaptation import Adapter
 from training.artefact import SCHEMA, verify, write_manifest
-from training.experts import AdaptPolicy, Answered, Standing, make
+from training.experts import AdaptPolicy, Answered, Standing, error_scale, make
+from training.experts import score as score_experts
 from training.export import export
 from training.fitting import labels_of
 from training.gates import LOSSES, Answers, GatePolicy, Latency, Truth, difference, judge, metric_of, score, timed
@@ -38,6 +41,13 @@ class Judged(NamedTuple):
     pipeline: Any
 
 
+class Unseen(NamedTuple):
+    """Rows of the snapshot, oldest first, and answers to them by models like the final one that did not learn them."""
+
+    rows: npt.NDArray[np.intp]
+    said: npt.NDArray[Any]
+
+
 def finish(
     spec: JobSpec,
     out: Path,
@@ -45,6 +55,7 @@ def finish(
     final: Any,
     schema: FeatureSchema,
     *,
+    unseen: Callable[[], Unseen | None] | None = None,
     manifest: dict[str, Any],
     windows: tuple[TriedWindow, ...],
     until: float,
@@ -93,7 +104,9 @@ def finish(
         "verdict": msgspec.to_builtins(verdict),
     }
     write_manifest(out, {**complete.document, **found})
-    _write_start(spec, out, new, said, features, truth, schema)
+    if verdict.passed and spec.champion is not None and AdaptPolicy.model_validate(spec.adapt).enabled:
+        start = (unseen() if unseen is not None else None) or Unseen(judged.rows.holdout, said)
+        _write_start(spec, out, new, judged.frame, start, schema)
     return JobResult(
         ok=True,
         passed=verdict.passed or spec.champion is None,  # a first version is served: the run says what is wrong with it
@@ -181,25 +194,30 @@ def _quality(
 
 
 def _write_start(
-    spec: JobSpec,
-    out: Path,
-    model: LoadedModel,
-    said: npt.NDArray[Any],
-    features: pd.DataFrame,
-    truth: Truth,
-    schema: FeatureSchema,
+    spec: JobSpec, out: Path, model: LoadedModel, frame: pd.DataFrame, unseen: Unseen, schema: FeatureSchema
 ) -> None:
-    """The adaptation that the version starts with: from the judged model's answers to rows that it had not seen."""
+    """The adaptation that the version starts with, from answers to rows that the models giving them had not seen.
+
+    What the experts were worth to the champion counts half; besides, those fitted to the older half of these rows are
+    scored on the newer one, so that they are known a little when the version's first row comes.
+    """
     policy = AdaptPolicy.model_validate(spec.adapt)
+    part = frame.iloc[unseen.rows]
+    truth = Truth.of(labels_of(part, schema), schema)
     known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
-    if not policy.enabled or spec.champion is None:
-        return
-    _, x = model.answer_with_matrix(features)
-    rows = Answered(said[known], x[known], truth.values[known])
-    made = make(rows, schema.task, Standing(dict(spec.standing)), policy, version=0, seed=spec.seed)
+    _, x = model.answer_with_matrix(part[list(schema.names)])
+    rows = Answered(unseen.said[known], x[known], truth.values[known])
+    standing, half = Standing(dict(spec.standing)), len(rows.truth) // 2
+    older, newer = (Answered(*(each[chosen] for each in rows)) for chosen in (slice(half), slice(half, None)))
+    before = make(older, schema.task, standing, policy, version=0, seed=spec.seed)
+    if before is not None:
+        scale = error_scale(newer) if schema.task == "regression" else 1.0
+        standing = score_experts(standing, Adapter(before.whole), newer, policy, scale=scale)
+    made = make(rows, schema.task, standing, policy, version=0, seed=spec.seed)
     if made is not None:
         write_atomically(out.with_name(f"{START}.served"), made.served.encode())
         write_atomically(out.with_name(f"{START}.whole"), made.whole.encode())
+        write_atomically(out.with_name(f"{START}.standing"), msgspec.json.encode(standing.gains))
 
 
 def _latency(new: LoadedModel, old: LoadedModel, features: pd.DataFrame) -> Latency:

@@ -108,18 +108,24 @@ def split(
                 f"needs {min_holdout_rows}: wait for more labels"
             )
     holdout = interleaved(stretch, policy, min_holdout_rows)
-    may_train = learnable.copy()
-    may_train[holdout] = False
-    if policy.purge_s:
-        may_train &= ~_near(frame[AT].to_numpy(), holdout, policy.purge_s)
     known = np.flatnonzero(learnable)[-policy.max_rows :]
-    train = known[may_train[known]]
+    train = without(known, holdout, frame, policy)
     if len(train) < policy.min_rows:
         raise JobError(
             f"{len(train)} rows are left to train on beside the {len(holdout)} that judge, {policy.min_rows} are "
             "needed: wait for more labels, or give more source data"
         )
     return Split(train, holdout, known, " and ".join(sorted(set(frame[ORIGIN].iloc[holdout]))))
+
+
+def without(
+    rows: npt.NDArray[np.intp], left_out: npt.NDArray[np.intp], frame: pd.DataFrame, policy: TrainPolicy
+) -> npt.NDArray[np.intp]:
+    """Those of `rows` that may be learnt when `left_out` is to stay unseen; all are positions in the frame."""
+    seen = ~np.isin(rows, left_out)
+    if policy.purge_s:
+        seen &= ~_near(frame[AT].to_numpy()[rows], frame[AT].to_numpy()[left_out], policy.purge_s)
+    return rows[seen]
 
 
 def interleaved(stretch: npt.NDArray[np.intp], policy: TrainPolicy, at_least: int) -> npt.NDArray[np.intp]:
@@ -173,9 +179,8 @@ def known_rows(frame: pd.DataFrame, holdout: npt.NDArray[np.intp], policy: Train
     return frame.assign(_holdout=marked).iloc[: int(holdout[-1]) + 1].tail(policy.reference_rows)
 
 
-def _near(at: npt.NDArray[np.float64], holdout: npt.NDArray[np.intp], seconds: float) -> npt.NDArray[np.bool_]:
-    """Whether each row lies within so many seconds of a judging one."""
-    judged = at[holdout]
+def _near(at: npt.NDArray[np.float64], judged: npt.NDArray[np.float64], seconds: float) -> npt.NDArray[np.bool_]:
+    """Whether each moment lies within so many seconds of one of `judged`, which are in order."""
     after = np.searchsorted(judged, at - seconds, side="left")
     before = np.searchsorted(judged, at + seconds, side="right")
     return np.asarray(before > after)

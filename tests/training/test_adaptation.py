@@ -52,11 +52,13 @@ def test_it_repairs_a_champion_that_is_off_and_says_so_in_weights(task: str) -> 
     for at in range(1_000, 4_000, 500):  # each part is answered by what was made before it
         adapter = Adapter(made(task, Answered(*(part[:at] for part in history)), standing).whole)
         standing = score(standing, adapter, Answered(*(part[at : at + 500] for part in history)), POLICY)
-    final = made(task, history, standing).served
+    both = made(task, history, standing)
+    final = both.served
     new = answered(task, 2_000, seed=9)
     served = Adapter(final).apply(new.raw, new.x)
     assert mean_loss(task, served, new.truth) < 0.9 * mean_loss(task, new.raw, new.truth)
-    assert max(zip(final.weights, final.experts, strict=True))[1].name.startswith("residual")
+    heaviest = max(zip(both.whole.weights, both.whole.experts, strict=True), key=lambda pair: pair[0])[1]
+    assert heaviest.name.startswith("residual")
     assert standing.rows == 3_000
 
 
@@ -121,6 +123,16 @@ def test_the_trees_answer_as_scikit_learn_does() -> None:
     ).fit(given, rows.truth)
     said = Adapter(whole).outputs(rows.raw, rows.x)[-1, :, 0]
     np.testing.assert_allclose(said, model.decision_function(given), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_shipped_answers_as_the_whole_does(task: str) -> None:
+    rows = answered(task, 3_000)
+    both = made(task, rows, Standing({"residual-1000": 60.0, "residuals": 40.0, "scale-300": 30.0}))
+    whole, served = (Adapter(one).apply(rows.raw, rows.x) for one in (both.whole, both.served))
+    np.testing.assert_allclose(served, whole, rtol=1e-5, atol=1e-5)
+    if task != "multiclass":
+        assert [expert.name for expert in both.served.experts if expert.learners] == ["trees"]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -204,7 +204,9 @@ def test_a_new_version_starts_with_an_adaptation_from_rows_that_its_judged_model
     spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion), standing={"shift-1000": 3.0})
     assert run(spec).ok
     whole = decode((tmp_path / "adaptation.whole").read_bytes())
-    assert whole.experts[1].rows == min(300, verify(tmp_path / "v2").data.holdout.rows)
+    assert {expert.name: expert.rows for expert in whole.experts}["shift-3000"] == verify(
+        tmp_path / "v2"
+    ).data.window.rows
     weights = {expert.name: weight for expert, weight in zip(whole.experts, whole.weights, strict=True)}
     assert weights["shift-1000"] > weights["shift-300"]
     off = msgspec.structs.replace(spec, adapt={"enabled": False}, out=str(tmp_path / "off" / "v3"))
