@@ -259,20 +259,25 @@ def _ahead(done: Done, known: Known) -> list[Line]:
             (f"{name}: {loss} {_text(served.loss)} < {_text(other.loss)} of as many trainings on {what}",
              served.loss < other.loss),
         ]  # fmt: skip
-    # As good as measured before; or, as this pipeline is another, as far ahead of both of its own schedules.
-    ahead = min(
-        served.metric - equal.metric - (known.loop.metric - known.all_rows.metric),
-        served.metric - window.metric - (known.loop.metric - known.window.metric),
+    # As good as measured before (to the three digits that are known of it); or, as this pipeline is another, as far
+    # ahead of both of its own schedules.
+    higher = min(
+        known.loop.metric - 0.0005,
+        max(
+            equal.metric + known.loop.metric - known.all_rows.metric,
+            window.metric + known.loop.metric - known.window.metric,
+        ),
     )
-    below = max(
-        served.loss - equal.loss - (known.loop.loss - known.all_rows.loss),
-        served.loss - window.loss - (known.loop.loss - known.window.loss),
+    rounding = 0.5 if known.loop.loss >= 100 else 0.0005
+    lower = max(
+        known.loop.loss + rounding,
+        min(equal.loss + known.loop.loss - known.all_rows.loss, window.loss + known.loop.loss - known.window.loss),
     )
     lines += [
-        (f"{name}: {metric} {served.metric:.4f} not worse than {known.loop.metric}, or as far ahead of its own "
-         f"schedules (misses it by {max(0.0, -ahead):.4f})", served.metric >= known.loop.metric or ahead >= 0),
-        (f"{name}: {loss} {_text(served.loss)} not worse than {_text(known.loop.loss)}, or as far ahead of its own "
-         f"schedules (misses it by {_text(max(0.0, below))})", served.loss <= known.loop.loss or below <= 0),
+        (f"{name}: {metric} {served.metric:.4f} >= {higher:.4f}: {known.loop.metric} as measured before, or as far "
+         "ahead of its own schedules", served.metric >= higher),
+        (f"{name}: {loss} {_text(served.loss)} <= {_text(lower)}: {_text(known.loop.loss)} as measured before, or as "
+         "far below its own schedules", served.loss <= lower),
         (f"{name}: {loop.trainings} trainings, at most {MOST_TRAININGS}", loop.trainings <= MOST_TRAININGS),
     ]  # fmt: skip
     if known.calibrated:
