@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
@@ -113,29 +114,33 @@ def judge(
     """
     found: list[Fall] = []
     doubtful: Fall | None = None
+    level_chance = NormalDist().inv_cdf(1 - alpha / 2) * level_error  # it was drawn once, whatever the looks
     for length, window, share in _windows(rows, before, alpha, shortest):
         seen = measure(window)
         if seen is not None:
             own = spread(seen.rows) / math.sqrt(window)
             fall, error = level - seen.value, math.hypot(own, level_error)
             widths = boundary(window, alpha, length), boundary(window, share, length)
-            found.append(_told(seen.value, fall, window, own, level_error, widths, allowed))
+            found.append(_told(seen.value, fall, window, own, level_chance, widths, allowed))
             if fall - error > allowed:
                 doubtful = found[-1]
     for state in ("lost",) if doubtful else ("lost", "held"):
-        for one in reversed(found):
-            if one.state == state:
-                return one
+        told = [one for one in found if one.state == state]
+        if told:  # the one that says most
+            return max(told, key=lambda one: (one.low or 0.0) if one.state == "lost" else -(one.high or 0.0))
     if not found:
         return Fall("not known yet", rows)
     return msgspec.structs.replace(doubtful or found[-1], state="not known yet")
 
 
 def _told(
-    value: float, fall: float, rows: int, own: float, level_error: float, widths: tuple[float, float], allowed: float
+    value: float, fall: float, rows: int, own: float, level_chance: float, widths: tuple[float, float], allowed: float
 ) -> Fall:
-    """What one window says; `widths` are standard errors that chance moves its fall, by itself and at all windows."""
-    alone, together = (width * math.hypot(own, level_error) for width in widths)
+    """What one window says.
+
+    `widths` are standard errors `own` that chance moves it by, alone and at all windows; `level_chance`, the level.
+    """
+    alone, together = (math.hypot(width * own, level_chance) for width in widths)
     state: State = "not known yet"
     more = None
     if fall - alone > allowed and fall > together:
@@ -143,8 +148,8 @@ def _told(
     elif fall + together < allowed:
         state = "held"
     else:
-        # Its own rows must bring the error down to this; the level's stays as it is.
-        left = ((fall - allowed) / (widths[0] if fall > allowed else widths[1])) ** 2 - level_error**2
+        # Its own rows must bring their part down to this; the level's stays as it is.
+        left = ((fall - allowed) ** 2 - level_chance**2) / widths[0 if fall > allowed else 1] ** 2
         if left > 0:
             more = max(0, math.ceil(rows * (own**2 / left - 1)))
     return Fall(state, rows, value, fall, fall - together, fall + together, alone, more)

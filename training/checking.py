@@ -97,8 +97,10 @@ def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
     data = ended[0].record.data if ended else None
     refusals = _in_a_row(run.outcome == "kept" for run in ended)
     rows = data.rows if data is not None else 0
-    # A source has times of its own: none of the record was learned from, whatever they are.
-    since = math.nextafter(data.until, math.inf) if data and data.until is not None and data.record_rows else None
+    since = None
+    if data is not None and data.until is not None and data.record_rows:
+        # A source may have times of its own, later than today: nothing was learned that was not answered then.
+        since = math.nextafter(min(data.until, ended[0].started_at or math.inf), math.inf)
     running = loop.runs.running()
     checks = loop.runs.checks(limit=loop.retrain.confirmations, version=seen.champion)
     return History(

@@ -54,7 +54,7 @@ SETTINGS: Final = {
     "RETRAIN__MIN_NEW_LABELLED_ROWS": "900",
     "TRAINING__TRIALS": "1",
 }
-"""What differs from the defaults: a check every 3 s instead of a minute; a training when quality is lost, not before."""
+"""What differs from the defaults: a check every 3 s instead of a minute; trained when quality is lost, not before."""
 
 
 @dataclass
