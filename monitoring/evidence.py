@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
@@ -54,6 +55,8 @@ class Fall(msgspec.Struct, frozen=True):
     low: float | None = None
     high: float | None = None
     """The fall lies between them, at all looks at once."""
+    chance: float | None = None
+    """How far chance alone moves the fall in the window looked at, by itself: lost is beyond that."""
     more_rows: int | None = None
     """About how many more rows it takes to tell; None when it is told, or cannot be said."""
 
@@ -110,34 +113,46 @@ def judge(
       standard error above it.
     """
     found: list[Fall] = []
-    doubtful = False
+    doubtful: Fall | None = None
+    level_chance = NormalDist().inv_cdf(1 - alpha / 2) * level_error  # it was drawn once, whatever the looks
     for length, window, share in _windows(rows, before, alpha, shortest):
         seen = measure(window)
         if seen is not None:
-            error = math.hypot(spread(seen.rows) / math.sqrt(window), level_error)
-            alone, together = boundary(window, alpha, length) * error, boundary(window, share, length) * error
-            found.append(_told(seen.value, level - seen.value, window, alone, together, allowed))
-            doubtful |= level - seen.value - error > allowed
+            own = spread(seen.rows) / math.sqrt(window)
+            fall, error = level - seen.value, math.hypot(own, level_error)
+            widths = boundary(window, alpha, length), boundary(window, share, length)
+            found.append(_told(seen.value, fall, window, own, level_chance, widths, allowed))
+            if fall - error > allowed:
+                doubtful = found[-1]
     for state in ("lost",) if doubtful else ("lost", "held"):
-        for one in found:
-            if one.state == state:
-                return one
+        told = [one for one in found if one.state == state]
+        if told:  # the one that says most
+            return max(told, key=lambda one: (one.low or 0.0) if one.state == "lost" else -(one.high or 0.0))
     if not found:
         return Fall("not known yet", rows)
-    return msgspec.structs.replace(found[-1], state="not known yet")
+    return msgspec.structs.replace(doubtful or found[-1], state="not known yet")
 
 
-def _told(value: float, fall: float, rows: int, alone: float, together: float, allowed: float) -> Fall:
-    """What one window says; `alone` and `together` are how far chance moves its fall, by itself and at all windows."""
-    if fall - alone > allowed and fall > together:
-        return Fall("lost", rows, value, fall, fall - together, fall + together)
-    if fall + together < allowed:
-        return Fall("held", rows, value, fall, fall - together, fall + together)
+def _told(
+    value: float, fall: float, rows: int, own: float, level_chance: float, widths: tuple[float, float], allowed: float
+) -> Fall:
+    """What one window says.
+
+    `widths` are standard errors `own` that chance moves it by, alone and at all windows; `level_chance`, the level.
+    """
+    alone, together = (math.hypot(width * own, level_chance) for width in widths)
+    state: State = "not known yet"
     more = None
-    if fall != allowed:
-        needed = alone if fall > allowed else together
-        more = max(0, math.ceil(rows * ((needed / (fall - allowed)) ** 2 - 1)))
-    return Fall("not known yet", rows, value, fall, fall - together, fall + together, more)
+    if fall - alone > allowed and fall > together:
+        state = "lost"
+    elif fall + together < allowed:
+        state = "held"
+    else:
+        # Its own rows must bring their part down to this; the level's stays as it is.
+        left = ((fall - allowed) ** 2 - level_chance**2) / widths[0 if fall > allowed else 1] ** 2
+        if left > 0:
+            more = max(0, math.ceil(rows * (own**2 / left - 1)))
+    return Fall(state, rows, value, fall, fall - together, fall + together, alone, more)
 
 
 def _windows(rows: int, before: int, alpha: float, shortest: int) -> Iterator[tuple[int, int, float]]:

@@ -99,7 +99,6 @@ class Metrics:
         self.drift_share = self._gauge("drift_share", "Share of features that drifted at the last check")
         self.drift_detected = self._gauge("drift_detected", "1 when the last check found drift")
         self.drift_news = self._gauge("drift_news", "1 when a movement began with the last check")
-        self.quality = self._gauge("quality", "Quality of the champion at the last check", "metric", "kind")
         self.adaptation_loss = self._gauge(
             "adaptation_loss", "Log loss (mean squared error) on matured rows answered while adapted", "output"
         )
@@ -107,7 +106,17 @@ class Metrics:
             "adaptation_moved", "Root mean square of how far the adaptation moves outputs (logits, or errors)"
         )
         self.adaptation_weight = self._gauge("adaptation_weight", "Weight of each expert", "expert")
-        self.label_coverage = self._gauge("label_coverage", "Share of the last check's rows whose label is known")
+        self.quality = self._gauge(
+            "quality", "Quality of the newest matured rows that the champion answered, as served", "metric", "kind"
+        )
+        self.quality_state = self._gauge(
+            "quality_state",
+            "1 for what the last check knew of it (held, lost, not known yet), 0 for the others",
+            "state",
+        )
+        self.label_delay = self._gauge("label_delay_seconds", "After so long a row is judged by its label")
+        self.label_coverage = self._gauge("label_coverage", "Share of the rows older than that whose label is known")
+        self.label_waiting = self._gauge("label_waiting_rows", "Rows not as old as that, of the newest 20,000")
         self.retrains = self._counter("retrains", "Trainings by what became of them", "trigger", "outcome")
         self.retrain_seconds = self._histogram("retrain_seconds", "Time of one training run", LONG_BUCKETS_S)
         self.rows_unfit = self._counter(

@@ -1,4 +1,4 @@
-"""Is the model still good? Quality measured from labels, and whether it fell.
+"""How good is the model? Quality measured from labels; whether it is still what it was says `monitoring/verdict.py`.
 
 `measure` never raises for what a window may hold: one class only, a constant target, no rows, missing scores. A metric
 that has no value there is left out of `Quality.metrics`, `Quality.value` is None when it was the chosen one, and
@@ -50,6 +50,11 @@ class QualityPolicy(BaseModel):
     window_rows: int = Field(
         1_000, ge=1, description="newest labelled rows measured; 1,000 know an AUC of 0.8 to 0.015 (standard error)"
     )
+    judged_rows: int = Field(
+        20_000,
+        ge=100,
+        description="newest matured rows of the champion that tell whether its quality held; a rare class needs many",
+    )
     min_labels: int = Field(
         100, ge=1, description="labelled rows a verdict needs; at 100 an AUC of 0.8 is known to 0.045 (standard error)"
     )
@@ -66,11 +71,6 @@ class QualityPolicy(BaseModel):
         "auto",
         description="seconds after its answer from which a row is judged by its label; early labels are no sample of "
         "all. auto measures it from the record: 99 % of the labels that will ever come are there",
-    )
-    noise_sigmas: float = Field(
-        3.0,
-        ge=0,
-        description="standard errors that a loss must also exceed; 3 is one false alarm in 740 independent windows",
     )
 
     @property
@@ -146,33 +146,11 @@ def measure(
         raise ValueError(f"{lengths}{'' if scores is None else f', {len(scores)} scores'}: they must be as many")
     rng = np.random.default_rng(seed)
     if task == "regression":
-        return _measured_regression(_floats(labels), _floats(predictions), metric, policy, rng)
+        return _measured_regression(as_floats(labels), as_floats(predictions), metric, policy, rng)
     _check_classes(task, classes)
-    truth, answer = _codes(labels, classes), _codes(predictions, classes)
-    chances = None if scores is None else _chances(scores, len(classes))
+    truth, answer = as_codes(labels, classes), as_codes(predictions, classes)
+    chances = None if scores is None else as_chances(scores, len(classes))
     return _measured_classes(truth, answer, chances, task, metric, policy, rng)
-
-
-def fell(reference: float, current: Quality, policy: QualityPolicy, *, reference_error: float = 0.0) -> str | None:
-    """Say in words that quality was lost against the champion's own holdout; None when it was not.
-
-    `reference` is the value of the same metric on the champion's holdout, `reference_error` its standard error
-    (`Quality.error`). A loss counts when it is material (more than `policy.max_fall`, or `policy.max_rise` of the
-    reference where lower is better) and beyond chance (more than `policy.noise_sigmas` standard errors of the
-    difference). A quality that is not `usable` says nothing: None.
-    """
-    if not current.usable or current.value is None or not math.isfinite(reference):
-        return None
-    loss = reference - current.value if current.higher_is_better else current.value - reference
-    allowed = policy.max_fall if current.higher_is_better else policy.max_rise * abs(reference)
-    chance = policy.noise_sigmas * math.hypot(current.error or 0.0, reference_error)
-    if loss <= max(allowed, chance, 1e-12):
-        return None
-    verb = "fell" if current.higher_is_better else "rose"
-    return (
-        f"{current.kind} {current.metric} {verb} from {reference:.4g} to {current.value:.4g} on {current.rows} rows "
-        f"(allowed {allowed:.3g}, chance {chance:.3g})"
-    )
 
 
 def _measured_classes(
@@ -295,7 +273,7 @@ def _check_classes(task: Task, classes: Classes) -> None:
         )
 
 
-def _codes(values: Sequence[Any] | npt.NDArray[Any], classes: Classes) -> _Codes:
+def as_codes(values: Sequence[Any] | npt.NDArray[Any], classes: Classes) -> _Codes:
     """Index of each value's class; -1 for a class that is not there, -2 for a missing value.
 
     1, 1.0, numpy's 1 and True are one class, as labels come back from a window with gaps as floats.
@@ -309,16 +287,21 @@ def _codes(values: Sequence[Any] | npt.NDArray[Any], classes: Classes) -> _Codes
     )
 
 
-def _floats(values: Sequence[Any] | npt.NDArray[Any]) -> Array:
+def as_floats(values: Sequence[Any] | npt.NDArray[Any]) -> Array:
+    """Numbers; NaN for a missing one."""
+    if isinstance(values, np.ndarray) and values.dtype == np.float64:
+        return values
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
     return np.array([np.nan if value is None else value for value in listed], dtype=np.float64)
 
 
-def _chances(scores: Sequence[Any] | npt.NDArray[Any], width: int) -> Array:
+def as_chances(scores: Sequence[Any] | npt.NDArray[Any], width: int) -> Array:
     """Probabilities as an n x K array; missing rows are NaN."""
+    if isinstance(scores, np.ndarray) and scores.ndim == 2 and scores.shape[1] == width:
+        return scores.astype(np.float64, copy=False)
     listed = list(scores)
     if width == 2 and all(row is None or np.ndim(row) == 0 for row in listed):
-        p = _floats(np.asarray(listed, dtype=object))
+        p = as_floats(np.asarray(listed, dtype=object))
         return np.column_stack([1 - p, p])
     chances = np.full((len(listed), width), np.nan)
     for position, row in enumerate(listed):

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.drift import DriftReport, FeatureDrift
 from monitoring.json_schema import json_schema
+from monitoring.maturity import Maturity
 from monitoring.quality import Quality
 from monitoring.schema import FeatureSchema
 from service.serving.answer import Feedback
@@ -202,6 +203,7 @@ class StandIn:
         moved = FeatureDrift("income", "wasserstein", 0.31, 0.1, True, causes=("distribution",))
         drift = DriftReport((moved,), None, 0.25, True, ("income moved",), reference_rows=2000, current_rows=1000)
         quality = Quality("auc", 0.71, True, {"auc": 0.71}, 500, error=0.02, usable=True)
+        labels = Maturity(3600.0, 1.7e9, True, 4210, coverage=0.83, waiting=312)
         return {
             "model": "evergreen",
             "champion": 2,
@@ -223,7 +225,12 @@ class StandIn:
                 "at": 1.7e9,
                 "version": 2,
                 "drift": msgspec.to_builtins(drift),
-                "quality": {**msgspec.to_builtins(quality), "reference": 0.83, "lost": "auc fell"},
+                "quality": {
+                    **msgspec.to_builtins(quality),
+                    "state": "lost",
+                    "words": "quality lost: served auc 0.71 on 500 rows answered, 0.83 on the champion's holdout",
+                    "labels": msgspec.to_builtins(labels),
+                },
                 "decision": {"train": True, "trigger": "drift", "reasons": ["drift in 25 % of the features"]},
             },
             "runs": [self.run(number, whole=False) for number in range(len(self.queued), 0, -1)][:5],

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import numpy as np
 
-from monitoring.answers import count_labelled, label_maturity
+from monitoring.answers import Answers, count_labelled, label_maturity, read_answers
 from monitoring.drift import DriftPolicy, DriftReport, detect
-from monitoring.feature import AT, LABEL
+from monitoring.feature import LABEL
 from monitoring.maturity import Maturity
 from monitoring.news import Labels, told
-from monitoring.quality import fell, measure
+from monitoring.quality import measure
 from monitoring.schema import FeatureSchema
+from monitoring.verdict import Outputs, judge_quality
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA
 from training.loop import Loop
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 TRAININGS: Final = ("bootstrap", "retrain")
 """Kinds of runs that fit a model; the cool-down counts from them."""
+
+_UNBOUNDED: Final = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,10 @@ class Seen:
 
     def known(self) -> dict[str, Any]:
         """What the check's row says of the quality."""
-        found: dict[str, Any] = msgspec.to_builtins(self.quality.measured)
-        return {
-            **found,
-            "state": self.quality.state,
-            "words": self.quality.words,
-            "labels": msgspec.to_builtins(self.labels),
-        }
+        quality: dict[str, Any] = msgspec.to_builtins(self.quality.measured)
+        verdict = msgspec.to_builtins(self.quality.verdict)
+        counted = {"answered": self.quality.answered, "until": self.quality.until}
+        return {**quality, **verdict, **counted, "labels": msgspec.to_builtins(self.labels)}
 
 
 def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
@@ -68,16 +69,15 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
     compared = _comparable(reference, loop.drift)
 
     labels = maturity(loop) if labels is None else labels
-    answered = read_window(
+    answered = read_answers(
         loop.engine,
         schema,
-        rows=loop.quality.window_rows,
-        until=labels.matured_until,
         version=champion,
-        labelled=True,
+        rows=max(loop.quality.judged_rows, loop.quality.window_rows),
+        until=labels.matured_until,
         sources=loop.gates.label_sources,
     )
-    quality = _quality(loop, schema, reference[reference["_holdout"]], answered)
+    quality = _quality(loop, champion, schema, reference[reference["_holdout"]], answered, labels)
     drift = told(
         detect(compared, window, schema, loop.drift, seed=loop.seed),
         _drift_before(loop, champion),
@@ -85,7 +85,7 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
         importance=loop.registry.manifest(champion).importance,
         labels=_labels_say(quality, answered),
     )
-    unfit = {"drift": unfit_rows(window), "quality": unfit_rows(answered)}
+    unfit = {"drift": unfit_rows(window), "quality": answered.unfit}
     return Seen(champion, drift, quality, labels, schema, compared, window, unfit)
 
 
@@ -109,8 +109,10 @@ def past(loop: Loop, seen: Seen, besides: Run | None = None) -> History:
     data = ended[0].record.data if ended else None
     refusals = _in_a_row(run.outcome == "kept" for run in ended)
     rows = data.rows if data is not None else 0
-    # A source has times of its own: none of the record was learned from, whatever they are.
-    since = math.nextafter(data.until, math.inf) if data and data.until is not None and data.record_rows else None
+    since = None
+    if data is not None and data.until is not None and data.record_rows:
+        # A source may have times of its own, later than today: nothing was learned that was not answered then.
+        since = math.nextafter(min(data.until, ended[0].started_at or math.inf), math.inf)
     running = loop.runs.running()
     checks = loop.runs.checks(limit=loop.retrain.confirmations, version=seen.champion)
     return History(
@@ -153,30 +155,60 @@ def _drift_before(loop: Loop, champion: int) -> DriftReport | None:
     return None
 
 
-def _labels_say(quality: QualityCheck, answered: pd.DataFrame) -> Labels | None:
+def _labels_say(quality: QualityCheck, answered: Answers) -> Labels | None:
     """What the labels say of the champion, and of when; None when they do not say."""
-    if quality.state == "not known yet":
+    verdict = quality.verdict
+    if verdict.state == "not known yet":
         return None
-    return Labels(held=quality.state == "held", middle_at=float(answered[AT].median()))
+    rows = max(one.fall.rows for one in verdict.compared if one.fall.state == verdict.state)
+    return Labels(held=verdict.state == "held", middle_at=float(np.median(answered.at[-rows:])))
 
 
-def _quality(loop: Loop, schema: FeatureSchema, holdout: pd.DataFrame, answered: pd.DataFrame) -> QualityCheck:
-    def measured(frame: pd.DataFrame) -> Any:
-        scores = frame["_score"].to_numpy() if schema.task == "binary" else frame.get("_probabilities")
-        if schema.task == "regression":
-            scores = None
-        answers = frame["_prediction"].to_numpy()
-        return measure(
-            frame[LABEL].to_numpy(), answers, scores, schema.task, schema.classes, loop.quality, seed=loop.seed
+def _quality(
+    loop: Loop, champion: int, schema: FeatureSchema, holdout: pd.DataFrame, answered: Answers, labels: Maturity
+) -> QualityCheck:
+    task, classes = schema.task, schema.classes
+    newest = slice(-loop.quality.window_rows, None)
+    served = Outputs(answered.labels, answered.answers, answered.scores)
+    scores = None if served.scores is None else served.scores[newest]
+    measured = measure(
+        served.labels[newest], served.answers[newest], scores, task, classes, loop.quality, seed=loop.seed
+    )
+    total, until = _ever_answered(loop, champion, answered, labels.matured_until)
+    scores = None
+    if task != "regression":
+        scores = holdout["_score"].to_numpy() if task == "binary" else holdout.get("_probabilities")
+    expected = Outputs(holdout[LABEL].to_numpy(), holdout["_prediction"].to_numpy(), scores)
+    before = max(total - len(answered.at), 0)
+    verdict = judge_quality(served, expected, task, classes, loop.quality, before=before)
+    return QualityCheck(measured, verdict, total, until)
+
+
+def _ever_answered(loop: Loop, champion: int, answered: Answers, until: float) -> tuple[int, float]:
+    """How many matured rows with a label this champion answered in all, and before when.
+
+    The windows of the evidence begin at fixed places of this count, so it goes on from what the last check said.
+    """
+    rows = len(answered.at)
+    if rows < loop.quality.judged_rows:
+        return rows, until
+    counted, since = 0, None
+    for last in loop.runs.checks(limit=1, version=champion):
+        known = last.quality or {}
+        counted, since = known.get("answered", 0), known.get("until")
+    if since is not None and until <= since:
+        return counted, since
+    new = int((answered.at >= (since or 0.0)).sum())
+    if new == rows:  # more came since than were read
+        new += count_labelled(
+            loop.engine,
+            most=_UNBOUNDED,
+            since=since,
+            until=float(answered.at[0]),
+            version=champion,
+            sources=loop.gates.label_sources,
         )
-
-    then, now = measured(holdout), measured(answered)
-    if then.value is None or now.value is None or not now.usable:
-        return QualityCheck(now, "not known yet", f"quality not known yet: {now.note or 'no holdout to compare with'}")
-    on = f"{now.metric} {now.value:.4g} on {now.rows:,} rows answered, {then.value:.4g} on the champion's holdout"
-    if fell(then.value, now, loop.quality, reference_error=then.error or 0.0):
-        return QualityCheck(now, "lost", f"quality lost: {on}")
-    return QualityCheck(now, "held", f"quality held: {on}")
+    return counted + new, until
 
 
 def _in_a_row(found: Iterable[bool]) -> int:

@@ -12,8 +12,8 @@ from monitoring.news import sentence
 
 if TYPE_CHECKING:
     from monitoring.drift import DriftReport
-    from monitoring.evidence import State
     from monitoring.quality import Quality
+    from monitoring.verdict import QualityVerdict
 
 Trigger = Literal["manual", "quality", "growth", "schedule", "drift"]
 """What can ask for a training, the strongest first."""
@@ -70,8 +70,9 @@ class QualityCheck:
     """What is known of the champion's quality on the rows that it answered."""
 
     measured: Quality  # on the newest of them, in numbers
-    state: State = "not known yet"
-    words: str = ""  # a sentence: the state, on which rows, with which output, against what
+    verdict: QualityVerdict  # on all of them: held, lost or not known yet
+    answered: int = 0  # matured rows with a label that it ever answered,
+    until: float = 0.0  # before this moment (seconds since 1970 UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +153,10 @@ def _wishes(
     seen: list[str] = ["a person asked"] if manual else []
 
     if quality is not None:
-        seen.append(quality.words)
-        if quality.state == "lost" and not policy.on_quality:
+        seen.append(quality.verdict.words)
+        if quality.verdict.state == "lost" and not policy.on_quality:
             seen[-1] += ", but on_quality is off"
-        elif quality.state == "lost":
+        elif quality.verdict.state == "lost":
             enough, said = _growth("quality", policy.growth_if_lost, history)
             if enough:
                 wishes.append("quality")

@@ -47,12 +47,14 @@ SETTINGS: Final = {
     "SCHEDULE__CHECK_INTERVAL_S": "3",
     "DRIFT__WINDOW_ROWS": str(WINDOW_ROWS),
     "QUALITY__WINDOW_ROWS": str(WINDOW_ROWS),
+    "RETRAIN__GROWTH": "1",
+    "RETRAIN__GROWTH_IF_LOST": "0.2",
     "RETRAIN__COOLDOWN_S": "8",
     "RETRAIN__MIN_LABELLED_ROWS": "900",
     "RETRAIN__MIN_NEW_LABELLED_ROWS": "900",
     "TRAINING__TRIALS": "1",
 }
-"""What differs from the defaults: a check every 3 s instead of a minute, and less patience."""
+"""What differs from the defaults: a check every 3 s instead of a minute; trained when quality is lost, not before."""
 
 
 @dataclass

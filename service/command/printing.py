@@ -217,8 +217,15 @@ def _check_lines(check: Mapping[str, Any] | None) -> list[str]:
         lines.append(
             f"  drift: {'yes' if moved.get('detected') else 'no'}, {moved.get('share') or 0:.0%} of the features{which}"
         )
-    measured = quality_text(check.get("quality"))
-    lines.append(f"  quality: {measured or 'not measured yet'}")
+    quality = check.get("quality") or {}
+    measured = quality_text(quality)
+    held = f"{quality['state']}; newest rows served: " if measured and quality.get("state") else ""
+    lines.append(f"  quality: {held}{measured or 'not measured yet'}")
+    if labels := quality.get("labels"):
+        how = f"measured from {labels['labels']:,} labels" if labels.get("measured") else "not measured"
+        share = labels.get("coverage")
+        of_them = "none yet" if share is None else f"{share:.0%} of the older ones have a label"
+        lines.append(f"  labels: rows wait {labels['delay_s']:,.0f} s ({how}), {labels['waiting']:,} do; {of_them}")
     decision = check.get("decision") or {}
     lines.append(f"  decision: {'train' if decision.get('train') else 'no training'}")
     lines += [f"    {reason}" for reason in decision.get("reasons", ())]

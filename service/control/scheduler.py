@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from monitoring.evidence import State
 from monitoring.metrics import Metrics
 from monitoring.report import write_html
 from monitoring.retention import DAY_S, forget_drained
@@ -320,6 +321,12 @@ class Scheduler:
         metrics.drift_detected.set(int(drift.detected))
         for metric, value in quality.metrics.items():
             metrics.quality.labels(metric, quality.kind).set(value)
+        for state in get_args(State):
+            metrics.quality_state.labels(state).set(int(state == seen.quality.verdict.state))
+        metrics.label_delay.set(seen.labels.delay_s)
+        metrics.label_waiting.set(seen.labels.waiting)
+        if seen.labels.coverage is not None:
+            metrics.label_coverage.set(seen.labels.coverage)
         metrics.drift_news.set(int(drift.news))
         if drift.news and seen.champion != self._reported:
             self._reported = seen.champion
@@ -332,8 +339,8 @@ class Scheduler:
             self.alarm("drift", {"version": seen.champion, "features": [one.name for one in begun], "reasons": told})
             if drift.matters:
                 self._check_sooner()
-        if seen.quality.state == "lost":
-            self.alarm("quality", {"version": seen.champion, "reason": seen.quality.words})
+        if seen.quality.verdict.state == "lost":
+            self.alarm("quality", {"version": seen.champion, "reason": seen.quality.verdict.words})
 
     def _report(self, check: int, seen: Seen) -> None:
         """Write Evidently's report of the first check that saw drift under a version; it takes seconds."""

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn import metrics as sk
 
-from monitoring.quality import METRICS, Quality, QualityPolicy, chosen_metric, fell, measure
+from monitoring.quality import METRICS, Quality, QualityPolicy, chosen_metric, measure
 
 POLICY = QualityPolicy()
 BINARY = (0, 1)
@@ -107,7 +107,6 @@ def test_a_window_of_one_class_has_no_auc_and_says_so(label: int) -> None:
     assert (quality.value, quality.error, quality.usable) == (None, None, False)
     assert "auc is undefined: all 200 labels are of one class" in quality.note
     assert {"accuracy", "log_loss", "brier", "positive_rate"} <= quality.metrics.keys()
-    assert fell(0.99, quality, POLICY) is None
 
 
 def test_a_window_without_positives_anywhere_has_no_f1() -> None:
@@ -173,49 +172,6 @@ def test_too_few_labels_have_a_value_and_no_verdict() -> None:
     quality = measure(labels, predictions, scores, "binary", BINARY, POLICY)
     assert quality.value is not None and not quality.usable
     assert quality.note == "99 rows; a verdict needs 100"
-    assert fell(0.95, quality, POLICY) is None
-
-
-@pytest.mark.parametrize("rows", [100, 300, 1_000])
-@pytest.mark.parametrize("metric", METRICS["binary"])
-def test_nothing_fell_when_only_chance_moved_the_metric(metric: Any, rows: int) -> None:
-    policy = QualityPolicy(metric=metric)
-    reference = measure(*window(50_000, 7), "binary", BINARY, policy).value
-    assert reference is not None
-    verdicts = [fell(reference, measure(*window(rows, seed), "binary", BINARY, policy), policy) for seed in range(20)]
-    assert verdicts == [None] * 20
-
-
-@pytest.mark.parametrize("metric", METRICS["binary"])
-def test_a_lost_relation_to_the_label_is_a_fall_with_both_values_in_words(metric: Any) -> None:
-    policy = QualityPolicy(metric=metric)
-    before = measure(*window(2_000, 8), "binary", BINARY, policy)
-    after = measure(*window(1_000, 9, lost=0.7), "binary", BINARY, policy)
-    assert before.value is not None and before.error is not None
-    verdict = fell(before.value, after, policy, reference_error=before.error)
-    verb = "fell" if before.higher_is_better else "rose"
-    assert verdict is not None
-    assert verdict.startswith(f"measured {metric} {verb} from {before.value:.4g} to {after.value:.4g} on 1000 rows")
-
-
-def test_regression_quality_falls_and_holds() -> None:
-    for metric in METRICS["regression"]:
-        policy = QualityPolicy(metric=metric)
-        before = measure(*numbers(2_000, 1), None, "regression", (), policy).value
-        assert before is not None
-        assert fell(before, measure(*numbers(500, 2), None, "regression", (), policy), policy) is None
-        assert fell(before, measure(*numbers(500, 3, noise=2.0), None, "regression", (), policy), policy) is not None
-
-
-def test_a_loss_within_the_noise_of_few_rows_is_not_a_fall() -> None:
-    quality = Quality("auc", 0.80, True, {"auc": 0.80}, 100, error=0.045, usable=True)
-    certain = Quality("auc", 0.80, True, {"auc": 0.80}, 10_000, error=0.0045, usable=True)
-    assert fell(0.88, quality, POLICY) is None
-    assert fell(0.88, certain, POLICY, reference_error=0.03) is None
-    assert fell(0.88, certain, POLICY) == (
-        "measured auc fell from 0.88 to 0.8 on 10000 rows (allowed 0.05, chance 0.0135)"
-    )
-    assert fell(float("nan"), certain, POLICY) is None
 
 
 def test_what_cannot_be_measured_is_refused_with_its_reason() -> None:

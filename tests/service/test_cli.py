@@ -132,7 +132,8 @@ def test_status_shows_versions_workers_and_the_last_check(service: StandIn) -> N
         "2: digest differs",
         "12,345 bytes wait",
         "drift: yes, 25% of the features (income)",
-        "quality: auc 0.71 (500 rows)",
+        "quality: lost; newest rows served: auc 0.71 (500 rows)",
+        "labels: rows wait 3,600 s (measured from 4,210 labels), 312 do; 83% of the older ones have a label",
         "drift in 25 % of the features",
     ):
         assert words in result.stdout

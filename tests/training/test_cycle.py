@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
+from monitoring.quality import QualityPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.store import leases
 from tests.places import START, TOKEN, Place, first, place, world
@@ -49,10 +50,12 @@ def test_nothing_moved_is_a_no_in_the_runs_with_its_reasons(place: Place) -> Non
     run = turn(place)
 
     assert (run.kind, run.state, run.outcome, run.version) == ("check", "done", NO_ACTION, 1)
-    assert "quality held: auc 0.9" in run.why and "no drift: 0 of 3 features moved" in run.why
+    assert "quality not known yet: served " in run.why and "no drift: 0 of 3 features moved" in run.why
     (check,) = place.runs.checks()
     assert check.drift is not None and check.drift["detected"] is False
-    assert check.quality is not None and check.quality["rows"] == 400
+    assert check.quality is not None and check.quality["rows"] == check.quality["answered"] == 400
+    assert check.quality["state"] == "not known yet" and check.quality["words"] in run.why
+    assert (check.quality["labels"]["delay_s"], check.quality["labels"]["coverage"]) == (0.0, 1.0)
     assert place.events() == ["adapted", "checked", "run_finished"]
 
 
@@ -75,6 +78,30 @@ def test_an_empty_record_is_a_no_that_says_what_is_missing(place: Place) -> None
     assert "the window has 0 rows; drift needs at least 100" in run.why
     assert "quality not known yet" in run.why
     assert "growth: 0 labelled rows since the last training, 1,400 make one due (200 % of 700)" in run.why
+
+
+def test_rows_are_counted_on_when_older_ones_are_not_read_any_more(place: Place) -> None:
+    few = QualityPolicy(min_labels=50, judged_rows=100, window_rows=50)
+    told = []
+    for seed, rows in enumerate((90, 60, 60, 250)):
+        place.answer(rows, seed, moved=False)
+        turn(place, quality=few)
+        quality = place.runs.checks(limit=1)[0].quality or {}
+        told.append((quality["answered"], quality["compared"][0]["fall"]["rows"] <= 100, quality["rows"]))
+
+    assert told == [(90, True, 50), (150, True, 50), (210, True, 50), (460, True, 50)]
+
+
+def test_rows_whose_labels_are_not_all_there_count_neither_for_quality_nor_for_growth(place: Place) -> None:
+    place.answer(400, 1, moved=True)
+
+    run = turn(place, quality=QualityPolicy(min_labels=50, label_delay=300))
+
+    assert "growth: 100 labelled rows since the last training" in run.why
+    quality = place.runs.checks(limit=1)[0].quality or {}
+    assert quality["rows"] == 100
+    assert quality["labels"]["waiting"] == 300 and quality["labels"]["delay_s"] == 300
+    assert run.outcome == NO_ACTION and "100 labelled rows, 300 needed" in run.why
 
 
 def test_when_the_world_moves_a_better_version_is_trained_judged_and_promoted(place: Place) -> None:
@@ -105,7 +132,7 @@ def test_after_a_promotion_the_new_world_is_no_drift_and_the_cooldown_counts(pla
     run = turn(place)
 
     assert run.outcome == NO_ACTION
-    assert "quality held" in run.why and "no drift" in run.why
+    assert "quality lost" not in run.why and "served " in run.why and "no drift" in run.why
     history = checking.past(place.loop, checking.check(place.loop, 2))
     assert (history.trained_rows, history.refusals) == (1_300, 0)
     assert (history.new_labelled_rows, history.crashes, history.drift_checks) == (300, 0, 0)

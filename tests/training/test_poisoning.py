@@ -121,9 +121,9 @@ def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_readme_say
     attacked.send(1_000, 1, inverted=False, headers=attacked.crm)
     attacked.send(ROWS, 2, inverted=True, headers={})
 
-    runs = attacked.turns(GatePolicy(min_holdout_rows=100), 2)
+    (run,) = attacked.turns(GatePolicy(min_holdout_rows=100), 1)
 
-    assert (runs[-1].kind, runs[-1].outcome) == ("retrain", "promoted"), json.dumps(runs[-1].document)[:2000]
+    assert (run.kind, run.trigger, run.outcome) == ("retrain", "quality", "promoted"), json.dumps(run.document)[:2000]
     assert attacked.place.registry.live().champion == 2
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert "anyone who can reach it can teach the model" in " ".join(readme.split())

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from monitoring.drift import DriftReport, FeatureDrift
 from monitoring.quality import Quality
+from monitoring.verdict import QualityVerdict
 from training.policy import History, QualityCheck, RetrainPolicy, cooldown_s, decide, growth_needed
 
 NOW = 1_000_000.0
@@ -31,7 +32,7 @@ GROWING = "growth: 300 labelled rows since the last training, 500 make one due (
 def quality(words: str = HELD) -> QualityCheck:
     measured = Quality("auc", 0.8, True, {"auc": 0.8}, 1000, usable=True)
     state = {HELD: "held", LOST: "lost", UNKNOWN: "not known yet"}[words]
-    return QualityCheck(measured, state, words)  # type: ignore[arg-type]
+    return QualityCheck(measured, QualityVerdict(state, words, ()))  # type: ignore[arg-type]
 
 
 def test_nothing_moved_is_a_no_with_the_numbers() -> None:
