@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +32,7 @@ from service.configuration import load
 from service.keys import known_token
 from service.place import free_port
 from service.process import INSTALL_ROOT
+from training.adaptation import IDENTITY
 from training.manifest import GateResult, record_of
 
 RATE: Final = 150.0
@@ -41,42 +42,46 @@ LABEL_DELAY_S: Final = 2.0
 LIMIT_S: Final = 165.0
 WORKERS: Final = 2
 WINDOW_ROWS: Final = 750
+ADAPTED: Final = 0.5
+"""Root mean square in logits by which an adaptation moves outputs: as calm traffic never asks for."""
+RECOVERED_ROWS: Final = 600
+Say = Callable[[str], None]
 
 SETTINGS: Final = {
     "SERVE__WORKERS": str(WORKERS),
     "SCHEDULE__CHECK_INTERVAL_S": "3",
     "DRIFT__WINDOW_ROWS": str(WINDOW_ROWS),
     "QUALITY__WINDOW_ROWS": str(WINDOW_ROWS),
-    "RETRAIN__GROWTH": "1",
-    "RETRAIN__GROWTH_IF_LOST": "0.2",
     "RETRAIN__COOLDOWN_S": "8",
-    "RETRAIN__MIN_LABELLED_ROWS": "900",
-    "RETRAIN__MIN_NEW_LABELLED_ROWS": "900",
+    "RETRAIN__GROWTH": "1.4",
+    "RETRAIN__GROWTH_IF_LOST": "1.4",
     "TRAINING__TRIALS": "1",
 }
-"""What differs from the defaults: a check every 3 s instead of a minute; trained when quality is lost, not before."""
+"""What differs from the defaults: a check every 3 s, not every minute; a training some 20 s after the world changed."""
 
 
 @dataclass
 class Story:
-    """What happened, when (seconds since traffic began)."""
+    """What happened, when (seconds since traffic began; None: not yet)."""
 
     began: float = field(default_factory=time.monotonic)
-    events: list[tuple[float, str]] = field(default_factory=list)
-    drift_at: float | None = None
+    told_at: float | None = None
+    adapted_at: float | None = None
     trained_at: float | None = None
     served_at: float | None = None
     recovered_at: float | None = None
+    adaptation: int = 0  # the number from which on the answers of version 1 are adapted to the changed world
     version: int = 1
-    refused: int = 0
-    told: set[int] = field(default_factory=set)
+    paid: dict[str, Any] | None = None  # the record of an adaptation by which labels said that adapting version 1 pays
+    shown: set[tuple[int, int]] = field(default_factory=set)  # adaptations that were told: version, number
+    running: set[int] = field(default_factory=set)  # runs whose beginning was told
 
     def now(self) -> float:
         return time.monotonic() - self.began
 
 
 def run(*, keep: bool = False, seed: int = 0, console: Console | None = None) -> int:
-    """Show the loop; 0 when drift was noticed, a better version served by all workers, quality back, nothing failed."""
+    """Show the loop; 0 when all of it happened, from the drift told to quality recovered, and no request failed."""
     console = console or Console()
     home = Path(tempfile.mkdtemp(prefix="evergreen-demo-"))
     port = free_port()
@@ -153,18 +158,22 @@ def _show(client: Client, url: str, seed: int, console: Console) -> bool:
         except Exception as error:  # shown by the main thread
             result.append(error)
 
+    def say(text: str) -> None:
+        console.print(f"[dim]{story.now():6.1f} s[/]  {text}", highlight=False)
+
     traffic = threading.Thread(target=send, name="traffic")
-    say = _teller(story, console)
     say(f"version 1 serves; {RATE:.0f} rows/s of sample traffic begin, labels follow {LABEL_DELAY_S:.0f} s later")
     traffic.start()
     try:
-        told_drift = False
+        changed = False
         seen = {run["id"] for run in client.runs(limit=100)}
         while traffic.is_alive() and story.now() < LIMIT_S and story.recovered_at is None:
-            if not told_drift and story.now() >= CALM_S:
-                told_drift = True
+            if not changed and story.now() >= CALM_S:
+                changed = True
                 say("[yellow]the world changes[/]: incomes, debts and what makes a borrower default move at once")
-            _follow(client, story, seen, say)
+            _follow_drift(client, story, say)
+            _follow_runs(client, story, seen, say)
+            _follow_adaptations(client, story, answers, say)
             _recovery(answers, story, say)
             time.sleep(0.5)
         calm_after = time.monotonic() + 5.0  # a last look at the new version in service
@@ -179,47 +188,83 @@ def _show(client: Client, url: str, seed: int, console: Console) -> bool:
     return _summary(client, result[0], answers, story, console)
 
 
-def _teller(story: Story, console: Console) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        story.events.append((story.now(), text))
-        console.print(f"[dim]{story.now():6.1f} s[/]  {text}", highlight=False)
+def _follow_drift(client: Client, story: Story, say: Say) -> None:
+    """Tell what the first check that sees the change says of it."""
+    if story.told_at is not None or story.now() <= CALM_S:
+        return
+    for check in client.drift(limit=1):
+        begun = [f["sentence"] for f in (check["drift"] or {}).get("findings", ()) if f["state"] == "began"]
+        if begun:
+            story.told_at = story.now()
+            say("[yellow]drift told[/]: " + "; ".join(begun))
 
-    return say
+
+def _follow_adaptations(client: Client, story: Story, answers: list[Answered], say: Say) -> None:
+    """Tell which adaptations came into force since the last call, and what they have been worth."""
+    found = client.adaptation(limit=20)
+    for event in reversed(found["adaptations"]):
+        if (event["version"], event["number"]) in story.shown:
+            continue
+        story.shown.add((event["version"], event["number"]))
+        record = event["record"]
+        if event["kind"] != "made":
+            say(f"adaptation {event['number']} of version {event['version']}: {event['kind']}: {event['why']}")
+            continue
+        say(told(event))
+        if event["version"] != 1 or story.now() <= CALM_S:
+            continue
+        if story.adaptation and record["served_loss"] is not None and record["served_loss"] < record["raw_loss"]:
+            story.paid = record
+        if not story.adaptation and record["moved"] >= ADAPTED:
+            story.adaptation = event["number"]
+    if story.adaptation and story.adapted_at is None and any(_is_adapted(a, story) for a in answers[-WORKERS * 10 :]):
+        story.adapted_at = story.now()
+        say(f"[green]adapted[/]: requests are answered with adaptation {story.adaptation}")
 
 
-def _follow(client: Client, story: Story, seen: set[int], say: Callable[[str], None]) -> None:
-    """Print what the service decided since the last call."""
-    drift = client.drift(limit=1)
-    if drift and story.drift_at is None and story.now() > CALM_S:
-        report = drift[0].get("drift") or {}
-        if report.get("detected"):
-            story.drift_at = story.now()
-            moved = [f["name"] for f in report["features"] if f["drifted"]]
-            say(f"[yellow]drift noticed[/]: {', '.join(moved)}")
+def _is_adapted(answer: Answered, story: Story) -> bool:
+    return answer.version == 1 and story.adaptation > 0 and (answer.adaptation or 0) >= story.adaptation
+
+
+def told(event: dict[str, Any]) -> str:
+    """An adaptation of `GET /manage/adaptation` that was made, in plain sentences."""
+    record, weights = event["record"], event["weights"] or {}
+    heaviest = sorted(((weight, name) for name, weight in weights.items() if name != IDENTITY), reverse=True)[:3]
+    parts = [f"{weights.get(IDENTITY, 0.0):.0%} the model's own output", *(f"{w:.0%} {name}" for w, name in heaviest)]
+    text = f"adaptation {event['number']} of version {event['version']} answers: {', '.join(parts)}, the rest others."
+    if record.get("raw_loss") is not None and record.get("served_loss") is not None:
+        text += (
+            f" On {record['compared']:,} rows answered while adapted the loss was {record['served_loss']:.3f} served,"
+            f" {record['raw_loss']:.3f} raw."
+        )
+    return text
+
+
+def _follow_runs(client: Client, story: Story, seen: set[int], say: Say) -> None:
+    """Tell which trainings began and ended since the last call, and when both workers serve the new version."""
     for run in reversed(client.runs(limit=20)):
         if run["id"] in seen or run["outcome"] == "no_action":
             continue
         if run["state"] == "running":
-            if run["id"] not in story.told:
-                story.told.add(run["id"])
-                say(f"run {run['id']}: [cyan]retraining[/], trigger {run['trigger']}: {run['why'][:110]}")
+            if run["id"] not in story.running:
+                story.running.add(run["id"])
+                say(f"run {run['id']}: [cyan]training[/], because of {run['trigger']}: {run['why']}")
             continue
         seen.add(run["id"])
-        for gate in _gates(run):
+        for gate in _gates(client.run(run["id"])):
             mark = "[green]✓[/]" if gate.passed else "[red]✗[/]"
             say(f"run {run['id']}: gate {mark} {gate.name}: {gate.reason}")
         if run["outcome"] == "promoted":
-            story.trained_at = story.now()
+            story.trained_at, story.served_at = story.now(), None
             story.version = run["version"]
-            say(f"run {run['id']}: [green]version {run['version']} promoted[/]")
+            say(f"run {run['id']}: [green]version {run['version']} trained and promoted[/]")
         else:
-            story.refused += 1
             say(f"run {run['id']}: {run['outcome']}; version {story.version} stays in service")
     if story.version > 1 and story.served_at is None:
         workers = client.status()["workers"]
         if len(workers) == WORKERS and all(w["serving"] == story.version for w in workers):
             story.served_at = story.now()
-            say(f"[green]both workers serve version {story.version}[/]")
+            say(f"[green]swapped[/]: both workers serve version {story.version}")
 
 
 def _gates(run: dict[str, Any]) -> tuple[GateResult, ...]:
@@ -227,76 +272,107 @@ def _gates(run: dict[str, Any]) -> tuple[GateResult, ...]:
     return verdict.gates if verdict else ()
 
 
-def _recovery(answers: list[Answered], story: Story, say: Callable[[str], None]) -> None:
+def _recovery(answers: list[Answered], story: Story, say: Say) -> None:
     if story.served_at is None or story.recovered_at is not None:
         return
-    before, during, after = _phases(list(answers), story)
-    if after is None or before is None or during is None or after[1] < 600:
+    before, during, _, after = _phases(list(answers), story)
+    if after is None or before is None or during is None or after.rows < RECOVERED_ROWS:
         return
-    if after[0] > during[0] + (before[0] - during[0]) / 2:
+    if after.auc > during.auc + (before.auc - during.auc) / 2:
         story.recovered_at = story.now()
-        say(f"[green]quality recovered[/]: AUC {after[0]:.3f} (before {before[0]:.3f}, in the drift {during[0]:.3f})")
+        say(f"[green]recovered[/]: AUC {after.auc:.3f} (before the change {before.auc:.3f}, after it {during.auc:.3f})")
 
 
-Phase = tuple[float, int] | None
+class Phase(NamedTuple):
+    """How good the answers of one phase were, by the true labels."""
+
+    auc: float
+    loss: float
+    """Log loss a row, in nats."""
+    rows: int
+
+    def __str__(self) -> str:
+        return f"AUC {self.auc:.3f}, loss {self.loss:.3f} over {self.rows:,} rows"
 
 
-def _phases(answers: list[Answered], story: Story) -> tuple[Phase, Phase, Phase]:
-    """(AUC, rows) from the answers and the true labels: before the drift, during it, with the new version."""
+Phases = tuple[Phase | None, Phase | None, Phase | None, Phase | None]
+
+
+def _phases(answers: list[Answered], story: Story) -> Phases:
+    """Before the change; after it; with version 1 adapted to it; with the version that was trained on it."""
     calm_rows = int(RATE * CALM_S)
     before = [a for a in answers if a.first_row < calm_rows]
-    during = [a for a in answers if a.first_row >= calm_rows and a.version == 1]
-    after = [a for a in answers if a.version == story.version and story.version > 1]
-    return _auc(before), _auc(during), _auc(after)
+    later = [a for a in answers if a.first_row >= calm_rows]
+    adapted = [a for a in later if _is_adapted(a, story)]
+    during = [a for a in later if a.version == 1 and not _is_adapted(a, story)]
+    after = [a for a in later if a.version == story.version and story.version > 1]
+    return _measured(before), _measured(during), _measured(adapted), _measured(after)
 
 
-def _auc(answers: list[Answered]) -> Phase:
-    from sklearn.metrics import roc_auc_score
+def _measured(answers: list[Answered]) -> Phase | None:
+    from sklearn.metrics import log_loss, roc_auc_score
 
     truth = [label for answer in answers for label in answer.labels]
     scores = [p[1] for answer in answers for p in answer.probabilities or []]
     if len(set(truth)) < 2:
         return None
-    return float(roc_auc_score(truth, scores)), len(truth)
+    return Phase(float(roc_auc_score(truth, scores)), float(log_loss(truth, scores)), len(truth))
+
+
+def what_happened(
+    story: Story, answers: list[Answered], traffic: TrafficSummary, on_new: list[str]
+) -> list[tuple[str, bool, str]]:
+    """What should have happened, whether it did, and how; `on_new` are the workers that serve the new version."""
+    before, during, adapted, after = _phases(answers, story)
+    paid = story.paid
+    return [
+        ("drift told", story.told_at is not None, _at(story.told_at)),
+        ("adapted", story.adapted_at is not None, f"{_at(story.adapted_at)}: adaptation {story.adaptation} in force"),
+        (
+            "adapting paid",
+            paid is not None,
+            "not measured"
+            if paid is None
+            else f"loss {paid['served_loss']:.3f} served, {paid['raw_loss']:.3f} raw on {paid['compared']:,} rows",
+        ),
+        ("trained", story.trained_at is not None, f"{_at(story.trained_at)}: version {story.version} promoted"),
+        (
+            "swapped",
+            story.served_at is not None and len(on_new) == WORKERS,
+            f"{_at(story.served_at)}: version {story.version} on {', '.join(on_new) or 'none'}",
+        ),
+        ("recovered", story.recovered_at is not None, _at(story.recovered_at)),
+        ("answers before the change", before is not None, _said(before)),
+        ("after it, not adapted yet", during is not None, _said(during)),
+        ("after it, version 1 adapted", adapted is not None, _said(adapted)),
+        (f"after it, version {story.version}", after is not None, _said(after)),
+        ("requests failed", traffic.ok, f"{traffic.rows_failed} of {traffic.rows_sent + traffic.rows_failed:,} rows"),
+        ("labels failed", traffic.labels_failed == 0, f"{traffic.labels_failed} of {traffic.labels_sent:,}"),
+    ]
 
 
 def _summary(client: Client, traffic: TrafficSummary, answers: list[Answered], story: Story, console: Console) -> bool:
-    status = client.status()
-    workers = status["workers"]
-    before, during, after = _phases(answers, story)
-    on_new = [w["slot"] for w in workers if w["serving"] == story.version]
-    checks = [
-        ("drift noticed", story.drift_at is not None, _at(story.drift_at)),
-        ("candidate promoted", story.trained_at is not None, f"version {story.version} at {_at(story.trained_at)}"),
-        (
-            "served by all workers",
-            story.version > 1 and len(on_new) == WORKERS,
-            f"version {story.version} on {', '.join(on_new) or 'none'}",
-        ),
-        ("quality before the drift", before is not None, _quality(before)),
-        ("quality in the drift, version 1", during is not None, _quality(during)),
-        (f"quality after, version {story.version}", story.recovered_at is not None, _quality(after)),
-        ("requests failed", traffic.ok, f"{traffic.rows_failed} of {traffic.rows_sent + traffic.rows_failed} rows"),
-        ("labels sent", traffic.labels_failed == 0, f"{traffic.labels_sent}, {traffic.labels_failed} failed"),
-    ]
+    on_new = [worker["slot"] for worker in client.status()["workers"] if worker["serving"] == story.version]
+    checks = what_happened(story, answers, traffic, on_new)
     table = Table("", "what", "result", title="what happened", show_header=False)
-    for what, good, result in checks:
-        table.add_row("[green]✓[/]" if good else "[red]✗[/]", what, result)
+    for what, good, text in checks:
+        table.add_row("[green]✓[/]" if good else "[red]✗[/]", what, text)
     console.print(table)
     console.print(
-        f"rows by version: {', '.join(f'{v}: {n}' for v, n in traffic.versions.items())}; "
-        f"p50 {traffic.p50_ms:.1f} ms, p99 {traffic.p99_ms:.1f} ms; {story.now():.0f} s in all",
+        f"The world changed at {CALM_S:.0f} s. "
+        f"Rows by version: {', '.join(f'{v}: {n:,}' for v, n in traffic.versions.items())}; "
+        f"p50 {traffic.p50_ms:.1f} ms, p99 {traffic.p99_ms:.1f} ms; {story.now():.0f} s of traffic in all",
         highlight=False,
     )
     return all(good for _, good, _ in checks)
 
 
-def _quality(phase: Phase) -> str:
-    return "not measured" if phase is None else f"AUC {phase[0]:.3f} over {phase[1]} rows"
+def _said(phase: Phase | None) -> str:
+    return "not measured" if phase is None else str(phase)
 
 
 def _at(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{seconds:.1f} s"
+    return "never" if seconds is None else f"{seconds:.1f} s, {seconds - CALM_S:.1f} s after the change"
 
 
 def _wait_ready(url: str, server: subprocess.Popen[bytes], home: Path, console: Console) -> None:

@@ -56,6 +56,8 @@ class Answered:
     """Rows by classes, in the order of the schema's classes; None for regression."""
     labels: list[Any]
     """The true labels; None where the frame has none."""
+    adaptation: int | None = None
+    """Of the version's output; None: its own output was served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +398,7 @@ class _Replay:
                 predictions=answer["predictions"],
                 probabilities=answer.get("probabilities"),
                 labels=self.labels[start:end],
+                adaptation=answer.get("adaptation"),
             )
             if self.keep_answers:
                 tally.answers.append(answered)
