@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from benchmarks import report
 from monitoring import evidence
-from monitoring.evidence import Fall, Influences, State, boundary, judge, spread
+from monitoring.evidence import Fall, Influences, State, judge, spread, while_doubling
 from monitoring.influence import of_classes, of_numbers
 
 Array = npt.NDArray[np.float64]
@@ -100,7 +100,7 @@ class Kind:
         apart = math.sqrt(2) * _normal_quantile(max(auc, 1 - auc))
         truth = (random.random(rows) < self.positives).astype(np.float64)
         score = random.normal(0, 1, rows) + (apart if auc >= 0.5 else -apart) * truth + common
-        score = np.clip(np.round(score * 16), -_GRID, _GRID) / 16  # few different scores, so that they can be counted
+        score = np.clip(np.round(score * 8), -_GRID, _GRID) / 8  # few different scores, so that they can be counted
         return Rows(
             truth, 1 / (1 + np.exp(-(apart * score - apart**2 / 2 + math.log(self.positives / (1 - self.positives)))))
         )
@@ -137,7 +137,7 @@ KINDS: Final = {
     "dependent-mse": Kind("mse", dependent=True, bounded=False),
 }
 
-_GRID: Final = 80
+_GRID: Final = 40
 
 
 def _normal_quantile(share: float) -> float:
@@ -199,8 +199,8 @@ def _schedule(rows: int) -> _Schedule:
     found = []
     for end in range(EVERY, rows + 1, EVERY):
         before = max(0, end - READ)
-        for length, window, share in evidence._windows(end - before, before, evidence.ALPHA, evidence.SHORTEST):
-            alone, together = (boundary(window, alpha, length) for alpha in (evidence.ALPHA, share))
+        for window, share in evidence._windows(end - before, before, evidence.ALPHA, evidence.SHORTEST):
+            alone, together = (while_doubling(alpha) for alpha in (evidence.ALPHA, share))
             found.append(((end - window) // EVERY, end // EVERY, alone, together))
     begin, last, alone, together = (np.array(column) for column in zip(*found, strict=True))
     return _Schedule(begin, last, alone, together)
