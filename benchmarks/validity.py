@@ -22,6 +22,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -181,11 +182,11 @@ def look(kind: Kind, stream: Rows, end: int, level: Level, allowed: float) -> Fa
     return judge(lambda n: kind.measured(rows, n), end - begin, begin, level.value, level.error, allowed)
 
 
-def ever_lost(kind: Kind, stream: Rows, level: Level, allowed: float) -> bool:
-    """Whether any of the looks, one every 100 rows, says `lost`."""
-    return any(
-        look(kind, stream, end, level, allowed).state == "lost" for end in _suspects(kind, stream, level, allowed)
-    )
+def ever_lost(kind: Kind, stream: Rows, level: Level, allowed: float) -> tuple[bool, bool]:
+    """Whether any of the looks, one every 100 rows, says `lost`: with this fall allowed, and with none."""
+    looks = [end for end in _suspects(kind, stream, level) if look(kind, stream, end, level, 0.0).state == "lost"]
+    # What excludes a fall within the allowed one excludes that there is none.
+    return any(look(kind, stream, end, level, allowed).state == "lost" for end in looks), bool(looks)
 
 
 class _Schedule(NamedTuple):
@@ -209,13 +210,13 @@ def _schedule(rows: int) -> _Schedule:
     return _Schedule(begin, last, alone, together)
 
 
-def _suspects(kind: Kind, stream: Rows, level: Level, allowed: float) -> list[int]:
-    """The looks, by rows seen, that could say `lost`: those where it is not excluded by the rows' own spread."""
+def _suspects(kind: Kind, stream: Rows, level: Level) -> list[int]:
+    """The looks, by rows seen, that could say `lost`: those where the rows' own spread does not exclude it."""
     windows = _schedule(len(stream.truth))
     value, own = _from_sums(kind, stream, windows.begin, windows.end)
     error = np.hypot(own / np.sqrt((windows.end - windows.begin) * EVERY), level.error) * (1 - 1e-9)
     fall = level.value - value + 1e-9
-    possible = (fall - windows.alone * error > allowed) & (fall > windows.together * error)
+    possible = (fall > windows.alone * error) & (fall > windows.together * error)
     return sorted({int(end) * EVERY for end in windows.end[possible]})
 
 
@@ -265,7 +266,8 @@ def _auc_from_counts(downs: Array, ups: Array) -> tuple[Array, Array]:
     n = negatives + positives
     around = [(ups * (below - value[:, None]) ** 2).sum(axis=1), (downs * (above - value[:, None]) ** 2).sum(axis=1)]
     variance = (around[0] * (n / positives) ** 2 + around[1] * (n / negatives) ** 2) / n
-    return np.nan_to_num(value, nan=np.inf), np.nan_to_num(np.sqrt(variance))
+    said = np.minimum(positives, negatives) >= FEWEST
+    return np.where(said, value, np.inf), np.where(said, np.sqrt(variance), 0)
 
 
 # -- the three questions -------------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ def falsely_lost(name: str, seed: int, rows: int = ROWS) -> tuple[bool, bool]:
     level, stream = level_of(kind, random), kind.draw(random, rows)
     if level is None:
         return False, False
-    return tuple(ever_lost(kind, stream, level, each) for each in (kind.allowed(level.value), 0.0))  # type: ignore[return-value]
+    return ever_lost(kind, stream, level, kind.allowed(level.value))
 
 
 class Fell(NamedTuple):
@@ -389,8 +391,8 @@ def run(streams: int, only: Sequence[str], processes: int, seed: int, say: Calla
     machine = report.machine()
     say(report.machine_text(machine))
     say(f"seed {seed}; a look every {EVERY} rows; the champion's level from {HOLDOUT:,} rows\n")
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        each = pool.starmap if processes > 1 else _starmap
+    with multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else nullcontext() as pool:
+        each = _starmap if pool is None else pool.starmap
         stationary, first = _validity(each, streams, only, seed, say)
         falls, second = _power(each, max(1, streams // 5), only, seed, say)
         flips, third = _rare(each, max(1, streams // 5), seed, say) if "rare-class" in only else ([], [])

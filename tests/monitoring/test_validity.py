@@ -59,5 +59,6 @@ def test_looks_that_the_benchmark_passes_over_cannot_say_lost(name: str) -> None
         if look(kind, stream, end, raised, 0.0).state == "lost"
     ]
     assert lost
-    assert set(lost) <= set(_suspects(kind, stream, raised, 0.0))
-    assert ever_lost(kind, stream, raised, 0.0) == bool(lost)
+    assert set(lost) <= set(_suspects(kind, stream, raised))
+    assert ever_lost(kind, stream, raised, 0.0) == (True, True)
+    assert ever_lost(kind, stream, raised, np.inf) == (False, True)
