@@ -1,10 +1,12 @@
 """How much is known about a quality: held, lost, or not known yet. NumPy and the standard library alone.
 
-A fall of quality is judged by confidence sequences: intervals that hold at all times at once, so that one may look at
-every check, as often as one likes, and all false alarms together stay below `alpha`. Sources: Waudby-Smith, Arbour,
-Sinha, Kennedy & Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences", Annals of Statistics
-2024 (the one-sided boundary, equation 10); Podkopaev & Ramdas, "Tracking the risk of a deployed model", ICLR 2022 (the
-use: the risk on the stream against the risk on the holdout).
+A fall of quality is judged by intervals that hold at all times at once, so that one may look at every check, as often
+as one likes, and all false alarms together stay below `alpha`. Sources: Podkopaev & Ramdas, "Tracking the risk of a
+deployed model", ICLR 2022 (the risk on the stream against the risk on the holdout); Miller & Siegmund, "Maximally
+selected chi square statistics", Biometrics 1982 (the highest of all looks at a sum while its rows double);
+Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences",
+Annals of Statistics 2024 (looks without an end: the one-sided boundary, equation 10). `benchmarks/validity.py` measures
+what they keep of it.
 
 A metric enters as its value and the influence of each row on it (Hampel 1974): the mean of the influences is 0, their
 spread is what chance does. Neighbouring rows may resemble each other, so the spread is also taken from blocks of
@@ -13,6 +15,7 @@ consecutive rows, and the larger of both counts (Carlstein 1986).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
@@ -88,6 +91,21 @@ def _tuning(alpha: float) -> float:
     return logs + math.log(max(logs, 1e-9) + 1) if logs > 0 else 1.0
 
 
+@functools.lru_cache(maxsize=4096)
+def while_doubling(alpha: float) -> float:
+    """Standard errors that a mean exceeds with probability `alpha` at any of its looks from n rows to twice as many.
+
+    Miller & Siegmund's tail of the highest of them, half of the two-sided one; simulated, it is .9 to 1 of `alpha`.
+    Such a window is never longer, so its boundary may be a fifth lower than one for looks without an end.
+    """
+    low, high = 1.0, 40.0
+    while high - low > 1e-9:
+        c = (low + high) / 2
+        tail = math.exp(-c * c / 2) / math.sqrt(2 * math.pi) * ((c - 1 / c) * math.log(2) / 2 + 2 / c)
+        low, high = (c, high) if tail > alpha else (low, c)
+    return high
+
+
 def judge(
     measure: Callable[[int], Influences | None],
     rows: int,
@@ -115,12 +133,12 @@ def judge(
     found: list[Fall] = []
     doubtful: Fall | None = None
     level_chance = NormalDist().inv_cdf(1 - alpha / 2) * level_error  # it was drawn once, whatever the looks
-    for length, window, share in _windows(rows, before, alpha, shortest):
+    for window, share in _windows(rows, before, alpha, shortest):
         seen = measure(window)
         if seen is not None:
             own = spread(seen.rows) / math.sqrt(window)
             fall, error = level - seen.value, math.hypot(own, level_error)
-            widths = boundary(window, alpha, length), boundary(window, share, length)
+            widths = while_doubling(alpha), while_doubling(share)
             found.append(_told(seen.value, fall, window, own, level_chance, widths, allowed))
             if fall - error > allowed:
                 doubtful = found[-1]
@@ -155,16 +173,16 @@ def _told(
     return Fall(state, rows, value, fall, fall - together, fall + together, alone, more)
 
 
-def _windows(rows: int, before: int, alpha: float, shortest: int) -> Iterator[tuple[int, int, float]]:
-    """(length it is tuned to, rows now, alpha of its own) of each window that is looked at now, shortest first."""
+def _windows(rows: int, before: int, alpha: float, shortest: int) -> Iterator[tuple[int, float]]:
+    """(rows, alpha of its own) of each window that is looked at now, shortest first."""
     total = before + rows
     lengths = max(1, int(math.log2(max(total, shortest) / shortest)) + 1)
     for power in range(lengths):
         length = shortest << power
-        # Windows of this length begin at multiples of it and are looked at until they are twice as long and more.
+        # Windows of this length begin at multiples of it and are looked at until they are twice as long.
         place = (total - length) // length
         begins = place * length
         if begins < before:  # its first rows are not read any more
             continue
         weight = 6 / (math.pi * (power + 1)) ** 2  # sums to 1 over all lengths there will ever be
-        yield length, total - begins, alpha * weight / ((place + 1) * (place + 2))
+        yield total - begins, alpha * weight / ((place + 1) * (place + 2))

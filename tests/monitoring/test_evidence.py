@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss, r2_score, roc_auc_score
 
-from monitoring.evidence import Fall, Influences, boundary, judge, spread
+from monitoring.evidence import Fall, Influences, boundary, judge, spread, while_doubling
 from monitoring.influence import of_classes, of_numbers
 
 ALLOWED = 0.1
@@ -78,6 +78,17 @@ def test_no_look_exceeds_the_boundary_more_often_than_it_may() -> None:
     rows = np.arange(1, 3_001)
     limits = np.array([boundary(int(n), 0.05, 300) for n in rows]) * np.sqrt(rows)
     assert (sums[:, 100:] > limits[100:]).any(axis=1).mean() <= 0.05
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_no_look_while_rows_double_exceeds_its_boundary_more_often_than_it_may_and_little_is_given_away(
+    alpha: float,
+) -> None:
+    random = np.random.default_rng(6)
+    sums = random.normal(0, 10, (20_000, 1)) + np.cumsum(random.normal(0, 1, (20_000, 100)), axis=1)
+    exceeded = (sums > while_doubling(alpha) * np.sqrt(np.arange(101, 201))).any(axis=1).mean()
+    assert 0.75 * alpha < exceeded <= 1.05 * alpha
+    assert while_doubling(alpha) < 0.9 * boundary(100, alpha, 100)
 
 
 def test_values_are_those_of_scikit_learn_and_influences_say_what_a_row_moves() -> None:
