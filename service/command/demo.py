@@ -43,7 +43,7 @@ LIMIT_S: Final = 165.0
 WORKERS: Final = 2
 WINDOW_ROWS: Final = 750
 ADAPTED: Final = 0.5
-"""Root mean square in logits by which an adaptation moves outputs: as calm traffic never asks for."""
+"""Version 1 counts as adapted once its own output has lost this much of the weight that it had in calm traffic."""
 RECOVERED_ROWS: Final = 600
 Say = Callable[[str], None]
 
@@ -71,6 +71,7 @@ class Story:
     served_at: float | None = None
     recovered_at: float | None = None
     adaptation: int = 0  # the number from which on the answers of version 1 are adapted to the changed world
+    calm_weight: float = 1.0  # of version 1's own output before the world changed
     version: int = 1
     paid: dict[str, Any] | None = None  # the record of an adaptation by which labels said that adapting version 1 pays
     shown: set[tuple[int, int]] = field(default_factory=set)  # adaptations that were told: version, number
@@ -211,11 +212,15 @@ def _follow_adaptations(client: Client, story: Story, answers: list[Answered], s
             say(f"adaptation {event['number']} of version {event['version']}: {event['kind']}: {event['why']}")
             continue
         say(told(event))
-        if event["version"] != 1 or story.now() <= CALM_S:
+        if event["version"] != 1:
+            continue
+        own = event["weights"][IDENTITY]
+        if story.now() <= CALM_S:
+            story.calm_weight = own
             continue
         if story.adaptation and record["served_loss"] is not None and record["served_loss"] < record["raw_loss"]:
             story.paid = record
-        if not story.adaptation and record["moved"] >= ADAPTED:
+        if not story.adaptation and own <= ADAPTED * story.calm_weight:
             story.adaptation = event["number"]
     if story.adaptation and story.adapted_at is None and any(_is_adapted(a, story) for a in answers[-WORKERS * 10 :]):
         story.adapted_at = story.now()
