@@ -179,13 +179,12 @@ def _wishes(
 
     if drift is not None:
         times = history.drift_checks + 1
-        seen.append(sentence(drift))
-        if drift.skipped is None and drift.detected and policy.on_drift:
-            seen[-1] += f", in {times} of {policy.confirmations} checks in a row"
+        if policy.on_drift and drift.skipped is None and drift.detected:
+            seen.append(f"{'; '.join(drift.reasons)}, in {times} of {policy.confirmations} checks in a row")
             if times >= policy.confirmations:
                 wishes.append("drift")
-        elif drift.news:
-            seen[-1] += "; drift alone trains nothing (on_drift is off)"
+        else:
+            seen.append(sentence(drift) + ("; drift alone trains nothing (on_drift is off)" if drift.news else ""))
     return (wishes[0] if wishes else None), tuple(seen) or ("nothing was looked at",)
 
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 
-from monitoring.drift import DriftReport, FeatureDrift
+from monitoring.drift import DriftReport, FeatureDrift, Finding
 from monitoring.quality import Quality
 from monitoring.verdict import QualityVerdict
 from training.policy import History, QualityCheck, RetrainPolicy, cooldown_s, decide, growth_needed
@@ -39,7 +40,7 @@ def test_nothing_moved_is_a_no_with_the_numbers() -> None:
     decision = decide(drift(False), quality(), READY, NOW, POLICY)
 
     assert not decision.train and decision.trigger is None and not decision.due
-    assert decision.reasons == (HELD, GROWING, "no drift: 0 of 2 features moved")
+    assert decision.reasons == (HELD, GROWING, "no drift: 0 of 2 features moved beyond what their own past shows")
 
 
 def test_a_training_is_due_when_the_labelled_rows_have_grown_enough() -> None:
@@ -78,15 +79,16 @@ def test_without_a_training_before_any_new_rows_are_a_growth() -> None:
 
 
 def test_drift_trains_only_where_it_is_asked_to_and_then_the_candidate_is_only_hoped_for() -> None:
+    began = Finding("age", "began", 2.0, 2, NOW, NOW, 2.0, 0.4, True, "age moved twice as far as its past, matters")
     news = "2 of 2 features drifted (share 0.2 is enough): age, income"
 
-    silent = decide(drift(True), quality(), READY, NOW, POLICY)
+    silent = decide(msgspec.structs.replace(drift(True), findings=(began,)), quality(), READY, NOW, POLICY)
     assert not silent.train and silent.trigger is None
-    assert silent.reasons[-1] == f"{news}; drift alone trains nothing (on_drift is off)"
+    assert silent.reasons[-1] == f"{began.sentence}; drift alone trains nothing (on_drift is off)"
 
     asked = decide(drift(True), quality(), READY, NOW, EAGER)
     assert asked.train and asked.trigger == "drift" and not asked.due
-    assert news in asked.reasons
+    assert any(reason.startswith(news) for reason in asked.reasons)
 
 
 def test_lost_quality_trains_before_growth_would_and_comes_before_drift() -> None:
