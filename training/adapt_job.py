@@ -17,12 +17,13 @@ from monitoring.evidence import boundary, spread
 from monitoring.feature import ADAPTATION, AT
 from monitoring.files import write_atomically
 from training.adaptation import Adaptation, Adapter, decode, link, losses
-from training.artefact import verify
+from training.artefact import UNSEEN, verify
+from training.data import read_snapshot
 from training.experts import AdaptPolicy, Answered, Standing, error_scale, make, score
 from training.fitting import labels_of
 from training.gates import GatePolicy, Truth, groups_of
 from training.judgement import schema_of
-from training.loaded import load_model
+from training.loaded import LoadedModel, load_model
 from training.spec import START, Adapted, JobError, JobResult, JobSpec
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     found = _compared(raw, served, rows.truth, recorded, features, schema, spec, policy, scale)
     if found.harm:
         return JobResult(ok=True, passed=False, adapted=found)
-    made = make(rows, schema.task, standing, policy, version=0, seed=spec.seed)
+    made = make(
+        _with_unseen(spec, rows, model, schema, policy), schema.task, standing, policy, version=0, seed=spec.seed
+    )
     if made is None:
         return JobResult(ok=True, passed=False, adapted=found)
     write_atomically(out.with_name(f"{START}.served"), made.served.encode())
@@ -74,6 +77,29 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
             served_loss=found.served_loss,
         ),
     )
+
+
+def _with_unseen(
+    spec: JobSpec, rows: Answered, model: LoadedModel, schema: FeatureSchema, policy: AdaptPolicy
+) -> Answered:
+    """These rows after those which the version started with, until it has answered enough itself.
+
+    Without the latter when an erasure has rewritten the snapshot: the positions are no longer those of the same rows.
+    """
+    path = Path(str(spec.champion)) / UNSEEN
+    room = policy.most_rows - len(rows.truth)
+    if spec.unseen is None or room <= 0 or not path.is_file():
+        return rows
+    with np.load(path, allow_pickle=False) as held:
+        snapshot, places, said = str(held["snapshot"]), held["rows"][-room:], held["said"][-room:]
+    if snapshot != Path(spec.unseen).stem or not Path(spec.unseen).is_file():
+        return rows
+    part = read_snapshot(Path(spec.unseen), schema).iloc[places]
+    truth = Truth.of(labels_of(part, schema), schema)
+    known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
+    _, x = model.answer_with_matrix(part[list(schema.names)])
+    before = Answered(said[known].astype(rows.raw.dtype), x[known], truth.values[known])
+    return Answered(*(np.concatenate(both) for both in zip(before, rows, strict=True)))
 
 
 def _scored(spec: JobSpec, recorded: pd.DataFrame, rows: Answered, policy: AdaptPolicy, scale: float) -> Standing:

@@ -73,6 +73,9 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
         standing = {} if last is None else dict(last.record.get("standing", {}))
         answered_by = _answered_by(table, champion, window, given_up, folder)
         spec = _spec(loop, champion, schema, window, folder, standing, scored_until, answered_by)
+        if reverted is None:
+            taken = loop.registry.manifest(champion).data.snapshot
+            spec = msgspec.structs.replace(spec, unseen=str(loop.snapshots_dir / f"{taken}.parquet"))
         found = _asked(loop, spec, champion)
         if found is not None:
             _put(loop, table, champion, found, folder, float(window[AT].iloc[-1]))

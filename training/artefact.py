@@ -20,6 +20,8 @@ PIPELINE: Final = "model.skops"
 TWIN: Final = "model.onnx"
 SCHEMA: Final = "schema.json"
 REFERENCE: Final = "reference.parquet"
+UNSEEN: Final = "unseen.npz"
+"""Positions in the snapshot, and answers to these rows by models that had not learned them; not of every version."""
 
 
 class ArtefactError(CannotGoOn, RuntimeError):

@@ -106,9 +106,10 @@ class AdaptPolicy(BaseModel):
     )
     much_for: int = Field(10, ge=1, description="adaptations in a row that moved outputs by `much`")
     max_move: float = Field(
-        6.0,
+        12.0,
         gt=0,
-        description="how far an output may be moved: logits; for regression, the champion's root mean squared errors",
+        description="how far an output may be moved: logits (a champion that is sure and wrong says 9); for regression "
+        "the champion's root mean squared errors",
     )
 
     @property

@@ -15,7 +15,7 @@ from monitoring.files import write_atomically
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
 from training.adaptation import Adapter
-from training.artefact import SCHEMA, verify, write_manifest
+from training.artefact import SCHEMA, UNSEEN, verify, write_manifest
 from training.experts import AdaptPolicy, Answered, Standing, error_scale, make
 from training.experts import score as score_experts
 from training.export import export
@@ -103,10 +103,12 @@ def finish(
         "quality": msgspec.to_builtins(quality),
         "verdict": msgspec.to_builtins(verdict),
     }
-    write_manifest(out, {**complete.document, **found})
     if verdict.passed and spec.champion is not None and AdaptPolicy.model_validate(spec.adapt).enabled:
         start = (unseen() if unseen is not None else None) or Unseen(judged.rows.holdout, said)
+        snapshot = str(manifest["data"]["snapshot"])
+        np.savez(out / UNSEEN, snapshot=snapshot, rows=start.rows, said=start.said.astype(np.float32))
         _write_start(spec, out, new, judged.frame, start, schema)
+    write_manifest(out, {**complete.document, **found})
     return JobResult(
         ok=True,
         passed=verdict.passed or spec.champion is None,  # a first version is served: the run says what is wrong with it

@@ -40,6 +40,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     adapt: dict[str, Any] = {}  # AdaptPolicy
     standing: dict[str, float] = {}  # what each expert has been worth; to a new version, half of it
     answered_by: dict[int, str] = {}  # adapt: number of an adaptation -> file with it and every expert
+    unseen: str | None = None  # adapt: the snapshot of the champion's `unseen.npz`; None: it is not used
     scored_until: float = 0.0  # adapt: `_at` of the last row whose label has counted for `standing`
     parameters: dict[str, Any] = {}  # pipeline.Parameters: where the search starts
     trusted: tuple[str, ...] = ()  # types beyond export.DEFAULT_TRUSTED
