@@ -136,7 +136,7 @@ def test_a_job_that_dies_leaves_what_was_in_force_and_the_check_goes_on(place: P
     assert run_cycle(quiet).kind == "check"
 
 
-def test_a_new_version_starts_with_an_adaptation_and_half_of_what_experts_were_worth(place: Place) -> None:
+def test_a_new_version_starts_with_an_adaptation_of_experts_that_are_known_already(place: Place) -> None:
     for seed in range(1, 4):
         place.answer(400, seed, moved=True)
         adapt(place.loop, 1)
@@ -146,12 +146,13 @@ def test_a_new_version_starts_with_an_adaptation_and_half_of_what_experts_were_w
     assert (run.outcome, run.version) == ("promoted", 2), run.document
     begun = Adaptations(place.engine).list(2)
     assert [event.kind for event in begun] == ["made"]
-    last = Adaptations(place.engine).newest(1)
-    assert last is not None
-    for name, worth in begun[0].record["standing"].items():
-        assert worth == pytest.approx(last.record["standing"][name] / 2)
+    standing, weights = begun[0].record["standing"], begun[0].record["weights"]
+    assert standing.keys() >= {"shift-300", "scale-300", "residual-1000"} and weights[IDENTITY] < 0.3
     place.answer(120, 9, moved=True)
     with place.engine.connect() as connection:
         assert set(connection.scalars(sa.select(predictions.c.adaptation).where(predictions.c.version == 2))) == {1}
     found = adapt(place.loop, 2)
     assert found is not None and np.isfinite(found.served_loss or np.nan)
+    newest = Adaptations(place.engine).newest(2)
+    assert newest is not None
+    assert "residual-3000" in newest.record["weights"], "made from the rows it started with, too: it answered only 120"
