@@ -97,7 +97,6 @@ def start(loop: Loop, version: int, spec: JobSpec) -> None:
     if not served.is_file():
         return
     every = decode(whole.read_bytes())
-    standing = msgspec.json.decode(served.with_name(f"{START}.standing").read_bytes())
     weights = {e.name: w for e, w in zip(every.experts, every.weights, strict=True)}
     try:
         Adaptations(loop.engine).add(
@@ -109,7 +108,7 @@ def start(loop: Loop, version: int, spec: JobSpec) -> None:
             token=loop.token,
             served=decode(served.read_bytes()),
             whole=every,
-            record={"weights": weights, "standing": standing, "until": 0.0, "slope": every.slope},
+            record={"weights": weights, "standing": spec.standing, "until": 0.0, "slope": every.slope},
         )
     except SwitchedOff:
         logger.info("version %d starts without an adaptation: they are switched off", version)

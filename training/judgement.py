@@ -14,10 +14,8 @@ from monitoring.feature import AT, LABEL
 from monitoring.files import write_atomically
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
-from training.adaptation import Adapter
 from training.artefact import SCHEMA, UNSEEN, verify, write_manifest
-from training.experts import AdaptPolicy, Answered, Standing, error_scale, make
-from training.experts import score as score_experts
+from training.experts import AdaptPolicy, Answered, Standing, make
 from training.export import export
 from training.fitting import labels_of
 from training.gates import LOSSES, Answers, GatePolicy, Latency, Truth, difference, judge, metric_of, score, timed
@@ -200,8 +198,8 @@ def _write_start(
 ) -> None:
     """The adaptation that the version starts with, from answers to rows that the models giving them had not seen.
 
-    What the experts were worth to the champion counts half; besides, those fitted to the older half of these rows are
-    scored on the newer one, so that they are known a little when the version's first row comes.
+    Weights come from what the experts were worth to the champion, halved. Scoring them on these rows, too, made answers
+    worse: models that learned the neighbours of a row answer it better than a model can answer the future.
     """
     policy = AdaptPolicy.model_validate(spec.adapt)
     part = frame.iloc[unseen.rows]
@@ -209,17 +207,10 @@ def _write_start(
     known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
     _, x = model.answer_with_matrix(part[list(schema.names)])
     rows = Answered(unseen.said[known], x[known], truth.values[known])
-    standing, half = Standing(dict(spec.standing)), len(rows.truth) // 2
-    older, newer = (Answered(*(each[chosen] for each in rows)) for chosen in (slice(half), slice(half, None)))
-    before = make(older, schema.task, standing, policy, version=0, seed=spec.seed)
-    if before is not None:
-        scale = error_scale(newer) if schema.task == "regression" else 1.0
-        standing = score_experts(standing, Adapter(before.whole), newer, policy, scale=scale)
-    made = make(rows, schema.task, standing, policy, version=0, seed=spec.seed)
+    made = make(rows, schema.task, Standing(dict(spec.standing)), policy, version=0, seed=spec.seed)
     if made is not None:
         write_atomically(out.with_name(f"{START}.served"), made.served.encode())
         write_atomically(out.with_name(f"{START}.whole"), made.whole.encode())
-        write_atomically(out.with_name(f"{START}.standing"), msgspec.json.encode(standing.gains))
 
 
 def _latency(new: LoadedModel, old: LoadedModel, features: pd.DataFrame) -> Latency:
