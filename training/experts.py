@@ -32,6 +32,11 @@ MAX_TREES: Final = 400
 """Trees of one residual learner over all classes: what it costs an answer."""
 
 
+FURTHEST: Final = 10.0
+"""Times the error that 95 of 100 rows stay below: of normal errors, none in 10^80 lies beyond. Up to one row in 20 may
+be an outlier (Huber 1981, winsorised residuals)."""
+
+
 class AdaptPolicy(BaseModel):
     """How the champion's output is adapted. Frozen; an unknown key is an error."""
 
@@ -91,7 +96,8 @@ class AdaptPolicy(BaseModel):
     max_move: float = Field(
         6.0,
         gt=0,
-        description="how far an output may be moved: logits; for regression, the champion's root mean squared errors",
+        description="how far an output may be moved: logits (between any two classes); for regression, the champion's "
+        "root mean squared errors",
     )
 
     @property
@@ -206,7 +212,7 @@ def make(
         columns=columns,
         experts=tuple(experts),
         weights=tuple(weights[e.name] / total if e.name in heavy else 0.0 for e in experts),
-        bound=policy.max_move * (math.sqrt(scale / 2) if task == "regression" else 1.0),
+        bound=policy.max_move * {"binary": 1.0, "multiclass": 0.5, "regression": math.sqrt(scale / 2)}[task],
         graph=graph([learner for *_, learner in learners], width, width + columns) if learners else b"",
     )
     used_places = sorted({place for e in whole.experts if e.name in heavy for place in e.learners})
@@ -221,6 +227,18 @@ def make(
         graph=graph([learners[place][2] for place in used_places], width, width + columns) if used_places else b"",
     )
     return Made(lean, whole)
+
+
+def tempered(rows: Answered, task: Task) -> Answered:
+    """The same, where no value lies further from the champion's output than `FURTHEST` usual errors.
+
+    A squared error knows no bounds: one label with a wrong unit would move every output, and the bound with them.
+    """
+    if task != "regression" or not len(rows.truth):
+        return rows
+    raw = np.asarray(rows.raw, np.float64).reshape(-1)
+    most = FURTHEST * float(np.quantile(np.abs(rows.truth - raw), 0.95))
+    return rows._replace(truth=np.clip(rows.truth, raw - most, raw + most))
 
 
 def error_scale(rows: Answered) -> float:
