@@ -207,7 +207,8 @@ def test_a_model_without_a_twin_is_adapted_by_what_its_pipeline_answers(
     schema, source = history(SOURCE, 200, task="binary")
     numbers = ["a", "b", "member", "joined"]
     pipeline = make_pipeline(
-        ColumnTransformer([("numbers", SimpleImputer(), numbers)]), LabelSpreading(kernel="rbf", gamma=0.5, max_iter=500)
+        ColumnTransformer([("numbers", SimpleImputer(), numbers)]),
+        LabelSpreading(kernel="rbf", gamma=0.5, max_iter=500),
     )
     skops.io.dump(pipeline.fit(source[list(schema.names)], source[LABEL]), tmp_path / "pushed.skops")
     judged = run(
