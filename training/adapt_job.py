@@ -19,7 +19,7 @@ from monitoring.files import write_atomically
 from training.adaptation import Adaptation, Adapter, decode, link, losses
 from training.artefact import UNSEEN, verify
 from training.data import read_snapshot
-from training.experts import AdaptPolicy, Answered, Standing, error_scale, make, score
+from training.experts import AdaptPolicy, Answered, Standing, error_scale, make, score, tempered
 from training.fitting import labels_of
 from training.gates import GatePolicy, Truth, groups_of
 from training.judgement import schema_of
@@ -45,11 +45,13 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     served = np.load(spec.served, allow_pickle=False)
     truth = Truth.of(labels_of(recorded, schema), schema)
     known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
+    if not known.any():
+        return JobResult(ok=True, passed=False, adapted=Adapted(made=False))
     recorded, served = recorded[known].reset_index(drop=True), served[known]
     features = schema.canonical(recorded)
     raw, x = model.answer_with_matrix(features)
-    rows = Answered(raw, x, truth.values[known])
-    scale = error_scale(rows) if schema.task == "regression" and len(raw) else 1.0
+    rows = tempered(Answered(raw, x, truth.values[known]), schema.task)
+    scale = error_scale(rows) if schema.task == "regression" else 1.0
     standing = _scored(spec, recorded, rows, policy, scale)
     found = _compared(raw, served, rows.truth, recorded, features, schema, spec, policy, scale)
     if found.harm:

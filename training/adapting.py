@@ -67,9 +67,9 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
     if len(window) < loop.adapt.min_rows or fresh < needed:
         return None
     folder = loop.work_dir / f"adapt-{champion}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         standing = {} if last is None else dict(last.record.get("standing", {}))
         answered_by = _answered_by(table, champion, window, given_up, folder)
         spec = _spec(loop, champion, schema, window, folder, standing, scored_until, answered_by)
@@ -80,6 +80,9 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
         if found is not None:
             _put(loop, table, champion, found, folder, float(window[AT].iloc[-1]))
         return found
+    except OSError as error:  # a full disk
+        logger.warning("no adaptation of version %d was made in %s: %s", champion, folder, error)
+        return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -34,6 +34,11 @@ MAX_TREES: Final = 400
 """Trees of one residual learner over all classes: what it costs an answer."""
 
 
+FURTHEST: Final = 10.0
+"""Times the error that 95 of 100 rows stay below: of normal errors, none in 10^80 lies beyond. Up to one row in 20 may
+be an outlier (Huber 1981, winsorised residuals)."""
+
+
 class AdaptPolicy(BaseModel):
     """How the champion's output is adapted. Frozen; an unknown key is an error."""
 
@@ -108,8 +113,8 @@ class AdaptPolicy(BaseModel):
     max_move: float = Field(
         12.0,
         gt=0,
-        description="how far an output may be moved: logits (a champion that is sure and wrong says 9); for regression "
-        "the champion's root mean squared errors",
+        description="how far an output may be moved: logits (between any two classes; one that is sure and wrong says 9); "
+        "for regression the champion's root mean squared errors",
     )
 
     @property
@@ -238,7 +243,7 @@ def make(
         columns=columns,
         experts=tuple(experts),
         weights=tuple(weights[e.name] / total if e.name in heavy else 0.0 for e in experts),
-        bound=policy.max_move * (math.sqrt(scale / 2) if task == "regression" else 1.0),
+        bound=policy.max_move * {"binary": 1.0, "multiclass": 0.5, "regression": math.sqrt(scale / 2)}[task],
         graph=graph([learner for *_, learner in learners], width, width + columns) if learners else b"",
     )
     return Made(_lean(whole, [learner for *_, learner in learners]), whole)
@@ -281,6 +286,18 @@ def _added_up(parts: Sequence[tuple[Trees, float]]) -> Trees:
             trees.append((output, scaled))
     base = np.sum([np.multiply(ensemble.base, share) for ensemble, share in parts], axis=0)
     return Trees(tuple(base.tolist()), tuple(trees))
+
+
+def tempered(rows: Answered, task: Task) -> Answered:
+    """The same, where no value lies further from the champion's output than `FURTHEST` usual errors.
+
+    A squared error knows no bounds: one label with a wrong unit would move every output, and the bound with them.
+    """
+    if task != "regression" or not len(rows.truth):
+        return rows
+    raw = np.asarray(rows.raw, np.float64).reshape(-1)
+    most = FURTHEST * float(np.quantile(np.abs(rows.truth - raw), 0.95))
+    return rows._replace(truth=np.clip(rows.truth, raw - most, raw + most))
 
 
 def error_scale(rows: Answered) -> float:

@@ -15,7 +15,7 @@ from monitoring.files import write_atomically
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
 from training.artefact import SCHEMA, UNSEEN, verify, write_manifest
-from training.experts import AdaptPolicy, Answered, Standing, make
+from training.experts import AdaptPolicy, Answered, Standing, make, tempered
 from training.export import export
 from training.fitting import labels_of
 from training.gates import LOSSES, Answers, GatePolicy, Latency, Truth, difference, judge, metric_of, score, timed
@@ -206,7 +206,7 @@ def _write_start(
     truth = Truth.of(labels_of(part, schema), schema)
     known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
     _, x = model.answer_with_matrix(part[list(schema.names)])
-    rows = Answered(unseen.said[known], x[known], truth.values[known])
+    rows = tempered(Answered(unseen.said[known], x[known], truth.values[known]), schema.task)
     made = make(rows, schema.task, Standing(dict(spec.standing)), policy, version=0, seed=spec.seed)
     if made is not None:
         write_atomically(out.with_name(f"{START}.served"), made.served.encode())

@@ -42,7 +42,7 @@ def both(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both
     shutil.copytree(first, home)
     place = Place(home)
     place.answer(600, 2, moved=True)
-    runs = [run_cycle(place.loop), run_cycle(place.loop)]
+    runs = [run_cycle(place.loop), place.ask("retrain")]
     assert (runs[-1].outcome, place.registry.live().previous) == ("promoted", 1)
     settings = load(
         environ={

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from monitoring.store import labels, predictions
+from monitoring.store import labels, leases, predictions
 from tests.places import Place, first, place
 from training.adaptation import IDENTITY
 from training.adaptations import Adaptations
@@ -17,7 +20,10 @@ from training.adapting import adapt
 from training.cycle import run_cycle
 from training.experts import AdaptPolicy
 from training.gates import GatePolicy
+from training.job import run
+from training.lease import CONTROLLER, Lease, LeaseLost
 from training.policy import RetrainPolicy
+from training.spec import JobResult, JobSpec
 from training.subprocess_job import subprocess_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns
@@ -134,6 +140,58 @@ def test_a_job_that_dies_leaves_what_was_in_force_and_the_check_goes_on(place: P
     assert kinds(place) == ["made"]
     quiet = replace(killed, retrain=RetrainPolicy(on_quality=False, min_labelled_rows=10**6))
     assert run_cycle(quiet).kind == "check"
+
+
+def test_a_replica_that_lost_its_lease_during_the_job_puts_nothing_in_force(place: Place) -> None:
+    place.answer(300, 1, moved=True)
+    other = Lease(place.engine, CONTROLLER, "another replica", 60)
+
+    def robbed(spec: JobSpec) -> JobResult:
+        with place.engine.begin() as connection:
+            connection.execute(leases.update().values(expires_at=0.0))
+        assert other.acquire()
+        return run(spec)
+
+    with pytest.raises(LeaseLost, match="another replica"):
+        adapt(replace(place.loop, run_job=robbed), 1)
+    assert kinds(place) == [] and Adaptations(place.engine).in_force(1) is None
+    assert list(place.loop.work_dir.iterdir()) == [], "its work files are gone"
+
+    assert other.token is not None
+    found = adapt(replace(place.loop, token=other.token), 1)
+    assert found is not None and found.made
+    assert kinds(place) == ["made"]
+
+
+@contextmanager
+def no_file_may_grow_beyond(size: int) -> Iterator[None]:
+    """As a full disk: writing more fails with an OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("where", ["rows", "folder"])
+def test_a_full_disk_leaves_what_was_in_force_and_the_next_check_makes_one(
+    where: str, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.answer(300, 1, moved=True)
+    assert adapt(place.loop, 1) is not None
+    place.answer(300, 2, moved=True)
+    if where == "rows":
+        with no_file_may_grow_beyond(4_096):
+            assert adapt(place.loop, 1) is None
+    else:
+        (place.loop.work_dir.parent / "file").touch()
+        assert adapt(replace(place.loop, work_dir=place.loop.work_dir.parent / "file"), 1) is None
+    assert "no adaptation of version 1 was made" in caplog.text
+    in_force = Adaptations(place.engine).in_force(1)
+    assert in_force is not None and in_force.number == 1
+    assert adapt(place.loop, 1) is not None
+    assert kinds(place) == ["made", "made"]
 
 
 def test_a_new_version_starts_with_an_adaptation_of_experts_that_are_known_already(place: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,19 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from monitoring.drain import Drainer
+from monitoring.schema import FeatureSchema
 from monitoring.store import labels
 from service import keys
 from service.configuration import load
+from service.control.in_force import InForceFiles
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
 from tests.places import Place, first, world
+from training.adaptation import link
+from training.adaptations import Adaptations
+from training.adapting import adapt
+from training.artefact import SCHEMA, read_manifest
 from training.cycle import run_cycle
+from training.experts import AdaptPolicy
 from training.gates import GatePolicy
+from training.loaded import load_model
 from training.runs import Run
 
 __all__ = ["first"]  # the fixture: a deployment whose first version was trained
@@ -53,11 +63,17 @@ class Attacked:
         self.worker = Worker(self.settings, home / "run", "api-1")
         self.worker.start()
 
-    def send(self, rows: int, seed: int, *, inverted: bool, headers: dict[str, str]) -> None:
-        """Predictions of the unmoved world, and then their labels, right or inverted; drained at once."""
+    def send(
+        self, rows: int, seed: int, *, inverted: bool, headers: dict[str, str], spoilt: bool = False
+    ) -> list[dict[str, Any]]:
+        """Predictions of the unmoved world, and then their labels, right or inverted; drained at once.
+
+        `spoilt`: somebody without a token sends the contrary of each label afterwards. Returns the answers.
+        """
         frame = world(rows, seed)
         truth = frame.pop("late").tolist()
         records = frame.to_dict("records")
+        answers = []
 
         async def run() -> None:
             async def beyond(scope: Any, receive: Any, send: Any) -> None:
@@ -68,15 +84,37 @@ class Attacked:
                 for start in range(0, rows, BATCH):
                     answer = await http.post("/predict", json={"records": records[start : start + BATCH]})
                     assert answer.status_code == 200, answer.text
+                    answers.append(answer.json())
                     given = [
                         {"id": id_, "label": bool(label) is not inverted}
                         for id_, label in zip(answer.json()["ids"], truth[start : start + BATCH], strict=True)
                     ]
                     assert (await http.post("/feedback", json={"labels": given})).status_code == 202
+                    if spoilt:
+                        contrary = [{**one, "label": not one["label"]} for one in given]
+                        said = await http.post("/feedback", json={"labels": contrary}, headers={"authorization": ""})
+                        assert said.status_code == 202, said.text
 
         asyncio.run(run())
         with Drainer(self.settings.spool_dir, self.place.engine) as drainer:
             assert drainer.drain(time.time()).dead == 0
+        return answers
+
+    def hand_over(self) -> int | None:
+        """What is in force comes to the workers, as the controller does it; its number."""
+        files = InForceFiles(self.settings.adaptations_dir, Adaptations(self.place.engine))
+        named = files.named(1)
+        champion = LiveVersion(1, str(self.place.registry.path(1)), named)
+        write_live(self.settings.live_file, Live(model="credit", champion=champion))
+        self.worker._look(time.monotonic())
+        return None if named is None else named.number
+
+    def raw(self, rows: int, seed: int) -> np.ndarray:
+        """What the champion itself says of the rows of `send`: probabilities n by 2."""
+        folder = self.place.registry.path(1)
+        schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
+        model = load_model(folder, read_manifest(folder), schema)
+        return model.answer_with_matrix(schema.canonical(world(rows, seed)))[0]
 
     def turns(self, gates: GatePolicy, count: int = 3) -> list[Run]:
         self.place.now = time.time() + 3_600
@@ -90,8 +128,6 @@ class Attacked:
 
 @pytest.fixture
 def attacked(first: Path, tmp_path: Path) -> Iterator[Attacked]:
-    import shutil
-
     shutil.copytree(first, tmp_path / "home")
     deployment = Attacked(tmp_path / "home")
     yield deployment
@@ -127,3 +163,82 @@ def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_readme_say
     assert attacked.place.registry.live().champion == 2
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert "anyone who can reach it can teach the model" in " ".join(readme.split())
+
+
+def test_labels_of_others_move_neither_adaptation_nor_verdict_nor_training(
+    attacked: Attacked, first: Path, tmp_path: Path
+) -> None:
+    """Two deployments see the same rows with the same labels of the CRM. In one of them somebody sends the contrary of
+    each, too, and 4,000 labels more. Both make the same adaptation, verdict and model, to the last byte."""
+    shutil.copytree(first, tmp_path / "clean")
+    clean = Attacked(tmp_path / "clean")
+    attacked.send(1_000, 1, inverted=False, headers=attacked.crm, spoilt=True)
+    attacked.send(ROWS, 2, inverted=True, headers={})
+    clean.send(1_000, 1, inverted=False, headers=clean.crm)
+    assert attacked.sources() == {"crm": 1_000, "": 1_000 + ROWS}
+
+    adapted, verdicts, trained = [], [], []
+    for one in (clean, attacked):
+        gates = GatePolicy(min_holdout_rows=100, label_sources=("crm",))
+        (run,) = one.turns(gates, 1)
+        assert (run.kind, run.outcome) == ("check", "no_action")
+        adapted.append(Adaptations(one.place.engine).served(1, 1))
+        (check,) = one.place.runs.checks(limit=1)
+        assert check.quality is not None
+        verdicts.append({name: check.quality[name] for name in ("rows", "value", "error", "metrics")})
+        loop = replace(one.place.loop, gates=gates)
+        one.place.runs.queue("retrain", trigger="manual", who="ana", why="x", now=one.place.now)
+        done = run_cycle(loop, one.place.runs.claim(1, one.place.now))
+        assert done.document["data"]["record_rows"] == 1_000
+        judged = done.document["verdict"]["gates"]
+        trained.append([{**gate, "reason": ""} for gate in judged if gate["name"] != "latency"])
+    clean.worker.close()
+    clean.place.engine.dispose()
+    assert adapted[0] == adapted[1]
+    assert verdicts[0] == verdicts[1]
+    assert trained[0] == trained[1]
+
+
+def test_without_a_trusted_label_there_is_nothing_to_adapt_to(attacked: Attacked) -> None:
+    attacked.send(1_000, 2, inverted=True, headers={})
+    loop = replace(attacked.place.loop, gates=GatePolicy(min_holdout_rows=100, label_sources=("crm",)))
+    assert adapt(loop, 1) is None
+    assert attacked.hand_over() is None
+    loop = replace(loop, gates=GatePolicy(min_holdout_rows=100))
+    found = adapt(loop, 1)
+    assert found is not None and found.made, "by default everybody is trusted"
+
+
+def test_poison_from_a_trusted_source_moves_answers_within_the_bound_and_is_taken_back(attacked: Attacked) -> None:
+    policy = AdaptPolicy(rate=1.0, identity_prior=0.01, half_life_rows=100_000, guard_alpha=0.05)
+    most = policy.max_move
+    gates = GatePolicy(min_holdout_rows=100, label_sources=("crm",))
+    loop = replace(attacked.place.loop, adapt=policy, gates=gates, clock=time.time)
+
+    for seed in (1, 2, 3):
+        answers = attacked.send(BATCH, seed, inverted=True, headers=attacked.crm)
+        assert adapt(loop, 1) is not None
+        number = attacked.hand_over()
+        assert number == seed
+    (answer,) = attacked.send(BATCH, 4, inverted=True, headers=attacked.crm)
+    assert answer["adaptation"] == number
+    served, raw = np.array(answer["probabilities"]), attacked.raw(BATCH, 4)
+    moved = np.abs(link(served, "binary") - link(raw, "binary"))
+    assert 0.9 * most < moved.max() <= most + 1e-3
+
+    for seed in range(11, 20):  # the true labels come back
+        answers = attacked.send(BATCH, seed, inverted=False, headers=attacked.crm)
+        moved = np.abs(
+            link(np.array(answers[0]["probabilities"]), "binary") - link(attacked.raw(BATCH, seed), "binary")
+        )
+        assert moved.max() <= most + 1e-3
+        found = adapt(loop, 1)
+        if found is not None and found.harm:
+            break
+        attacked.hand_over()
+    newest = Adaptations(attacked.place.engine).list(1)[0]
+    assert newest.kind == "reverted" and "loses" in newest.why
+    assert attacked.hand_over() is None
+    (answer,) = attacked.send(BATCH, 30, inverted=False, headers=attacked.crm)
+    assert "adaptation" not in answer
+    assert np.array(answer["probabilities"]) == pytest.approx(attacked.raw(BATCH, 30), abs=1e-6)
