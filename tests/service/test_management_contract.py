@@ -41,8 +41,10 @@ def both(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both
     home = tmp_path_factory.mktemp("contract") / "home"
     shutil.copytree(first, home)
     place = Place(home)
-    place.answer(600, 2, moved=True)
-    runs = [run_cycle(place.loop), place.ask("retrain")]
+    runs = []
+    for rows, moved in ((60, False), (600, True)):
+        place.answer(rows, rows, moved=moved)
+        runs.append(run_cycle(place.loop))
     assert (runs[-1].outcome, place.registry.live().previous) == ("promoted", 1)
     settings = load(
         environ={
