@@ -230,8 +230,16 @@ class StandIn:
                     "state": "lost",
                     "words": "quality lost: served auc 0.71 on 500 rows answered, 0.83 on the champion's holdout",
                     "labels": msgspec.to_builtins(labels),
+                    "answered": 500,
+                    "until": 1.7e9,
+                    "compared": [],
                 },
-                "decision": {"train": True, "trigger": "drift", "reasons": ["drift in 25 % of the features"]},
+                "decision": {
+                    "train": True,
+                    "trigger": "drift",
+                    "reasons": ["drift in 25 % of the features"],
+                    "due": False,
+                },
             },
             "runs": [self.run(number, whole=False) for number in range(len(self.queued), 0, -1)][:5],
         }

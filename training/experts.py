@@ -113,8 +113,8 @@ class AdaptPolicy(BaseModel):
     max_move: float = Field(
         12.0,
         gt=0,
-        description="how far an output may be moved: logits (between any two classes; a sure and wrong one says 9); for "
-        "regression the champion's root mean squared errors",
+        description="how far an output may be moved: logits (between two classes; one that is sure and wrong says 9); "
+        "for regression the champion's root mean squared errors",
     )
 
     @property
