@@ -171,7 +171,7 @@ def test_labels_of_a_trillion_do_not_take_the_others_answers_with_them(
     at = np.linspace(20, ROWS - 20, outliers).astype(int)
     frame.loc[at, LABEL] = 1e12
     second = sane(champions["regression"], frame, tmp_path / "jobs", most=1_500.0)
-    assert second.served is not None and second.served.bound < 1_000
+    assert second.served is not None and second.served.bound < 2_000
     clean = sane(champions["regression"], matured(champions["regression"], "regression"), tmp_path / "clean")
     assert clean.served is not None and second.served.bound < 5 * clean.served.bound
 
