@@ -101,7 +101,8 @@ def _with_unseen(
     known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
     _, x = model.answer_with_matrix(part[list(schema.names)])
     before = Answered(said[known].astype(rows.raw.dtype), x[known], truth.values[known])
-    return Answered(*(np.concatenate(both) for both in zip(before, rows, strict=True)))
+    both = Answered(*(np.concatenate(parts) for parts in zip(before, rows, strict=True)))
+    return tempered(both, schema.task)
 
 
 def _scored(spec: JobSpec, recorded: pd.DataFrame, rows: Answered, policy: AdaptPolicy, scale: float) -> Standing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from monitoring.feature import ADAPTATION, AT, LABEL, Task
 from monitoring.schema import FeatureSchema
 from tests.world import history, raw
 from training.adaptation import Adaptation, Adapter, decode, link
-from training.artefact import verify
+from training.artefact import UNSEEN, verify
 from training.data import prepare, snapshot
 from training.experts import AdaptPolicy
 from training.job import run
@@ -173,7 +174,27 @@ def test_labels_of_a_trillion_do_not_take_the_others_answers_with_them(
     second = sane(champions["regression"], frame, tmp_path / "jobs", most=1_500.0)
     assert second.served is not None and second.served.bound < 2_000
     clean = sane(champions["regression"], matured(champions["regression"], "regression"), tmp_path / "clean")
-    assert clean.served is not None and second.served.bound < 5 * clean.served.bound
+    assert clean.served is not None
+    assert second.served.bound < 5 * clean.served.bound
+
+
+def test_labels_of_a_trillion_among_the_rows_that_a_version_started_with_move_no_answer_either(
+    champions: dict[Task, Champion], tmp_path: Path
+) -> None:
+    first = champions["regression"]
+    champion = Champion(first.schema, tmp_path / "v1")
+    shutil.copytree(first.folder, champion.folder)
+    _, source = history(SOURCE, 0, task="regression")
+    source.loc[[5, 100], LABEL] = 1e12
+    held = snapshot(source, tmp_path)
+    told = champion.model.answer_with_matrix(source[list(first.schema.names)])[0]
+    np.savez(champion.folder / UNSEEN, snapshot=held.path.stem, rows=np.arange(SOURCE), said=told)
+    frame = matured(champion, "regression", rows=200)
+    found = adapted(champion, frame, tmp_path / "job", unseen=str(held.path), standing={"scale-1000": 1e3})
+    output, x = champion.model.answer_with_matrix(first.schema.canonical(frame))
+    assert found.served is not None
+    assert found.served.experts[1].rows > 200, "the earlier rows were read, too"
+    assert np.abs(Adapter(found.served).apply(output, x)).max() < 1_500
 
 
 def test_a_class_that_no_matured_row_has_keeps_its_probability(champions: dict[Task, Champion], tmp_path: Path) -> None:
