@@ -39,7 +39,8 @@ def test_a_fall_of_twice_the_allowed_is_lost_within_three_times_the_rows_of_one_
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_rare_class_whose_concept_flips_is_never_held_again_and_lost_within_60_positives(seed: int) -> None:
+def test_a_rare_class_whose_concept_flips_is_lost_within_60_positives(seed: int) -> None:
+    """None of these few streams is held after the flip; the benchmark counts how many of 200 are."""
     said = flipped(0.8, 2_000, seed, rows=16_000)
     assert said.held_until == -1
     assert 0 < said.lost_after <= SOON
@@ -51,14 +52,18 @@ def test_looks_that_the_benchmark_passes_over_cannot_say_lost(name: str) -> None
     level = level_of(kind, random)
     assert level is not None
     stream = kind.draw(random, 3_000)
-    # A level that is out of reach: some looks say it, others do not.
-    raised = Level(level.value + 10 * level.error, level.error / 4)
-    lost = [
-        end
-        for end in range(EVERY, len(stream.truth) + 1, EVERY)
-        if look(kind, stream, end, raised, 0.0).state == "lost"
-    ]
-    assert lost
-    assert set(lost) <= set(_suspects(kind, stream, raised))
+    # Levels that are out of reach: some looks say it, others do not. The level's own chance is large in the first
+    # and small in the second: the shortcut must weigh it as `judge` does.
+    for raised in (
+        Level(level.value + 21 * level.error, level.error * 10),
+        Level(level.value + 10 * level.error, level.error / 4),
+    ):
+        lost = [
+            end
+            for end in range(EVERY, len(stream.truth) + 1, EVERY)
+            if look(kind, stream, end, raised, 0.0).state == "lost"
+        ]
+        assert lost
+        assert set(lost) <= set(_suspects(kind, stream, raised))
     assert ever_lost(kind, stream, raised, 0.0) == (True, True)
     assert ever_lost(kind, stream, raised, np.inf) == (False, True)
