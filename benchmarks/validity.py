@@ -473,7 +473,7 @@ def _rare(each: Each, streams: int, seed: int, say: Callable[[str], None]) -> Pa
         f"{RARE:.1%} positives, flipped",
         "streams",
         "looks held before",
-        "held last",
+        "ever held after",
         "lost first, median",
         "latest",
     )
