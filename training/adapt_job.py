@@ -15,16 +15,15 @@ import pandas as pd
 
 from monitoring.evidence import boundary, spread
 from monitoring.feature import ADAPTATION, AT
-from monitoring.files import write_atomically
 from training.adaptation import Adaptation, Adapter, decode, link, losses
 from training.artefact import UNSEEN, verify
 from training.data import read_snapshot
 from training.experts import AdaptPolicy, Answered, Standing, error_scale, make, score, tempered
 from training.fitting import labels_of
 from training.gates import GatePolicy, Truth, groups_of
-from training.judgement import schema_of
+from training.judgement import answered, schema_of
 from training.loaded import LoadedModel, load_model
-from training.spec import START, Adapted, JobError, JobResult, JobSpec
+from training.spec import Adapted, JobError, JobResult, JobSpec, write_made
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,7 +43,7 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     recorded = pd.read_parquet(spec.snapshot)
     served = np.load(spec.served, allow_pickle=False)
     truth = Truth.of(labels_of(recorded, schema), schema)
-    known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
+    known = truth.known
     if not known.any():
         return JobResult(ok=True, passed=False, adapted=Adapted(made=False))
     recorded, served = recorded[known].reset_index(drop=True), served[known]
@@ -61,9 +60,7 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     )
     if made is None:
         return JobResult(ok=True, passed=False, adapted=found)
-    write_atomically(out.with_name(f"{START}.served"), made.served.encode())
-    write_atomically(out.with_name(f"{START}.whole"), made.whole.encode())
-    weights = {e.name: w for e, w in zip(made.whole.experts, made.whole.weights, strict=True)}
+    write_made(made, out)
     return JobResult(
         ok=True,
         passed=True,
@@ -71,7 +68,7 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
             made=True,
             rows=len(rows.truth),
             standing=standing.gains,
-            weights=weights,
+            weights=made.whole.weight_of,
             slope=made.served.slope,
             moved=_moved(made.served, rows.newest(1_000), scale),
             compared=found.compared,
@@ -97,10 +94,7 @@ def _with_unseen(
     if snapshot != Path(spec.unseen).stem or not Path(spec.unseen).is_file():
         return rows
     part = read_snapshot(Path(spec.unseen), schema).iloc[places]
-    truth = Truth.of(labels_of(part, schema), schema)
-    known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
-    _, x = model.answer_with_matrix(part[list(schema.names)])
-    before = Answered(said[known].astype(rows.raw.dtype), x[known], truth.values[known])
+    before = answered(model, part, said.astype(rows.raw.dtype), schema)
     both = Answered(*(np.concatenate(parts) for parts in zip(before, rows, strict=True)))
     return tempered(both, schema.task)
 
@@ -132,14 +126,14 @@ def _compared(
 ) -> Adapted:
     """Raw beside served on the rows that an adaptation answered, overall and in every group that is large enough."""
     numbers = recorded[ADAPTATION].to_numpy(dtype=np.float64)
-    answered = np.isin(numbers, list(spec.answered_by)) & np.isfinite(served).reshape(len(served), -1).all(axis=1)
-    count = int(answered.sum())
+    adapted = np.isin(numbers, list(spec.answered_by)) & np.isfinite(served).reshape(len(served), -1).all(axis=1)
+    count = int(adapted.sum())
     if not count:
         return Adapted(made=False, rows=len(truth))
-    lost = [losses(link(said[answered], schema.task), truth[answered], schema.task, scale) for said in (raw, served)]
+    lost = [losses(link(said[adapted], schema.task), truth[adapted], schema.task, scale) for said in (raw, served)]
     unit = scale if schema.task == "regression" else 1.0
     gates = GatePolicy.model_validate(spec.gates)
-    groups = [("all rows", np.arange(count)), *groups_of(features[answered].reset_index(drop=True), schema, gates)]
+    groups = [("all rows", np.arange(count)), *groups_of(features[adapted].reset_index(drop=True), schema, gates)]
     harm = _harm(lost[1] - lost[0], groups, policy)
     means = [float(one.mean()) * unit for one in lost]
     return Adapted(made=False, rows=len(truth), compared=count, raw_loss=means[0], served_loss=means[1], harm=harm)

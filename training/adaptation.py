@@ -81,6 +81,11 @@ class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(self.encode()).hexdigest()
 
     @property
+    def weight_of(self) -> dict[str, float]:
+        """The weight of each expert, by its name."""
+        return {expert.name: weight for expert, weight in zip(self.experts, self.weights, strict=True)}
+
+    @property
     def slope(self) -> float:
         """By how much the served output follows the champion's, without the residual learners' part."""
         return float(sum(w * e.slope for w, e in zip(self.weights, self.experts, strict=True)))

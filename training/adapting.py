@@ -18,11 +18,10 @@ import numpy as np
 from monitoring.feature import ADAPTATION, AT, LABEL, PREDICTED, PROBABILITIES, SCORE
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
-from training.adaptation import decode
 from training.adaptations import Adaptations, SwitchedOff, UnknownAdaptation
 from training.artefact import SCHEMA
 from training.experts import Standing
-from training.spec import START, Adapted, JobSpec
+from training.spec import Adapted, JobSpec, read_made
 from training.subprocess_job import JobCrashed, JobStopped
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
             spec = msgspec.structs.replace(spec, unseen=str(loop.snapshots_dir / f"{taken}.parquet"))
         found = _asked(loop, spec, champion)
         if found is not None:
-            _put(loop, table, champion, found, folder, float(window[AT].iloc[-1]))
+            _put(loop, table, champion, found, Path(spec.out), float(window[AT].iloc[-1]))
         return found
     except OSError as error:  # a full disk
         logger.warning("no adaptation of version %d was made in %s: %s", champion, folder, error)
@@ -96,22 +95,25 @@ def works_hard(loop: Loop, champion: int) -> bool:
 
 def start(loop: Loop, version: int, spec: JobSpec) -> None:
     """Put the adaptation in force that a new version starts with, when its job left one beside the artefact."""
-    served, whole = (Path(spec.out).with_name(f"{START}.{name}") for name in ("served", "whole"))
-    if not served.is_file():
+    made = read_made(Path(spec.out))
+    if made is None:
         return
-    every = decode(whole.read_bytes())
-    weights = {e.name: w for e, w in zip(every.experts, every.weights, strict=True)}
     try:
         Adaptations(loop.engine).add(
             version,
             kind="made",
             who=loop.who,
-            why="the version starts with it: made from the judged model's answers to rows it had not seen",
+            why="the version starts with it: made from answers to rows by models that had not learned them",
             now=loop.clock(),
             token=loop.token,
-            served=decode(served.read_bytes()),
-            whole=every,
-            record={"weights": weights, "standing": spec.standing, "until": 0.0, "slope": every.slope},
+            served=made.served,
+            whole=made.whole,
+            record={
+                "weights": made.whole.weight_of,
+                "standing": spec.standing,
+                "until": 0.0,
+                "slope": made.whole.slope,
+            },
         )
     except SwitchedOff:
         logger.info("version %d starts without an adaptation: they are switched off", version)
@@ -177,16 +179,10 @@ def _spec(
         served=str(folder / "served.npy"),
         schema=msgspec.json.decode(schema.to_json()),
         champion=str(loop.registry.path(champion)),
-        adapt=loop.adapt.model_dump(mode="json"),
-        gates=loop.gates.model_dump(mode="json"),
         standing=standing,
         scored_until=scored_until,
         answered_by=answered_by,
-        trusted=loop.trusted,
-        seed=loop.seed,
-        threads=loop.threads,
-        memory_mb=loop.memory_mb,
-        nice=loop.nice,
+        **loop.job_terms(),
     )
 
 
@@ -205,17 +201,16 @@ def _asked(loop: Loop, spec: JobSpec, champion: int) -> Adapted | None:
     return result.adapted
 
 
-def _put(loop: Loop, table: Adaptations, champion: int, found: Adapted, folder: Path, until: float) -> None:
+def _put(loop: Loop, table: Adaptations, champion: int, found: Adapted, out: Path, until: float) -> None:
     """The row in the table that says what came of it."""
     given: dict[str, Any] = {"who": loop.who, "now": loop.clock(), "token": loop.token}
     record: dict[str, Any] = {**msgspec.to_builtins(found), "until": until}
     try:
         if found.harm:
             table.add(champion, kind="reverted", why=found.harm, record=record, **given)
-        elif found.made:
-            served, whole = (decode((folder / f"{START}.{name}").read_bytes()) for name in ("served", "whole"))
+        elif (made := read_made(out)) is not None:
             why = f"{found.rows} matured rows; {said(found)}"
-            table.add(champion, kind="made", why=why, served=served, whole=whole, record=record, **given)
+            table.add(champion, kind="made", why=why, served=made.served, whole=made.whole, record=record, **given)
     except SwitchedOff:  # a person was faster
         logger.info("the adaptation of version %d is not put in force: they are switched off", champion)
 

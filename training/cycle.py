@@ -1,4 +1,4 @@
-"""The loop: check, decide, train, judge, promote. Read it aloud and you know the product.
+"""The loop: adapt, check, decide, train, judge, promote. Read it aloud and you know the product.
 
 Every step takes a `Loop`: the values and places it needs, no settings, no environment. Every decision ends as a row in
 `runs`, "no" included; `Runs.prune` says how long rows stay. Whatever goes wrong before the flip, the champion stays and
@@ -374,15 +374,9 @@ def _spec(loop: Loop, out: Path, frame: pd.DataFrame, schema: FeatureSchema, sto
         schema=msgspec.json.decode(schema.to_json()),
         name=loop.registry.name,
         training=loop.training.model_dump(mode="json"),
-        gates=loop.gates.model_dump(mode="json"),
-        adapt=loop.adapt.model_dump(mode="json"),
-        trusted=loop.trusted,
-        seed=loop.seed,
-        threads=loop.threads,
-        memory_mb=loop.memory_mb,
-        nice=loop.nice,
         created_at=loop.clock(),
         git=loop.git,
+        **loop.job_terms(),
         **given,
     )
 

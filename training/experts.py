@@ -91,7 +91,7 @@ class AdaptPolicy(BaseModel):
         0.01,
         gt=0,
         lt=0.5,
-        description="probability of a false alarm, over all groups and looks, with which the adapted output must be "
+        description="probability of a false alarm, over all groups of one check, with which the adapted output must be "
         "worse than the raw one before the raw one serves again",
     )
     guard_loss: float = Field(

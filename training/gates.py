@@ -161,6 +161,11 @@ class Truth(msgspec.Struct, frozen=True):
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def known(self) -> Any:
+        """Which labels the models have a class for (every number of a regression): one boolean a row."""
+        return self.values >= 0 if self.classes else np.ones(len(self.values), dtype=bool)
+
 
 def score(values: npt.NDArray[Any], truth: Truth, metric: Measure) -> float:
     """The metric of a model's answers; NaN where it is undefined (one class only, constant labels, no rows)."""
@@ -176,7 +181,7 @@ def influences(values: npt.NDArray[Any], truth: Truth, metric: Measure) -> Influ
     """
     if not truth.classes:
         return of_numbers(metric, truth.values, np.asarray(values, dtype=np.float64))
-    known = (truth.values >= 0) | (metric == "accuracy")
+    known = truth.known | (metric == "accuracy")
     return of_classes(metric, truth.values[known], np.asarray(values, dtype=np.float64)[known])
 
 

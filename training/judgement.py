@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from monitoring.feature import AT, LABEL
-from monitoring.files import write_atomically
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
 from training.artefact import SCHEMA, UNSEEN, verify, write_manifest
@@ -23,7 +22,7 @@ from training.importance import importance
 from training.loaded import LoadedModel, load_model
 from training.manifest import HoldoutQuality, TriedWindow
 from training.pipeline import predict
-from training.spec import START, JobError, JobResult, JobSpec
+from training.spec import JobError, JobResult, JobSpec, write_made
 from training.split import Split, TrainPolicy, known_rows
 
 if TYPE_CHECKING:
@@ -202,15 +201,17 @@ def _write_start(
     worse: models that learned the neighbours of a row answer it better than a model can answer the future.
     """
     policy = AdaptPolicy.model_validate(spec.adapt)
-    part = frame.iloc[unseen.rows]
-    truth = Truth.of(labels_of(part, schema), schema)
-    known = truth.values >= 0 if truth.classes else np.ones(len(truth), dtype=bool)
-    _, x = model.answer_with_matrix(part[list(schema.names)])
-    rows = tempered(Answered(unseen.said[known], x[known], truth.values[known]), schema.task)
+    rows = tempered(answered(model, frame.iloc[unseen.rows], unseen.said, schema), schema.task)
     made = make(rows, schema.task, Standing(dict(spec.standing)), policy, version=0, seed=spec.seed)
     if made is not None:
-        write_atomically(out.with_name(f"{START}.served"), made.served.encode())
-        write_atomically(out.with_name(f"{START}.whole"), made.whole.encode())
+        write_made(made, out)
+
+
+def answered(model: LoadedModel, part: pd.DataFrame, said: npt.NDArray[Any], schema: FeatureSchema) -> Answered:
+    """These rows of a snapshot with what was said of them, but for those of a class that the model does not have."""
+    truth = Truth.of(labels_of(part, schema), schema)
+    _, x = model.answer_with_matrix(part[list(schema.names)])
+    return Answered(said[truth.known], x[truth.known], truth.values[truth.known])
 
 
 def _latency(new: LoadedModel, old: LoadedModel, features: pd.DataFrame) -> Latency:

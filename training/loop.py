@@ -60,3 +60,15 @@ class Loop:
     nice: int = 10
     trusted: tuple[str, ...] = ()  # types a pushed model may hold beyond scikit-learn's own
     git: str | None = None
+
+    def job_terms(self) -> dict[str, Any]:
+        """The fields of `JobSpec` that every job of this loop has: its policies, seed and bounds."""
+        return {
+            "gates": self.gates.model_dump(mode="json"),
+            "adapt": self.adapt.model_dump(mode="json"),
+            "trusted": self.trusted,
+            "seed": self.seed,
+            "threads": self.threads,
+            "memory_mb": self.memory_mb,
+            "nice": self.nice,
+        }

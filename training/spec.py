@@ -10,12 +10,14 @@ import msgspec
 
 from monitoring.errors import EvergreenError
 from monitoring.files import write_atomically
+from training.adaptation import decode
 from training.artefact import plain
+from training.experts import Made
 from training.manifest import HoldoutQuality, TriedWindow, Verdict
 
 RESULT: Final = "result.json"
 START: Final = "adaptation"
-"""Beside the output folder: `adaptation.served` and `adaptation.whole`, what the new version starts with."""
+"""Beside the output folder: `adaptation.served` and `adaptation.whole`."""
 
 
 class JobError(EvergreenError, RuntimeError):
@@ -94,5 +96,19 @@ def read_result(out: Path) -> JobResult | None:
     """The result in an output folder; None when the job left none, that is when it was killed."""
     try:
         return msgspec.json.decode((out / RESULT).read_bytes(), type=JobResult)
+    except FileNotFoundError:
+        return None
+
+
+def write_made(made: Made, out: Path) -> None:
+    """Leave an adaptation beside a job's output folder, for `read_made`."""
+    for name, one in made._asdict().items():
+        write_atomically(out.with_name(f"{START}.{name}"), one.encode())
+
+
+def read_made(out: Path) -> Made | None:
+    """The adaptation that a job left beside its output folder; None when it made none."""
+    try:
+        return Made(*(decode(out.with_name(f"{START}.{name}").read_bytes()) for name in Made._fields))
     except FileNotFoundError:
         return None
