@@ -35,6 +35,7 @@ from benchmarks import report
 from monitoring import evidence
 from monitoring.evidence import Fall, Influences, State, judge, spread, while_doubling
 from monitoring.influence import of_classes, of_numbers
+from monitoring.verdict import FEWEST_TO_HOLD
 
 Array = npt.NDArray[np.float64]
 Metric = Literal["auc", "log_loss", "r2", "mse"]
@@ -166,6 +167,7 @@ class Level(NamedTuple):
 
     value: float
     error: float
+    can_hold: bool = True
 
 
 def level_of(kind: Kind, random: np.random.Generator, holdout: int = HOLDOUT) -> Level | None:
@@ -178,7 +180,15 @@ def look(kind: Kind, stream: Rows, end: int, level: Level, allowed: float) -> Fa
     """What a check says after `end` rows."""
     begin = max(0, end - READ)
     rows = stream.part(begin, end)
-    return judge(lambda n: kind.measured(rows, n), end - begin, begin, level.value, level.error, allowed)
+    return judge(
+        lambda n: kind.measured(rows, n),
+        end - begin,
+        begin,
+        level.value,
+        level.error,
+        allowed,
+        can_hold=level.can_hold,
+    )
 
 
 def ever_lost(kind: Kind, stream: Rows, level: Level, allowed: float) -> tuple[bool, bool]:
@@ -341,9 +351,10 @@ def flipped(auc: float, holdout: int, seed: int, rows: int = 30_000) -> Flipped:
     kind, random = KINDS["rare-class"], np.random.default_rng([seed, 3])
     half = rows // 2
     good, bad = kind.draw(random, holdout + half, auc=auc), kind.draw(random, rows - half, auc=1 - auc)
-    own = kind.measured(good.part(0, holdout))
+    known = good.part(0, holdout)
+    own = kind.measured(known)
     assert own is not None
-    level = Level(own.value, spread(own.rows) / math.sqrt(holdout))
+    level = Level(own.value, spread(own.rows) / math.sqrt(holdout), int(known.truth.sum()) >= FEWEST_TO_HOLD)
     stream = Rows(*(np.concatenate([a[holdout:], b]) for a, b in zip(good, bad, strict=True)))
 
     def state(end: int) -> State:

@@ -116,12 +116,13 @@ def judge(
     *,
     alpha: float = ALPHA,
     shortest: int = SHORTEST,
+    can_hold: bool = True,
 ) -> Fall:
     """Whether the metric of the newest rows fell by more than `allowed` below `level`.
 
     `measure(n)` is the metric of the newest n matured rows, None when they do not define it. `rows` can be read,
     `before` more came earlier from the same champion. `level` is the champion's own, on rows it did not learn from,
-    with standard error `level_error`.
+    with standard error `level_error`; without `can_hold` it rests on too few rows to say that anything held.
 
     Windows double in length from `shortest`. One that began at the i-th place of its length has a share of `alpha`
     of its own, and all shares together are `alpha`.
@@ -142,13 +143,14 @@ def judge(
             found.append(_told(seen.value, fall, window, own, level_chance, widths, allowed))
             if fall - error > allowed:
                 doubtful = found[-1]
-    for state in ("lost",) if doubtful else ("lost", "held"):
+    for state in ("lost",) if doubtful or not can_hold else ("lost", "held"):
         told = [one for one in found if one.state == state]
         if told:  # the one that says most
             return max(told, key=lambda one: (one.low or 0.0) if one.state == "lost" else -(one.high or 0.0))
     if not found:
         return Fall("not known yet", rows)
-    return msgspec.structs.replace(doubtful or found[-1], state="not known yet")
+    shown = doubtful or found[-1]
+    return msgspec.structs.replace(shown, state="not known yet", more_rows=shown.more_rows if can_hold else None)
 
 
 def _told(

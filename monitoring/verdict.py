@@ -31,6 +31,9 @@ from monitoring.quality import (
 FEWEST: Final = 10
 """Rows with another label than the most frequent one that a comparison of classes needs: fewer say nothing of chance,
 and labels of one class only may be those that come early."""
+FEWEST_TO_HOLD: Final = 50
+"""Such rows that the champion's holdout needs before quality can be called held: with fewer its level may be low by
+luck, and rows that come seldom tell late of a fall."""
 
 
 class Outputs(NamedTuple):
@@ -85,11 +88,13 @@ def judge_quality(
     metric = chosen_metric(task, policy)
     loss: Metric = "rmse" if task == "regression" else "log_loss"
     rows_of = {name: _rows(answered, name, task, classes) for name in dict.fromkeys((metric, loss))}
-    levels = {name: _level(_rows(holdout, name, task, classes)) for name in rows_of}
+    own = {name: _rows(holdout, name, task, classes) for name in rows_of}
+    levels = {name: _level(rows) for name, rows in own.items()}
     if levels[loss] is None and loss != metric:
         del rows_of[loss]  # a model without probabilities has none
     compared = tuple(
-        _compare(name, rows, levels[name], policy, before, ALPHA / len(rows_of)) for name, rows in rows_of.items()
+        _compare(name, rows, levels[name], _can_hold(own[name]), policy, before, ALPHA / len(rows_of))
+        for name, rows in rows_of.items()
     )
     states = [each.fall.state for each in compared]
     state: State = "lost" if "lost" in states else "held" if set(states) == {"held"} else "not known yet"
@@ -140,14 +145,34 @@ def _level(holdout: _Rows) -> tuple[float, float] | None:
     return None if found is None else (found.value, spread(found.rows) / math.sqrt(holdout.rows))
 
 
+def _can_hold(holdout: _Rows) -> bool:
+    return holdout.others is None or holdout.others(holdout.rows) >= FEWEST_TO_HOLD
+
+
 def _compare(
-    metric: str, rows: _Rows, level: tuple[float, float] | None, policy: QualityPolicy, before: int, alpha: float
+    metric: str,
+    rows: _Rows,
+    level: tuple[float, float] | None,
+    can_hold: bool,
+    policy: QualityPolicy,
+    before: int,
+    alpha: float,
 ) -> Compared:
     if level is None:
         return Compared(metric, 0.0, None, Fall("not known yet", rows.rows))
     value, error = level
     allowed = policy.max_rise * abs(value) if metric in LOWER_IS_BETTER else policy.max_fall
-    fall = judge(rows.measure, rows.rows, before, value, error, allowed, alpha=alpha, shortest=policy.min_labels)
+    fall = judge(
+        rows.measure,
+        rows.rows,
+        before,
+        value,
+        error,
+        allowed,
+        alpha=alpha,
+        shortest=policy.min_labels,
+        can_hold=can_hold,
+    )
     return Compared(metric, allowed, -value if metric in LOWER_IS_BETTER else value, fall)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from monitoring.maturity import measure as maturity
 from monitoring.quality import QualityPolicy
-from monitoring.verdict import Outputs, QualityVerdict, judge_quality
+from monitoring.verdict import FEWEST_TO_HOLD, Outputs, QualityVerdict, judge_quality
 
 POLICY = QualityPolicy()
 
@@ -97,6 +97,19 @@ def test_a_rare_class_whose_concept_flips_is_never_held_afterwards_and_soon_lost
         first = next(end for end, state in told if state == "lost")
         assert np.sum(rows.labels[8_000:first]) <= 60
         assert "held" not in {state for _, state in told}
+
+
+def test_a_level_from_few_positives_is_too_small_to_say_that_quality_held() -> None:
+    holdout = stream(2_000, 0, positives=0.014)
+    truth = stream(20_000, 1, positives=0.014).labels
+    p = np.where(truth, 0.9, 0.001)
+    better = Outputs(truth, p > 0.5, np.column_stack([1 - p, p]))
+
+    verdict = judged(better, holdout)
+
+    assert int(np.sum(holdout.labels)) < FEWEST_TO_HOLD
+    assert verdict.state == "not known yet" and verdict.words.endswith("; the holdout is too small to tell")
+    assert judged(better, stream(20_000, 0, positives=0.014)).state == "held"
 
 
 def test_a_stream_whose_positives_report_early_does_not_alarm() -> None:
