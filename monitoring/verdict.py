@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from monitoring.evidence import ALPHA, Fall, Influences, State, judge, spread
-from monitoring.feature import Task
+from monitoring.feature import HOLDOUT, LABEL, PREDICTED, PROBABILITIES, SCORE, Task
 from monitoring.influence import of_classes, of_numbers
 from monitoring.quality import (
     LOWER_IS_BETTER,
@@ -27,6 +27,9 @@ from monitoring.quality import (
     as_floats,
     chosen_metric,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FEWEST: Final = 10
 """Rows with another label than the most frequent one that a comparison of classes needs: fewer say nothing of chance,
@@ -45,6 +48,13 @@ class Outputs(NamedTuple):
     """The same."""
     scores: Sequence[Any] | npt.NDArray[Any] | None
     """As `monitoring.quality.measure` takes them."""
+
+
+def holdout_of(reference: pd.DataFrame, task: Task) -> Outputs:
+    """What a champion said of its own holdout: the rows of its reference that it did not learn from."""
+    holdout = reference[reference[HOLDOUT]]
+    scores = None if task == "regression" else holdout.get(SCORE if task == "binary" else PROBABILITIES)
+    return Outputs(holdout[LABEL].to_numpy(), holdout[PREDICTED].to_numpy(), scores)
 
 
 class Compared(msgspec.Struct, frozen=True):

@@ -10,13 +10,16 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
 from monitoring.evidence import boundary, spread
-from monitoring.feature import ADAPTATION, AT
+from monitoring.feature import ADAPTATION, AT, LABEL
+from monitoring.quality import QualityPolicy
+from monitoring.verdict import Outputs, QualityVerdict, holdout_of, judge_quality
 from training.adaptation import Adaptation, Adapter, decode, link, losses
-from training.artefact import UNSEEN, verify
+from training.artefact import REFERENCE, UNSEEN, verify
 from training.data import read_snapshot
 from training.experts import AdaptPolicy, Answered, Standing, error_scale, make, score, tempered
 from training.fitting import labels_of
@@ -52,7 +55,10 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     rows = tempered(Answered(raw, x, truth.values[known]), schema.task)
     scale = error_scale(rows) if schema.task == "regression" else 1.0
     standing = _scored(spec, recorded, rows, policy, scale)
-    found = _compared(raw, served, rows.truth, recorded, features, schema, spec, policy, scale)
+    found = msgspec.structs.replace(
+        _compared(raw, served, rows.truth, recorded, features, schema, spec, policy, scale),
+        raw=_judged(raw, recorded, schema, spec),
+    )
     if found.harm:
         return JobResult(ok=True, passed=False, adapted=found)
     made = make(
@@ -64,17 +70,35 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     return JobResult(
         ok=True,
         passed=True,
-        adapted=Adapted(
+        adapted=msgspec.structs.replace(
+            found,
             made=True,
             rows=len(rows.truth),
             standing=standing.gains,
             weights=made.whole.weight_of,
             slope=made.served.slope,
             moved=_moved(made.served, rows.newest(1_000), scale),
-            compared=found.compared,
-            raw_loss=found.raw_loss,
-            served_loss=found.served_loss,
         ),
+    )
+
+
+def _judged(
+    raw: npt.NDArray[Any], recorded: pd.DataFrame, schema: FeatureSchema, spec: JobSpec
+) -> QualityVerdict | None:
+    """Whether the quality of the champion's own output is that of its holdout; None without a reference."""
+    path = Path(str(spec.champion)) / REFERENCE
+    if not path.is_file():
+        return None
+    task, classes = schema.task, schema.classes
+    answers, scores = (raw, None) if task == "regression" else (np.array(classes, object)[raw.argmax(axis=1)], raw)
+    return judge_quality(
+        Outputs(recorded[LABEL].to_numpy(), answers, scores),
+        holdout_of(pd.read_parquet(path), task),
+        task,
+        classes,
+        QualityPolicy.model_validate(spec.quality),
+        before=spec.answered_before,
+        output="raw",
     )
 
 

@@ -7,6 +7,7 @@ a check: an adaptation that cannot be made leaves the one before in force, and s
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
 from training.adaptations import Adaptations, SwitchedOff, UnknownAdaptation
 from training.artefact import SCHEMA
+from training.counted import ever_answered
 from training.experts import Standing
 from training.spec import Adapted, JobSpec, read_made
 from training.subprocess_job import JobCrashed, JobStopped
@@ -72,6 +74,9 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
         standing = {} if last is None else dict(last.record.get("standing", {}))
         answered_by = _answered_by(table, champion, window, given_up, folder)
         spec = _spec(loop, champion, schema, window, folder, standing, scored_until, answered_by)
+        all_below = 0 if reverted is not None else loop.adapt.most_rows
+        total, _ = ever_answered(loop, champion, window[AT].to_numpy(), until or math.inf, all_below)
+        spec = msgspec.structs.replace(spec, answered_before=max(total - len(window), 0))
         if reverted is None:
             taken = loop.registry.manifest(champion).data.snapshot
             spec = msgspec.structs.replace(spec, unseen=str(loop.snapshots_dir / f"{taken}.parquet"))

@@ -13,25 +13,24 @@ import numpy as np
 
 from monitoring.answers import Answers, count_labelled, label_maturity, read_answers
 from monitoring.drift import DriftPolicy, DriftReport, detect
-from monitoring.feature import LABEL
+from monitoring.feature import ADAPTATION
 from monitoring.maturity import Maturity
 from monitoring.news import Labels, told
 from monitoring.quality import measure
 from monitoring.schema import FeatureSchema
-from monitoring.verdict import Outputs, judge_quality
+from monitoring.verdict import Outputs, QualityVerdict, holdout_of, judge_quality
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA
+from training.counted import ever_answered
 from training.loop import Loop
 from training.policy import History, QualityCheck, RetrainPolicy, growth_needed
-from training.runs import NO_ACTION, Run
+from training.runs import NO_ACTION, Check, Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TRAININGS: Final = ("bootstrap", "retrain")
 """Kinds of runs that fit a model; the cool-down counts from them."""
-
-_UNBOUNDED: Final = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +51,15 @@ class Seen:
         quality: dict[str, Any] = msgspec.to_builtins(self.quality.measured)
         verdict = msgspec.to_builtins(self.quality.verdict)
         counted = {"answered": self.quality.answered, "until": self.quality.until}
-        return {**quality, **verdict, **counted, "labels": msgspec.to_builtins(self.labels)}
+        raw = {"raw": msgspec.to_builtins(self.quality.raw), "labels": msgspec.to_builtins(self.labels)}
+        return {**quality, **verdict, **counted, **raw}
 
 
-def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
+def check(loop: Loop, champion: int, labels: Maturity | None = None, raw: QualityVerdict | None = None) -> Seen:
     """Drift and quality of what the champion answered lately, against its own reference and holdout.
 
-    `labels` is what `maturity` says now; it is asked when none is given.
+    `labels` is what `maturity` says now; it is asked when none is given. `raw` is the verdict on the champion's own
+    output, where it was adapted; None: not looked at, what the last check knew of it stands.
     """
     import pandas as pd
 
@@ -77,10 +78,13 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
         until=labels.matured_until,
         sources=loop.gates.label_sources,
     )
-    quality = _quality(loop, champion, schema, reference[reference["_holdout"]], answered, labels)
+    last = next(iter(loop.runs.checks(limit=1, version=champion)), None)
+    if raw is None and window[ADAPTATION].notna().any():
+        raw = _raw_before(last)
+    quality = _quality(loop, champion, schema, reference, answered, labels, raw)
     drift = told(
         detect(compared, window, schema, loop.drift, seed=loop.seed),
-        _drift_before(loop, champion),
+        _drift_before(last),
         loop.drift,
         importance=loop.registry.manifest(champion).importance,
         labels=_labels_say(quality, answered),
@@ -147,17 +151,27 @@ def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
     return reference.assign(**answers)
 
 
-def _drift_before(loop: Loop, champion: int) -> DriftReport | None:
+def _drift_before(last: Check | None) -> DriftReport | None:
     """What the champion's last check found of drift; None at its first, and when another release wrote it otherwise."""
-    for last in loop.runs.checks(limit=1, version=champion):
-        with suppress(msgspec.ValidationError):
-            return msgspec.convert(last.drift, DriftReport)
+    with suppress(msgspec.ValidationError):
+        return None if last is None else msgspec.convert(last.drift, DriftReport)
+    return None
+
+
+def _raw_before(last: Check | None) -> QualityVerdict | None:
+    """What the champion's last check knew of its own output; None when it was not adapted then."""
+    with suppress(msgspec.ValidationError):
+        return msgspec.convert((last.quality or {}).get("raw"), QualityVerdict | None) if last is not None else None
     return None
 
 
 def _labels_say(quality: QualityCheck, answered: Answers) -> Labels | None:
-    """What the labels say of the champion, and of when; None when they do not say."""
-    verdict = quality.verdict
+    """What the labels say of the champion, and of when; None when they do not say.
+
+    Its own output is asked where it was adapted: that an adaptation makes good what a movement did is no sign that the
+    movement does not matter.
+    """
+    verdict = quality.raw or quality.verdict
     if verdict.state == "not known yet":
         return None
     rows = max(one.fall.rows for one in verdict.compared if one.fall.state == verdict.state)
@@ -165,7 +179,13 @@ def _labels_say(quality: QualityCheck, answered: Answers) -> Labels | None:
 
 
 def _quality(
-    loop: Loop, champion: int, schema: FeatureSchema, holdout: pd.DataFrame, answered: Answers, labels: Maturity
+    loop: Loop,
+    champion: int,
+    schema: FeatureSchema,
+    reference: pd.DataFrame,
+    answered: Answers,
+    labels: Maturity,
+    raw: QualityVerdict | None,
 ) -> QualityCheck:
     task, classes = schema.task, schema.classes
     newest = slice(-loop.quality.window_rows, None)
@@ -174,41 +194,10 @@ def _quality(
     measured = measure(
         served.labels[newest], served.answers[newest], scores, task, classes, loop.quality, seed=loop.seed
     )
-    total, until = _ever_answered(loop, champion, answered, labels.matured_until)
-    scores = None
-    if task != "regression":
-        scores = holdout["_score"].to_numpy() if task == "binary" else holdout.get("_probabilities")
-    expected = Outputs(holdout[LABEL].to_numpy(), holdout["_prediction"].to_numpy(), scores)
+    total, until = ever_answered(loop, champion, answered.at, labels.matured_until, loop.quality.judged_rows)
     before = max(total - len(answered.at), 0)
-    verdict = judge_quality(served, expected, task, classes, loop.quality, before=before)
-    return QualityCheck(measured, verdict, total, until)
-
-
-def _ever_answered(loop: Loop, champion: int, answered: Answers, until: float) -> tuple[int, float]:
-    """How many matured rows with a label this champion answered in all, and before when.
-
-    The windows of the evidence begin at fixed places of this count, so it goes on from what the last check said.
-    """
-    rows = len(answered.at)
-    if rows < loop.quality.judged_rows:
-        return rows, until
-    counted, since = 0, None
-    for last in loop.runs.checks(limit=1, version=champion):
-        known = last.quality or {}
-        counted, since = known.get("answered", 0), known.get("until")
-    if since is not None and until <= since:
-        return counted, since
-    new = int((answered.at >= (since or 0.0)).sum())
-    if new == rows:  # more came since than were read
-        new += count_labelled(
-            loop.engine,
-            most=_UNBOUNDED,
-            since=since,
-            until=float(answered.at[0]),
-            version=champion,
-            sources=loop.gates.label_sources,
-        )
-    return counted + new, until
+    verdict = judge_quality(served, holdout_of(reference, task), task, classes, loop.quality, before=before)
+    return QualityCheck(measured, verdict, total, until, raw)
 
 
 def _in_a_row(found: Iterable[bool]) -> int:

@@ -66,6 +66,7 @@ class Loop:
         return {
             "gates": self.gates.model_dump(mode="json"),
             "adapt": self.adapt.model_dump(mode="json"),
+            "quality": self.quality.model_dump(mode="json"),
             "trusted": self.trusted,
             "seed": self.seed,
             "threads": self.threads,

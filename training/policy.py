@@ -73,6 +73,7 @@ class QualityCheck:
     verdict: QualityVerdict  # on all of them: held, lost or not known yet
     answered: int = 0  # matured rows with a label that it ever answered,
     until: float = 0.0  # before this moment (seconds since 1970 UTC)
+    raw: QualityVerdict | None = None  # of the champion's own output; None where it was not adapted
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import msgspec
 
 from monitoring.errors import EvergreenError
 from monitoring.files import write_atomically
+from monitoring.verdict import QualityVerdict
 from training.adaptation import decode
 from training.artefact import plain
 from training.experts import Made
@@ -40,6 +41,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     training: dict[str, Any] = {}  # TrainPolicy
     gates: dict[str, Any] = {}  # GatePolicy
     adapt: dict[str, Any] = {}  # AdaptPolicy
+    quality: dict[str, Any] = {}  # QualityPolicy
+    answered_before: int = 0  # adapt: matured rows that the champion answered before those of the snapshot
     standing: dict[str, float] = {}  # what each expert has been worth; to a new version, half of it
     answered_by: dict[int, str] = {}  # adapt: number of an adaptation -> file with it and every expert
     unseen: str | None = None  # adapt: the snapshot of the champion's `unseen.npz`; None: it is not used
@@ -69,6 +72,7 @@ class Adapted(msgspec.Struct, frozen=True, kw_only=True):
     raw_loss: float | None = None  # on these
     served_loss: float | None = None
     harm: str = ""  # in what the served output is surely worse than the raw one; "" in nothing
+    raw: QualityVerdict | None = None  # what these rows say of the champion's own output
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,23 @@ def test_a_turned_world_is_adapted_to_within_a_few_checks(place: Place) -> None:
     assert newest.record["until"] == place.now
 
 
+def test_the_quality_of_the_raw_output_is_judged_beside_that_of_the_served_one(place: Place) -> None:
+    loop, checked = replace(place.loop, retrain=RetrainPolicy(growth=0, on_quality=False)), []
+    for seed in range(1, 9):
+        place.answer(300, seed, moved=True)
+        run_cycle(loop)
+        checked.append(next(iter(loop.runs.checks(limit=1))).quality or {})
+
+    last = checked[-1]
+    assert last["raw"]["state"] == "lost" and last["raw"]["words"].startswith("quality lost: raw auc 0.")
+    assert last["words"].startswith(f"quality {last['state']}: served ")
+    raw, served = (compared["fall"]["value"] for compared in (last["raw"]["compared"][0], last["compared"][0]))
+    assert raw < served, "the adaptation turned the answers round; the champion's own are as wrong as before"
+    place.answer(40, 9, moved=True)
+    run_cycle(loop)  # too few new rows for another adaptation
+    assert (next(iter(loop.runs.checks(limit=1))).quality or {})["raw"] == last["raw"]
+
+
 def test_a_stationary_world_keeps_the_champion_as_it_is(place: Place) -> None:
     for seed in range(1, 6):
         place.answer(300, seed, moved=False)
