@@ -134,23 +134,25 @@ def _unseen(
     spec: JobSpec,
     policy: TrainPolicy,
 ) -> Unseen | None:
-    """Answers to the newest rows by models that did not learn them: blocks in turn are left out of a fit (stacking).
+    """Answers to the newest rows by models that learned only rows before them, as the version will answer new ones.
 
-    None when a class would be missing from a fit.
+    Models that learn from what comes after a row as well answer it too well: the world of the row is then known to
+    them. At most half of the rows are answered. None when too few rows or classes would be left for a fit.
+    Source: Dawid 1984 ("prequential": every answer is given before its outcome is known).
     """
     adapt = AdaptPolicy.model_validate(spec.adapt)
-    newest = learnt[-adapt.most_rows :]
-    folds = (np.arange(len(newest) - 1, -1, -1) // policy.block_rows) % adapt.start_folds
+    newest = learnt[-min(adapt.most_rows, len(learnt) // 2) :]
+    folds = np.arange(len(newest)) * adapt.start_folds // len(newest)
     said: npt.NDArray[Any] | None = None
     for fold in range(adapt.start_folds):
-        left_out = newest[folds == fold]
-        part = frame.iloc[without(learnt, left_out, frame, policy)]
-        if not len(left_out):
+        answered = newest[folds == fold]
+        if not len(answered):
             continue
-        if not has_all_classes(part, schema):
+        part = frame.iloc[without(learnt[learnt < answered[0]], answered, frame, policy)]
+        if len(part) < policy.min_rows or not has_all_classes(part, schema):
             return None
         answers = predict(
-            fit_rows(part, schema, parameters, spec.seed), frame.iloc[left_out][list(schema.names)], schema
+            fit_rows(part, schema, parameters, spec.seed), frame.iloc[answered][list(schema.names)], schema
         )
         said = np.empty((len(newest), *answers.shape[1:])) if said is None else said
         said[folds == fold] = answers

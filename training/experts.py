@@ -81,8 +81,8 @@ class AdaptPolicy(BaseModel):
         4,
         ge=2,
         le=20,
-        description="models fitted besides when a version is trained, each without one part of the newest rows: their "
-        "answers to those parts are what the version's first adaptation is made from",
+        description="models fitted besides when a version is trained, each to the rows before one part of the newest: "
+        "their answers to those parts are what the version's first adaptation is made from",
     )
     every_rows: int = Field(
         50, ge=1, description="matured rows that must have come since the last adaptation before another is made"

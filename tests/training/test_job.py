@@ -23,8 +23,8 @@ from monitoring.schema import FeatureSchema
 from tests.world import history
 from training.adaptation import decode
 from training.artefact import verify
-from training.data import DataError, Snapshot, snapshot
-from training.fitting import refit
+from training.data import DataError, Snapshot, read_snapshot, snapshot
+from training.fitting import fit_rows, refit
 from training.job import THREAD_VARIABLES, main, run
 from training.pipeline import predict
 from training.spec import JobResult, JobSpec, read_result
@@ -198,15 +198,23 @@ def test_a_first_version_is_served_with_what_is_wrong_with_it_said(tmp_path: Pat
     assert "it has learnt nothing" in result.verdict.reasons[0]
 
 
-def test_a_new_version_starts_with_an_adaptation_from_rows_that_its_judged_model_had_not_seen(tmp_path: Path) -> None:
+def test_a_new_version_starts_with_an_adaptation_from_answers_by_models_of_the_rows_before(tmp_path: Path) -> None:
     schema, champion, _ = bootstrapped(tmp_path)
     _, frame = history(600, 1200)
     spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion), standing={"shift-1000": 3.0})
     assert run(spec).ok
     whole = decode((tmp_path / "adaptation.whole").read_bytes())
-    assert {expert.name: expert.rows for expert in whole.experts}["shift-3000"] == verify(
-        tmp_path / "v2"
-    ).data.window.rows
+    manifest, data = verify(tmp_path / "v2"), read_snapshot(Path(spec.snapshot), schema)
+    learnt, half = manifest.data.window, manifest.data.window.rows // 2
+    assert {expert.name: expert.rows for expert in whole.experts}["shift-3000"] == half
+    with np.load(tmp_path / "v2" / "unseen.npz") as unseen:
+        rows, answers = unseen["rows"], unseen["said"]
+    assert (rows == np.arange(learnt.stop - half, learnt.stop)).all()
+    for part in np.array_split(np.arange(half), 4):
+        before = data.iloc[learnt.start : rows[part[0]]]
+        fitted = fit_rows(before, schema, manifest.parameters, manifest.seed)
+        said = predict(fitted, data.iloc[rows[part]][list(schema.names)], schema)
+        np.testing.assert_allclose(answers[part], said, atol=1e-6)
     weights = {expert.name: weight for expert, weight in zip(whole.experts, whole.weights, strict=True)}
     assert weights["shift-1000"] > weights["shift-300"]
     off = msgspec.structs.replace(spec, adapt={"enabled": False}, out=str(tmp_path / "off" / "v3"))
