@@ -277,6 +277,12 @@ class Runs:
         with self._engine.connect() as connection:
             return tuple(_check(row) for row in connection.execute(wanted))
 
+    def checked(self, check_id: int) -> Check | None:
+        """The check with this id; None when there is none, or it was pruned."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(*checks.c).where(checks.c.id == check_id)).first()
+        return None if row is None else _check(row)
+
     def prune(self, *, before: float, runs_before: float | None = None, keep: int = 1000) -> int:
         """How many rows were deleted: checks, their "no" runs and their failures, the newest `keep` of each excepted.
 
