@@ -40,8 +40,8 @@ def write_html(
 
     Frames as for `drift.detect`. At most `max_rows` rows of each side, drawn with `seed`, so a distance may differ
     from the report's in the second digit. With `report`, each column is shown with that report's test and threshold;
-    without, with the defaults of DriftPolicy. `heading` stands above
-    everything. Columns without a value on one side are left out, because Evidently cannot draw them. Raises ValueError when no column is left.
+    without, with the defaults of DriftPolicy. `heading` stands above everything. Columns without a value on one side
+    are left out, because Evidently cannot draw them. Raises ValueError when no column is left.
     """
     import pandas as pd
 
