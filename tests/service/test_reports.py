@@ -24,6 +24,7 @@ from service.control.reports import Reports
 from service.handover import Live, LiveVersion, write_live
 from service.report_files import MOST_ASKED, ReportFiles
 from service.serving.front import Front
+from service.serving.management.application import application
 from service.serving.worker import Worker
 from service.settings import Settings
 from tests.fronts import beyond, run
@@ -53,6 +54,10 @@ class Replica:
         self.files = ReportFiles(self.settings.reports_dir)
         self.reports = Reports(self.settings, place.engine, "me", lambda: False)
         self.draw_here()
+
+    def close(self) -> None:
+        application(self.worker).state.managed.engine.dispose()
+        self.worker.close()
 
     def draw_here(self, around: Any = lambda: None) -> None:
         """Let jobs run in this process; `around` is called while one does."""
@@ -120,7 +125,7 @@ def copy_rows(source: str, target: str) -> None:
 def replica(place: Place, store_url: str, tmp_path: Path) -> Iterator[Replica]:
     replica = Replica(place, store_url, tmp_path / "a")
     yield replica
-    replica.worker.close()
+    replica.close()
 
 
 def test_a_report_is_made_when_asked_for_by_a_job_and_then_kept(replica: Replica) -> None:
@@ -268,7 +273,7 @@ def test_each_replica_makes_its_own(replica: Replica, place: Place, store_url: s
         other.reports.turn()
         assert other.ask(1).status_code == 200
     finally:
-        other.worker.close()
+        other.close()
 
 
 def test_wishes_and_pages_are_bounded(replica: Replica, place: Place) -> None:
