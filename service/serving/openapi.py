@@ -24,7 +24,7 @@ _ABOUT: Final = """Predictions of the model in service, and the labels that come
 
 Errors are `{"error": "what, where, and what to do"}`. An `X-Request-Id` that is sent is sent back. From this machine no
 token is needed unless `security.data_plane` says so; from elsewhere `evergreen token add NAME --scope predict` (or
-`feedback`) makes one. The management of the service is described in [its own document](manage/openapi.json).
+`feedback`) makes one. The management of the service is described in [its own document](docs#management).
 """
 
 

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring.retention import DAY_S
-from monitoring.store import connect, leases, metadata, open_store, predictions
+from monitoring.store import connect, ensure_days, leases, metadata, open_store, predictions
 from service.configuration import load
 from service.control.reports import Reports
 from service.handover import Live, LiveVersion, write_live
@@ -101,6 +101,7 @@ def place(first: Path, tmp_path: Path, store_url: str) -> Iterator[Place]:
     else:
         copy_rows(f"sqlite:///{home}/evergreen.db", store_url)
     place = Place(home, store_url)
+    ensure_days(place.engine, [1])
     place.answer(300, 5, moved=False)
     run_cycle(place.loop)
     yield place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -9,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from monitoring.window import LabelStatus
+from service.process import DISTRIBUTION
 from service.serving.described import ANY, ERROR, JsonObject, errors, json_content, page, ref
 from training.runs import Check, Run
 
@@ -21,7 +23,7 @@ _ABOUT: Final = """What people do to the service: each write is a run with a nam
 
 Each request needs a token: the one in `var/token`, or one of `evergreen token add NAME --scope read` (or `operate`,
 `push`). A write answers 202 and the run that will do it; `GET /manage/runs/{run_id}` says what came of it. Predictions
-and labels are described in [their own document](../docs.json).
+and labels are described in [their own document](docs#predictions).
 """
 
 EXAMPLES: Final[dict[str, Any]] = {
@@ -32,6 +34,9 @@ EXAMPLES: Final[dict[str, Any]] = {
     "BeingMade": {"check": 17, "waiting": 1},
 }
 """Of a component: what a person would send, or get."""
+
+KNOWN_OR_NOT: Final = "/manage/labels/{prediction_id}"
+"""Also of an id that nobody has sent it says what is known: nothing."""
 
 _NAMED: Final = {"type": "object", "required": ["version", "created_at", "origin", "estimator", "quality", "engine"]}
 
@@ -75,12 +80,14 @@ ANSWERS: Final[dict[str, JsonObject]] = {
 
 def document(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document of these routes, completed: its 422 is a 400 here, and the rest of what can happen."""
-    found = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
+    found = get_openapi(title=app.title, version=_release(), description=_ABOUT, routes=app.routes)
     for path, methods in found["paths"].items():
         for method, operation in methods.items():
             scope = "read" if method == "get" else "push" if path == "/manage/models" else "operate"
             operation["tags"] = [scope]
-            operation["description"] += f"\n\nNeeds a token with the scope `{scope}`."
+            first, _, more = operation["description"].partition("\n")
+            operation["summary"] = first.removesuffix(".")
+            operation["description"] = f"{more}\n\nNeeds a token with the scope `{scope}`.".strip()
             operation["responses"] = _responses(path, method, operation)
     found["paths"][PATH] = {"get": page("openapi", "read", "This document", json_content({"type": "object"}))}
     responses = found["paths"][PATH]["get"]["responses"]
@@ -101,6 +108,13 @@ def document(app: FastAPI) -> dict[str, Any]:
     return found
 
 
+def _release() -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:  # it runs from files that were never installed
+        return "unknown"
+
+
 def _responses(path: str, method: str, operation: JsonObject) -> JsonObject:
     """What the route says of itself, and what can happen to any request on its way."""
     own = {status: told for status, told in operation["responses"].items() if status != "422"}
@@ -111,7 +125,7 @@ def _responses(path: str, method: str, operation: JsonObject) -> JsonObject:
         if status >= "400" and "content" not in told:
             told["content"] = json_content(ref("Error"))
     statuses = {*ANY, "401", "403", "503"}
-    if "{" in path:
+    if "{" in path and path != KNOWN_OR_NOT:
         statuses.add("404")
     if method == "post":
         statuses.add("413")
