@@ -6,10 +6,14 @@ go by themselves, by age, by number and after every erasure.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,12 +25,14 @@ from service.settings import Settings
 from training.reporting import NoReport, RowsGone, report
 from training.runs import Check
 from training.spec import JobError
-from training.subprocess_job import JobCrashed, JobStopped
+from training.subprocess_job import JobCrashed, JobStopped, subprocess_job
 
 logger = logging.getLogger("evergreen.reports")
 
 LOOK_EVERY_S: Final = 0.5
 SWEEP_EVERY_S: Final = 5.0
+MOST_S: Final = 900.0
+"""Of one page: it takes some ten seconds, more on a machine that has much else to do."""
 _NO_TOKEN: Final = 0
 """Nothing is written to the store, so no lease is held."""
 
@@ -44,19 +50,18 @@ class Reports:
     def __init__(self, settings: Settings, engine: sa.Engine, who: str, stopped: Callable[[], bool]) -> None:
         self.settings, self.files = settings, ReportFiles(settings.reports_dir)
         loop = assemble(settings, engine, _NO_TOKEN, who, on_event=lambda *_: None, stopped=stopped)
-        self._loop = replace(loop, work_dir=settings.reports_dir / "work")  # the other one is cleared with the lease
+        run_job = partial(subprocess_job, timeout_s=min(settings.training.timeout_s, MOST_S), stopped=stopped)
+        work_dir = settings.reports_dir / "work"  # the loop's own is cleared with the lease
+        self._loop = replace(loop, work_dir=work_dir, run_job=run_job)
         self._swept_at = float("-inf")
         self._store_down = False
 
     def turn(self) -> None:
         """Make what is asked for, and delete what is to go. A store that does not answer is said once."""
         try:
-            for check in self.files.asked():
-                self._make(check)
-            if time.monotonic() - self._swept_at >= SWEEP_EVERY_S and self.files.folder.is_dir():
-                self.files.forget(self._erasure())
-                self.files.trim(self.settings.retention.reports, self._kept_since())
-                self._swept_at = time.monotonic()
+            with self._alone() as alone:
+                if alone:
+                    self._work()
             self._store_down = False
         except JobStopped:
             logger.info("a report is made after the next start: the server stops")
@@ -64,6 +69,28 @@ class Reports:
             if not self._store_down:
                 logger.warning("the store does not answer (%s); reports wait for it", str(error).splitlines()[0])
             self._store_down = True
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other controller works in this folder: of a server that stops while the next one starts."""
+        self.files.folder.mkdir(parents=True, exist_ok=True)
+        with (self.files.folder / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def _work(self) -> None:
+        if self._swept_at < 0:  # the first turn: what one that was killed has left holds rows
+            shutil.rmtree(self._loop.work_dir, ignore_errors=True)
+        for check in self.files.asked():
+            self._make(check)
+        if time.monotonic() - self._swept_at >= SWEEP_EVERY_S:
+            self.files.forget(self._erasure())
+            self.files.trim(self.settings.retention.reports, self._kept_since())
+            self._swept_at = time.monotonic()
 
     def _make(self, number: int) -> None:
         check = self._loop.runs.checked(number)

@@ -147,7 +147,7 @@ def test_a_report_is_made_when_asked_for_by_a_job_and_then_kept(replica: Replica
     assert all(name in page.text for name in ("income", "debt", "purpose"))
     assert int(page.headers["content-length"]) == len(page.content) == replica.files.page(1).stat().st_size
     kept = {path.name for path in replica.settings.reports_dir.iterdir() if path.name != "work"}
-    assert kept == {"1.html", "erasure"} and not any((replica.settings.reports_dir / "work").iterdir())
+    assert kept == {"1.html", "erasure", "lock"} and not any((replica.settings.reports_dir / "work").iterdir())
     assert replica.ask(1).content == page.content
 
 
@@ -275,6 +275,23 @@ def test_each_replica_makes_its_own(replica: Replica, place: Place, store_url: s
         assert other.ask(1).status_code == 200
     finally:
         other.close()
+
+
+def test_two_controllers_of_one_folder_do_not_stand_in_each_others_way(replica: Replica) -> None:
+    other = Reports(replica.settings, replica.place.engine, "next", lambda: False)
+    left = replica.settings.reports_dir / "work" / "report-7" / "window.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_text("rows of a controller that was killed")
+    during = list[bool]()
+
+    def other_turn() -> None:
+        other.turn()
+        during.append((replica.settings.reports_dir / "work" / "report-1" / "window.parquet").exists())
+
+    replica.draw_here(other_turn)
+
+    assert replica.asked_and_made(1).status_code == 200
+    assert during == [True] and not left.exists()
 
 
 def test_wishes_and_pages_are_bounded(replica: Replica, place: Place) -> None:
