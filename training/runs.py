@@ -215,6 +215,12 @@ class Runs:
         with self._engine.connect() as connection:
             return [_run(row) for row in connection.execute(wanted)]
 
+    def newest_ended(self, kind: str) -> int:
+        """Id of the newest run of this kind that has ended; 0 when there is none."""
+        ended = sa.select(sa.func.max(runs.c.id)).where(runs.c.kind == kind, runs.c.finished_at.is_not(None))
+        with self._engine.connect() as connection:
+            return int(connection.scalar(ended) or 0)
+
     def running(self) -> Run | None:
         """The run that is under way, None when there is none."""
         with self._engine.connect() as connection:

@@ -19,6 +19,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from monitoring.errors import in_short
 from service.control.deployment import assemble
 from service.report_files import Refused, ReportFiles
 from service.settings import Settings
@@ -110,9 +111,14 @@ class Reports:
             refused = Refused(410, str(error))
         except NoReport as error:
             refused = Refused(404, str(error))
+        except (JobStopped, sa.exc.SQLAlchemyError):
+            raise  # it is made later
         except (JobError, JobCrashed) as error:
             logger.error("the report of check %d could not be made: %s", number, error)
             refused = Refused(500, f"the report of check {number} could not be made: {error}")
+        except Exception as error:  # of a damaged file, say: the next wish is not kept waiting by it
+            logger.exception("the report of check %d could not be made", number)
+            refused = Refused(500, f"the report of check {number} could not be made: {in_short(error)}")
         self.files.refuse(number, refused)
         self.files.settle(number)
 
@@ -132,7 +138,7 @@ class Reports:
 
     def _erasure(self) -> int:
         """The newest erasure that has ended, 0 when there was none. A page from before it is not kept."""
-        return next((run.id for run in self._loop.runs.list(kind="erase", limit=100) if run.finished_at), 0)
+        return self._loop.runs.newest_ended("erase")
 
     def _kept_since(self) -> float:
         return self.settings.retention.cutoffs(time.time()).get("predictions", 0.0)

@@ -30,6 +30,7 @@ from service.settings import Settings
 from tests.fronts import beyond, run
 from tests.places import START, TOKEN, Place, first
 from training import job
+from training.artefact import REFERENCE
 from training.cycle import run_cycle
 from training.spec import JobResult, JobSpec
 from training.subprocess_job import subprocess_job
@@ -237,6 +238,20 @@ def test_a_job_that_fails_is_a_500_that_is_tried_again_a_minute_later(replica: R
 
     assert replica.asked_and_made(1).status_code == 200
     assert not refusal.exists()
+
+
+def test_a_damaged_reference_fails_its_own_report_only(replica: Replica, place: Place) -> None:
+    other = place.runs.check(at=place.now, version=1, drift=drift_of(place), quality=None, decision={}, token=TOKEN)
+    reference = place.registry.path(1) / REFERENCE
+    content = reference.read_bytes()
+    reference.write_bytes(b"no Parquet")
+    assert replica.ask(1).status_code == 202
+    replica.reports.turn()
+    failed = replica.ask(1)
+    reference.write_bytes(content)
+
+    assert failed.status_code == 500 and "the report of check 1 could not be made" in failed.json()["error"]
+    assert replica.asked_and_made(other).status_code == 200
 
 
 def test_after_an_erasure_no_page_from_before_is_left_on_any_replica(replica: Replica, place: Place) -> None:
