@@ -25,6 +25,8 @@ EvergreenError
     LeaseLost                 training/lease.py
     NoChampion                training/registry.py
     NotAnnounced              training/registry.py
+    NoReport                  training/reporting.py
+        RowsGone              training/reporting.py
     UnknownRun                training/runs.py
     UnloadableGraph           training/session.py
     JobCrashed                training/subprocess_job.py

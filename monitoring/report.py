@@ -1,12 +1,13 @@
 """Evidently's HTML page of one check, for people. What is decided is decided by `drift.detect`, never by this page.
 
 Its figures cost about 0.1 s a column whatever the rows, and importing Evidently about 13 s once a process: write it
-on request or after a check that found drift, outside the serving processes.
+in a process that does nothing else (`training/drawing.py`).
 """
 
 from __future__ import annotations
 
 import warnings
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
@@ -31,6 +32,7 @@ def write_html(
     path: Path,
     *,
     report: DriftReport | None = None,
+    heading: str = "",
     max_rows: int = 2_000,
     seed: int = 0,
 ) -> Path:
@@ -38,8 +40,8 @@ def write_html(
 
     Frames as for `drift.detect`. At most `max_rows` rows of each side, drawn with `seed`, so a distance may differ
     from the report's in the second digit. With `report`, each column is shown with that report's test and threshold;
-    without, with the defaults of DriftPolicy. Columns without a value on one side are left out, because Evidently
-    cannot draw them. Raises ValueError when no column is left.
+    without, with the defaults of DriftPolicy. `heading` stands above everything. Columns without a value on one side
+    are left out, because Evidently cannot draw them. Raises ValueError when no column is left.
     """
     import pandas as pd
 
@@ -63,7 +65,7 @@ def write_html(
         columns = {name: pair[side].reset_index(drop=True) for name, pair in shown.items()}
         columns = {name: _drawable(series, name in numeric) for name, series in columns.items()}
         frames.append(pd.DataFrame(columns))
-    _write(frames[0], frames[1], numeric, categorical, path, report)
+    _write(frames[0], frames[1], numeric, categorical, path, report, heading)
     return path
 
 
@@ -74,6 +76,7 @@ def _write(
     categorical: list[str],
     path: Path,
     report: DriftReport | None,
+    heading: str,
 ) -> None:
     policy = DriftPolicy()
     measured = [] if report is None else [*report.features, *([report.prediction] if report.prediction else [])]
@@ -102,6 +105,15 @@ def _write(
         )
         with replacing(path) as unfinished:
             run.save_html(str(unfinished))
+            if heading:
+                _head(unfinished, heading)
+
+
+def _head(page: Path, heading: str) -> None:
+    """Put the heading first on Evidently's page, and name the page by it."""
+    text, shown = page.read_text(encoding="utf-8"), escape(heading)
+    title, line = f"<head><title>{shown}</title>", f'<body><p style="font: 1rem sans-serif; margin: 1rem">{shown}</p>'
+    page.write_text(text.replace("<head>", title, 1).replace("<body>", line, 1), encoding="utf-8")
 
 
 def _drawable(series: pd.Series[Any], numeric: bool) -> pd.Series[Any]:

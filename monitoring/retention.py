@@ -65,7 +65,7 @@ class RetentionPolicy(BaseModel):
     runs_days: int = Field(
         730, ge=0, description="days; all other runs, who did what and why (0: kept; the newest 1,000 stay in any case)"
     )
-    reports: int = Field(20, ge=1, description="pages; Evidently's, one a version that drifted, 4 MB each")
+    reports: int = Field(20, ge=1, description="pages on each replica; Evidently's, made when asked for, 4 MB each")
     workers_s: float = Field(
         3600.0, ge=60, description="seconds; rows of workers that are gone, each start makes new ones"
     )

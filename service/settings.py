@@ -287,6 +287,11 @@ class Settings(BaseModel):
         return self.var / "snapshots"
 
     @property
+    def reports_dir(self) -> Path:
+        """Pages of checks, and which are asked for: `service/report_files.py`."""
+        return self.var / "reports"
+
+    @property
     def pushes_dir(self) -> Path:
         """Pushed files until their run is over; who writes one holds `flock` on it until its run is queued."""
         return self.var / "pushes"

@@ -63,9 +63,9 @@ def source() -> Prepared:
 class Place:
     """One deployment in a folder: a clock that only moves when told, the events it heard, its loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store_url: str = "") -> None:
         self.now, self.heard = START, list[tuple[str, Mapping[str, Any]]]()
-        self.engine = connect(f"sqlite:///{folder}/evergreen.db")
+        self.engine = connect(store_url or f"sqlite:///{folder}/evergreen.db")
         self.registry = Registry(self.engine, folder / "bentoml" / "models", "credit")
         self.runs = Runs(self.engine)
         self.loop = Loop(

@@ -67,7 +67,7 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None, raw: Qualit
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
     reference = pd.read_parquet(folder / REFERENCE)
     window = read_window(loop.engine, schema, rows=loop.drift.window_rows, version=champion)
-    compared = _comparable(reference, loop.drift)
+    compared = comparable(reference, loop.drift)
 
     labels = maturity(loop) if labels is None else labels
     answered = read_answers(
@@ -141,7 +141,7 @@ def _labelled(loop: Loop, seen: Seen, most: int, since: float | None = None) -> 
     return count_labelled(loop.engine, most=most, since=since, until=until, sources=loop.gates.label_sources)
 
 
-def _comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
+def comparable(reference: pd.DataFrame, policy: DriftPolicy) -> pd.DataFrame:
     """The champion's reference, with its answers to rows it was not fitted to: it is surer of the others.
 
     Without any answer when there are fewer such rows than drift needs.

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from monitoring.errors import CannotGoOn
 from training.adapt_job import make_adaptation
 from training.candidate import train
+from training.drawing import draw
 from training.priority import end_with_parent, give_way
 from training.pushed import judge_pushed
 from training.spec import RESULT, JobError, JobResult, JobSpec, write_result
@@ -74,7 +75,9 @@ def run(spec: JobSpec) -> JobResult:
     (out / RESULT).unlink(missing_ok=True)
     try:
         with _bounded_threads(spec.threads):
-            result = {"train": train, "judge": judge_pushed, "adapt": make_adaptation}[spec.kind](spec, out)
+            result = {"train": train, "judge": judge_pushed, "adapt": make_adaptation, "report": draw}[spec.kind](
+                spec, out
+            )
     except (JobError, CannotGoOn, ValidationError) as error:
         result = JobResult(ok=False, error=str(error))
     except MemoryError:

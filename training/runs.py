@@ -215,6 +215,12 @@ class Runs:
         with self._engine.connect() as connection:
             return [_run(row) for row in connection.execute(wanted)]
 
+    def newest_ended(self, kind: str) -> int:
+        """Id of the newest run of this kind that has ended; 0 when there is none."""
+        ended = sa.select(sa.func.max(runs.c.id)).where(runs.c.kind == kind, runs.c.finished_at.is_not(None))
+        with self._engine.connect() as connection:
+            return int(connection.scalar(ended) or 0)
+
     def running(self) -> Run | None:
         """The run that is under way, None when there is none."""
         with self._engine.connect() as connection:
@@ -276,6 +282,12 @@ class Runs:
             wanted = wanted.where(checks.c.version == version)
         with self._engine.connect() as connection:
             return tuple(_check(row) for row in connection.execute(wanted))
+
+    def checked(self, check_id: int) -> Check | None:
+        """The check with this id; None when there is none, or it was pruned."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(*checks.c).where(checks.c.id == check_id)).first()
+        return None if row is None else _check(row)
 
     def prune(self, *, before: float, runs_before: float | None = None, keep: int = 1000) -> int:
         """How many rows were deleted: checks, their "no" runs and their failures, the newest `keep` of each excepted.

@@ -17,6 +17,7 @@ from training.experts import Made
 from training.manifest import HoldoutQuality, TriedWindow, Verdict
 
 RESULT: Final = "result.json"
+DRAWN: Final = "report.html"
 START: Final = "adaptation"
 """Beside the output folder: `adaptation.served` and `adaptation.whole`."""
 
@@ -28,7 +29,7 @@ class JobError(EvergreenError, RuntimeError):
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to do, complete: nothing is read from settings or the environment."""
 
-    kind: Literal["train", "judge", "adapt"]
+    kind: Literal["train", "judge", "adapt", "report"]
     out: str  # folder for the artefact and result.json, made when absent
     snapshot: str  # Parquet file of a snapshot frame (training.data)
     schema: str | dict[str, Any]  # path of a schema.json, or its content
@@ -47,6 +48,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     answered_by: dict[int, str] = {}  # adapt: number of an adaptation -> file with it and every expert
     unseen: str | None = None  # adapt: the snapshot of the champion's `unseen.npz`; None: it is not used
     scored_until: float = 0.0  # adapt: `_at` of the last row whose label has counted for `standing`
+    reference: str | None = None  # report: Parquet file of what the snapshot is compared with
+    drift: dict[str, Any] = {}  # report: DriftReport, as the check's row has it
+    heading: str = ""  # report: what the page is of
     parameters: dict[str, Any] = {}  # pipeline.Parameters: where the search starts
     trusted: tuple[str, ...] = ()  # types beyond export.DEFAULT_TRUSTED
     seed: int = 0

@@ -1,8 +1,8 @@
 """One process of each replica drains the record, mirrors the aliases and, when it holds the lease, decides.
 
-Four threads that do not depend on each other: the drain, the mirror between store and workers, the watch over the
-workers, and the scheduler, whose jobs run only while this replica holds the lease. Each outlives a store that is down:
-it says so once, and goes on when the store is back.
+Five threads that do not depend on each other: the drain, the mirror between store and workers, the watch over the
+workers, the reports that people ask for, and the scheduler, whose jobs run only while this replica holds the lease.
+Each outlives a store that is down: it says so once, and goes on when the store is back.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from monitoring.store import open_store
 from service.control.alarm import Alarm
 from service.control.in_force import InForceFiles
 from service.control.pushes import sweep
+from service.control.reports import LOOK_EVERY_S, Reports
 from service.control.scheduler import Scheduler
 from service.control.watch import Watch
 from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_reports, write_status
@@ -80,7 +81,8 @@ class Controller:
         forget_trees(self.settings.var / "run")
         if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
             print(f"management token: kept in {self.settings.token_file}", flush=True)
-        threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "lead": self._lead}
+        threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "reports": self._reports}
+        threads["lead"] = self._lead
         for name, work in threads.items():
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
             thread.start()
@@ -261,6 +263,15 @@ class Controller:
             logger.error("%s", problems[problem])
         self._missing = set(problems)
         return msgspec.structs.replace(live, problem=problems.get(named.champion or 0, ""))
+
+    def _reports(self) -> None:
+        """Make the pages that this replica's workers are asked for."""
+        engine = self.engine()
+        if engine is None:
+            return
+        reports = Reports(self.settings, engine, self.replica, self._stopping.is_set)
+        while not self._stopping.wait(LOOK_EVERY_S):
+            reports.turn()
 
     def _lead(self) -> None:
         engine = self.engine()

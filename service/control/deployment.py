@@ -52,7 +52,7 @@ def assemble(
         snapshots_dir=settings.snapshots_dir,
         work_dir=settings.var / "work",
         spool_dir=settings.spool_dir,
-        reports_dir=settings.var / "reports",
+        reports_dir=settings.reports_dir,
         exports=settings.exports_url,
         exports_lock=settings.exports_lock,
         source=partial(source, settings),

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
@@ -14,22 +15,20 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from monitoring.evidence import State
 from monitoring.metrics import Metrics
-from monitoring.report import write_html
 from monitoring.retention import DAY_S, forget_drained
 from monitoring.spool import segments
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
+from service.report_files import ReportFiles
 from service.settings import Settings
 from training.adaptations import Adaptations
 from training.cycle import MOVES, bootstrap, note_failure, reason, run_cycle, run_retention, take_over, work_off
-from training.erasure import delete_reports
 from training.lease import Lease, LeaseLost
 from training.loop import Loop
 from training.registry import NoChampion
 from training.rollout import forget_workers
 
 if TYPE_CHECKING:
-    from training.checking import Seen
     from training.runs import Run
     from training.spec import Adapted
 
@@ -80,11 +79,10 @@ class Scheduler:
         self._broken: Exception | None = None  # what the last step ended by, while its run may look under way
         self._failures: dict[str, Failure] = {}  # by job: its failures since it last ended well
         self._store_down = False  # logged once, until a job ends well again
-        self._reported = 0  # the version whose drift was last shown as a page
+        self._reported = 0  # the version whose drift was last asked to be shown as a page
         self._works_hard = 0  # the version whose adaptation was last told to do much
         self._bootstrap_after = 0.0
         self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
-        self._erasures = 0  # that have ended; a page drawn across one is not kept
 
     def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
         """Hold the lease when it is free and work while it is held, until `stopping`."""
@@ -330,9 +328,8 @@ class Scheduler:
         metrics.drift_news.set(int(drift.news))
         if drift.news and seen.champion != self._reported:
             self._reported = seen.champion
-            threading.Thread(
-                target=self._report, args=(fields["check"], seen), name="evergreen-report", daemon=True
-            ).start()
+            with suppress(OSError):  # a full disk, say: whoever opens the report asks for it again
+                ReportFiles(self.settings.reports_dir).ask(fields["check"])
         if drift.news:
             begun = [finding for finding in drift.findings if finding.state == "began"]
             told = [finding.sentence for finding in begun]
@@ -342,29 +339,10 @@ class Scheduler:
         if seen.quality.verdict.state == "lost":
             self.alarm("quality", {"version": seen.champion, "reason": seen.quality.verdict.words})
 
-    def _report(self, check: int, seen: Seen) -> None:
-        """Write Evidently's report of the first check that saw drift under a version; it takes seconds."""
-        folder = self.settings.var / "reports"
-        folder.mkdir(parents=True, exist_ok=True)
-        erasures = self._erasures
-        try:
-            write_html(seen.reference, seen.window, seen.schema, folder / f"{check}.html", report=seen.drift)
-        except Exception:  # a page for people must not stand in the way of the loop
-            logger.exception("the report of check %d could not be written", check)
-        if self._erasures != erasures:  # it may show what was erased meanwhile
-            (folder / f"{check}.html").unlink(missing_ok=True)
-        for old in sorted(folder.glob("*.html"), key=lambda page: page.stat().st_mtime)[
-            : -self.settings.retention.reports
-        ]:
-            old.unlink(missing_ok=True)
-
     def _count_run(self, run: Run) -> None:
         told = run.record
         self.metrics.rows_unfit.labels("training").inc(told.unfit_rows)
         forgets = run.kind in ("erase", "retention")
-        if run.kind == "erase" and self._loop is not None:
-            self._erasures += 1
-            delete_reports(self._loop)
         for table, rows in told.rows.items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
         if run.kind != "check" or run.state == "failed":

@@ -340,8 +340,8 @@ class Lane:
             headers.append((b"retry-after", b"%d" % retry_after_s))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        if status == 405:
-            headers.append((b"allow", b"POST"))
+        if isinstance(error, Reject) and status == 405:
+            headers.append((b"allow", error.allow.encode()))
         if request_id:
             headers.append((b"x-request-id", request_id))
         if self.worker.stopping or closes or status == 413:

@@ -1,74 +1,31 @@
-"""`/docs.json`: the OpenAPI document of the service, made from the live schema, with every status it can answer."""
+"""`/docs.json`: the OpenAPI document of the data plane, made from the live schema, with every status it can answer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from monitoring.fits import ID_CHARS, INSTANT_CHARS
 from monitoring.json_schema import json_schema
+from service.serving import openapi_v2
+from service.serving.described import ADAPTATION, BODY, ERROR, Described, JsonObject, errors, json_content, page, ref
 
 if TYPE_CHECKING:
     from service.serving.worker import Worker
 
-WORDS: Final = {
-    "400": "Malformed: the message names the place, `records[3].age`",
-    "401": "A token is needed, and none was sent",
-    "403": "This token may not do this",
-    "404": "No such model or version here",
-    "405": "Another method than this one",
-    "408": "The request was not whole in time",
-    "413": "Too many records, or too many bytes",
-    "414": "The path and query are too long",
-    "415": "Another content type than application/json, or a compressed body",
-    "422": "A well-formed value that the model cannot take",
-    "429": "Too many rows or labels from this source in this hour: see Retry-After",
-    "431": "The headers are too long",
-    "500": "An error of ours",
-    "503": "No model in service yet, too many requests in flight, or stopping: see Retry-After",
-}
-READ: Final = ("401", "403", "405", "408", "414", "431", "500", "503")
-"""What every route may answer."""
-WRITE: Final = (*READ, "400", "413", "415", "429")
-
 ID: Final = {"type": "string", "minLength": 1, "maxLength": ID_CHARS}
-TENSOR: Final = {
-    "type": "object",
-    "required": ["name", "shape", "datatype"],
-    "properties": {
-        "name": {"type": "string"},
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": 2},
-        "datatype": {"type": "string"},
-        "data": {"type": "array"},
-        "parameters": {"type": "object"},
-    },
-}
-INFER: Final = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "inputs": {"type": "array", "items": TENSOR},
-        "id": {"type": "string"},
-        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
-        "parameters": {"type": "object"},
-    },
-}
-INFERRED: Final = {
-    "type": "object",
-    "required": ["model_name", "model_version", "outputs"],
-    "properties": {
-        "model_name": {"type": "string"},
-        "model_version": {"type": "string"},
-        "id": {"type": "string"},
-        "outputs": {"type": "array", "items": TENSOR},
-        "parameters": {
-            "type": "object",
-            "properties": {"adaptation": {"type": "integer"}},
-            "description": "Which adaptation of the version's output answered; absent when none is in force",
-        },
-    },
-}
-ABOUT_MODEL: Final = {"type": "object", "required": ["name", "versions", "platform", "inputs", "outputs"]}
+
+TAGS: Final = (
+    ("predictions", "Predictions, the labels that come later, and what the model takes"),
+    ("V2", "The Open Inference Protocol, for clients of KServe and Triton"),
+    ("health", "For load balancers, orchestrators and Prometheus"),
+)
+
+_ABOUT: Final = """Predictions of the model in service, and the labels that come later.
+
+Errors are `{"error": "what, where, and what to do"}`. An `X-Request-Id` that is sent is sent back. From this machine no
+token is needed unless `security.data_plane` says so; from elsewhere `evergreen token add NAME --scope predict` (or
+`feedback`) makes one. The management of the service is described in [its own document](docs#management).
+"""
 
 
 def document(worker: Worker) -> dict[str, Any]:
@@ -77,68 +34,138 @@ def document(worker: Worker) -> dict[str, Any]:
     assert model is not None
     record = json_schema(model.schema, model.decoder.max_chars)
     target = record.pop("$defs", {}).get("label", {})
-    most = worker.settings.serve.max_records
+    bearer: JsonObject = {"bearer": []}
+    security = {"auto": [{}, bearer], "open": [{}, bearer], "tokens": [bearer]}[worker.settings.security.data_plane]
+    of = Described(model, target, worker.settings.serve.max_records, security)
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"Evergreen: {model.name}", "version": str(model.version)},
+        "info": {"title": f"Evergreen: {model.name}", "version": str(model.version), "description": _ABOUT},
+        "tags": [{"name": name, "description": words} for name, words in TAGS],
         "paths": {
-            "/predict": {"post": _predict(model.classes, target, most)},
-            "/feedback": {"post": _feedback(target, most)},
-            "/schema": {"get": _page("schema", "The live features as JSON Schema")},
-            "/readyz": {"get": _page("readyz", "Whether predictions can be answered", kind="text/plain")},
-            **_v2(model.name),
+            "/predict": {"post": _predict(of)},
+            "/feedback": {"post": _feedback(of)},
+            **_pages(of),
+            **openapi_v2.paths(of),
         },
         "components": {
             "schemas": {
                 "Record": {key: value for key, value in record.items() if key not in ("$schema", "$id")},
-                "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
+                "Error": ERROR,
+                **_shapes(of),
+                **openapi_v2.shapes(of),
             },
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "parameters": {"RequestId": REQUEST_ID},
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A token with the scope `predict`, or `feedback` for labels",
+                }
+            },
         },
     }
 
 
-def _predict(classes: Sequence[Any], target: dict[str, Any], most: int) -> dict[str, Any]:
-    """`/predict`: at most `most` records a request, each answered with a value of `target`."""
+REQUEST_ID: Final = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "description": "Sent back with the answer; what is longer, or has other characters, is left out",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"},
+}
+ECHOED: Final = {"X-Request-Id": {"description": "As it was sent", "schema": {"type": "string"}}}
+
+
+def _predict(of: Described) -> JsonObject:
+    body = {"records": [of.record]}
+    answer = {"model": of.model.name, "version": of.model.version, "ids": ["order-17"], "predictions": [of.answered]}
+    if of.model.classes:
+        answer |= {"probabilities": [of.chances], "classes": list(of.model.classes)}
+    first = of.model.schema.names[0]
+    messages = {"400": f"records[0].{first}: missing; every feature is required, null stands for an unknown value"}
+    return {
+        "operationId": "predict",
+        "tags": ["predictions"],
+        "summary": "Predict records; a batch is answered whole or refused whole",
+        "description": f"At most {of.most} records. Each prediction is recorded under its id, for the label to come.",
+        "security": of.security,
+        "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": ref("PredictRequest"),
+                    "examples": {
+                        "one": {"summary": "One record", "value": body},
+                        "named": {"summary": "With an id of yours", "value": {**body, "ids": ["order-17"]}},
+                    },
+                }
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "The answers, in the order of the records",
+                "headers": ECHOED,
+                "content": json_content(ref("PredictAnswer"), answer),
+            },
+            **errors(*BODY, "422", messages=messages),
+        },
+    }
+
+
+def _feedback(of: Described) -> JsonObject:
+    label = {"id": "order-17", "label": of.answered}
+    timed = {**label, "observed_at": "2026-01-31T12:00:00Z"}
+    return {
+        "operationId": "feedback",
+        "tags": ["predictions"],
+        "summary": "Send labels of earlier predictions; they are matched later",
+        "description": f"At most {of.most} labels. A label may come before its prediction, and may correct another.",
+        "security": of.security,
+        "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": ref("FeedbackRequest"),
+                    "examples": {
+                        "now": {"summary": "Observed now", "value": {"labels": [label]}},
+                        "earlier": {"summary": "Observed earlier", "value": {"labels": [timed]}},
+                    },
+                }
+            },
+        },
+        "responses": {
+            "202": {
+                "description": "They stand in the record",
+                "headers": ECHOED,
+                "content": json_content(ref("Accepted"), {"accepted": 1}),
+            },
+            **errors(*BODY, messages={"400": 'labels[0].label: "often" is not a class of this model'}),
+        },
+    }
+
+
+def _shapes(of: Described) -> JsonObject:
+    """The requests and answers of `/predict` and `/feedback`, for at most `of.most` records and labels."""
     ids = {"type": "array", "items": ID}
-    answer: dict[str, Any] = {
+    answer: JsonObject = {
         "model": {"type": "string"},
         "version": {"type": "integer"},
-        "adaptation": {
-            "type": "integer",
-            "description": "Number of the adaptation of this version's output; absent when none is in force",
-        },
+        "adaptation": ADAPTATION,
         "ids": ids,
-        "predictions": {"type": "array", "items": target},
+        "predictions": {"type": "array", "items": of.target},
     }
-    if classes:
+    if of.model.classes:
         answer["probabilities"] = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
-        answer["classes"] = {"type": "array", "const": list(classes)}
-    records = {"type": "array", "items": {"$ref": "#/components/schemas/Record"}, "minItems": 1, "maxItems": most}
-    return _operation(
-        "predict",
-        "Predict records; a batch is answered whole or refused whole",
-        {
-            "type": "object",
-            "required": ["records"],
-            "additionalProperties": False,
-            "properties": {"records": records, "ids": {"anyOf": [ids, {"type": "null"}]}},
-        },
-        "200",
-        {"type": "object", "required": ["model", "version", "ids", "predictions"], "properties": answer},
-        (*WRITE, "422"),
-    )
-
-
-def _feedback(target: dict[str, Any], most: int) -> dict[str, Any]:
-    """`/feedback`: at most `most` labels a request, each a value of `target`."""
+        answer["classes"] = {"type": "array", "const": list(of.model.classes)}
+    records = {"type": "array", "items": ref("Record"), "minItems": 1, "maxItems": of.most}
     label = {
         "type": "object",
         "required": ["id", "label"],
         "additionalProperties": False,
         "properties": {
             "id": ID,
-            "label": target or {"type": ["string", "number", "boolean"]},
+            "label": of.target or {"type": ["string", "number", "boolean"]},
             "observed_at": {
                 "type": ["string", "number", "null"],
                 "maxLength": INSTANT_CHARS,
@@ -146,87 +173,64 @@ def _feedback(target: dict[str, Any], most: int) -> dict[str, Any]:
             },
         },
     }
-    return _operation(
-        "feedback",
-        "Send labels of earlier predictions; they are matched later",
-        {
+    return {
+        "PredictRequest": {
+            "type": "object",
+            "required": ["records"],
+            "additionalProperties": False,
+            "properties": {"records": records, "ids": {"anyOf": [ids, {"type": "null"}]}},
+        },
+        "PredictAnswer": {
+            "type": "object",
+            "required": ["model", "version", "ids", "predictions"],
+            "properties": answer,
+        },
+        "Label": label,
+        "FeedbackRequest": {
             "type": "object",
             "required": ["labels"],
             "additionalProperties": False,
-            "properties": {"labels": {"type": "array", "items": label, "minItems": 1, "maxItems": most}},
+            "properties": {
+                "labels": {"type": "array", "items": ref("Label"), "minItems": 1, "maxItems": of.most},
+            },
         },
-        "202",
-        {"type": "object", "required": ["accepted"], "properties": {"accepted": {"type": "integer"}}},
-        WRITE,
-    )
-
-
-def _v2(model: str) -> dict[str, Any]:
-    """The routes of the Open Inference Protocol."""
-    named = [
-        {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [model]}},
-        {
-            "name": "version",
-            "in": "path",
-            "required": True,
-            "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"},
+        "Accepted": {
+            "type": "object",
+            "required": ["accepted"],
+            "properties": {"accepted": {"type": "integer", "description": "How many labels"}},
         },
-    ]
-    found: dict[str, Any] = {
-        "/v2": {"get": _page("v2", "Which protocol this is")},
-        "/v2/health/live": {"get": _page("v2_live", "Whether the server runs")},
-        "/v2/health/ready": {"get": _page("v2_ready", "Whether predictions can be answered", own_form=True)},
     }
-    for path, name, parameters in (
-        ("/v2/models/{model}", "v2_model", named[:1]),
-        ("/v2/models/{model}/versions/{version}", "v2_version", named),
-    ):
-        infer = _operation(f"{name}_infer", "Predict tensors", INFER, "200", INFERRED, (*WRITE, "404", "422"))
-        found[path] = {"parameters": parameters, "get": _page(name, "Inputs and outputs", ABOUT_MODEL, ("404",))}
-        found[f"{path}/ready"] = {
-            "parameters": parameters,
-            "get": _page(f"{name}_ready", "Whether it is loaded", more=("404",)),
-        }
-        found[f"{path}/infer"] = {"parameters": parameters, "post": infer}
-    return found
 
 
-def _operation(
-    name: str, summary: str, request: dict[str, Any], status: str, answer: dict[str, Any], trouble: tuple[str, ...]
-) -> dict[str, Any]:
+def _pages(of: Described) -> JsonObject:
+    """What is known of the model, and what machines ask for."""
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    live = page("livez", "health", "Whether this worker runs", text)
     return {
-        "operationId": name,
-        "summary": summary,
-        "security": [{}, {"bearer": []}],  # a token is needed from elsewhere, or where `security.data_plane` says so
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": {
-            status: {"description": "Done", "content": {"application/json": {"schema": answer}}},
-            **{code: _error(code) for code in sorted(trouble)},
+        "/schema": {
+            "get": page(
+                "schema",
+                "predictions",
+                "The live features as JSON Schema",
+                json_content({"type": "object", "required": ["model", "version", "properties"]}),
+                ("503",),
+            )
         },
-    }
-
-
-def _page(
-    name: str,
-    summary: str,
-    answer: dict[str, Any] | None = None,
-    more: tuple[str, ...] = (),
-    *,
-    kind: str = "application/json",
-    own_form: bool = False,
-) -> dict[str, Any]:
-    schema = answer or {"type": "string" if kind == "text/plain" else "object"}
-    responses = {
-        "200": {"description": "The page", "content": {kind: {"schema": schema}}},
-        **{code: _error(code) for code in sorted((*READ, *more))},
-    }
-    if own_form:  # the protocol has a form of its own for this
-        responses["503"]["content"]["application/json"]["schema"] = {"type": "object"}
-    return {"operationId": name, "summary": summary, "responses": responses}
-
-
-def _error(code: str) -> dict[str, Any]:
-    return {
-        "description": WORDS[code],
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        "/docs.json": {
+            "get": page("docs", "predictions", "This document", json_content({"type": "object"}), ("503",)),
+        },
+        "/livez": {"get": live},
+        "/healthz": {"get": {**live, "operationId": "healthz"}},
+        "/readyz": {
+            "get": page("readyz", "health", "Whether predictions can be answered, and if not why", text, ("503",)),
+        },
+        "/metrics": {
+            "get": page(
+                "metrics",
+                "health",
+                "What Prometheus reads",
+                text,
+                description="All processes of this server; the README has a table of the series.",
+            ),
+        },
     }

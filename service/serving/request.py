@@ -19,11 +19,20 @@ _ID: Final = re.compile(rb"[!-~]{1,200}")
 class Reject(EvergreenError):
     """Raised inside a handler: the request ends with this status and these words."""
 
-    def __init__(self, status: int, message: str, retry_after_s: int | None = None, *, closes: bool = False) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        retry_after_s: int | None = None,
+        *,
+        closes: bool = False,
+        allow: str = "POST",
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after_s = retry_after_s
+        self.allow = allow  # of a 405: the methods it takes
         self.closes = closes
         """Whether the connection ends with it: what the client is sending is not read."""
 

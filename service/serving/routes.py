@@ -12,6 +12,7 @@ import msgspec
 from monitoring.json_schema import json_schema
 from service.serving.asgi import Receive, Scope, Send
 from service.serving.pages import PAGES, page
+from service.serving.request import Reject
 
 if TYPE_CHECKING:
     from service.serving.worker import Worker
@@ -28,13 +29,17 @@ TEMPLATES: Final = (
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer"), "/v2/models/{model}/infer"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/ready"), "/v2/models/{model}/ready"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?"), "/v2/models/{model}"),
-    (re.compile(r"/manage/(models|runs|retrain|rollback|drift|status|erasures|openapi\.json|docs)"), None),
+    (re.compile(r"/manage/(models|runs|retrain|rollback|drift|status|erasures|openapi\.json)"), None),
+    (re.compile(r"/manage/adaptation"), None),
     (re.compile(r"/manage/models/[^/]+/promote"), "/manage/models/{version}/promote"),
     (re.compile(r"/manage/models/[^/]+"), "/manage/models/{version}"),
     (re.compile(r"/manage/runs/[^/]+"), "/manage/runs/{id}"),
     (re.compile(r"/manage/labels/[^/]+"), "/manage/labels/{id}"),
     (re.compile(r"/manage/reports/[^/]+"), "/manage/reports/{id}"),
 )
+
+
+READ_ONLY: Final = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema", "/docs.json", *PAGES})
 
 
 def template(path: str) -> str:
@@ -50,6 +55,8 @@ def template(path: str) -> str:
 async def answer(worker: Worker, scope: Scope, receive: Receive, send: Send) -> bool:
     """Answer a request that is not on the hot path; False when it is BentoML's to answer."""
     path: str = scope["path"]
+    if path in READ_ONLY and scope["method"] not in ("GET", "HEAD"):
+        raise Reject(405, f"{path} takes GET, not {scope['method']}", allow="GET, HEAD")
     if path in ("/livez", "/healthz"):
         await respond(send, 200, b"\n", b"text/plain")
     elif path == "/readyz":
@@ -70,7 +77,7 @@ async def answer(worker: Worker, scope: Scope, receive: Receive, send: Send) -> 
         await guarded(application, worker, scope, receive, send)
     elif path == FRAMEWORK:
         return False
-    elif path in PAGES and scope["method"] in ("GET", "HEAD"):
+    elif path in PAGES:
         content_type, body, headers = await asyncio.to_thread(page, path)
         await respond(send, 200, body, content_type, headers)
     else:

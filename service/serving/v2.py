@@ -19,24 +19,12 @@ from service.serving.asgi import Receive, Scope, Send
 from service.serving.large import check_values
 from service.serving.request import LENGTH_DIGITS, Reject, check_content_encoding
 from service.serving.routes import JSON, respond, template
+from service.serving.tensors import BINARY, TAKEN, VERSION, metadata, output_type
 
 if TYPE_CHECKING:
     from monitoring.decode import Batch
     from service.serving.answer import Lane
     from service.serving.predictor import ServedModel
-
-VERSION: Final = "0.1.0"
-DATATYPES: Final = {"numeric": "FP64", "boolean": "BOOL", "categorical": "BYTES", "datetime": "BYTES"}
-TAKEN: Final = {
-    "numeric": frozenset({"FP64", "FP32", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"}),
-    "boolean": frozenset({"BOOL"}),
-    "categorical": frozenset({"BYTES"}),
-    "datetime": frozenset({"BYTES"}),
-}
-BINARY: Final = {
-    "FP64": "d", "FP32": "f", "BOOL": "?", "INT64": "q", "INT32": "i", "INT16": "h", "INT8": "b",
-    "UINT64": "Q", "UINT32": "I", "UINT16": "H", "UINT8": "B",
-}  # fmt: skip
 
 
 class Parameters(msgspec.Struct, frozen=True):
@@ -71,7 +59,7 @@ async def answer_v2(lane: Lane, scope: Scope, receive: Receive, send: Send) -> N
     parts = [part for part in path.split("/") if part][1:]
     wanted = "POST" if parts[-1:] == ["infer"] else "GET"
     if method != wanted:
-        raise Reject(405, f"{template(path)} takes {wanted}, not {method}")
+        raise Reject(405, f"{template(path)} takes {wanted}, not {method}", allow=wanted)
     status, body = await _route(lane, parts, scope, receive)
     await respond(send, status, msgspec.json.encode(body) if isinstance(body, dict) else body, JSON)
 
@@ -91,7 +79,7 @@ async def _route(lane: Lane, parts: list[str], scope: Scope, receive: Receive) -
             model = _model(lane, name, version)
             match rest:
                 case []:
-                    return 200, _metadata(model)
+                    return 200, metadata(model)
                 case ["ready"]:
                     return 200, {"name": name, "ready": True}
                 case ["infer"]:
@@ -113,28 +101,6 @@ def _model(lane: Lane, name: str, version: str | None) -> ServedModel:
         loaded = ", ".join(map(str, lane.worker.model.ready))
         raise Reject(404, f"version {version[:20]!r} of {ours!r} is not loaded; loaded are {loaded}")
     return held
-
-
-def _metadata(model: ServedModel) -> dict[str, Any]:
-    outputs: list[dict[str, Any]] = [{"name": "predictions", "datatype": _output_type(model), "shape": [-1]}]
-    if model.classes:
-        outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, len(model.classes)]})
-    outputs.append({"name": "ids", "datatype": "BYTES", "shape": [-1]})
-    return {
-        "name": model.name,
-        "versions": [str(model.version)],
-        "platform": "onnx_onnxv1" if model.engine == "onnx" else "scikit-learn",
-        "inputs": [{"name": f.name, "datatype": DATATYPES[f.kind], "shape": [-1]} for f in model.schema.features],
-        "outputs": outputs,
-    }
-
-
-def _output_type(model: ServedModel) -> str:
-    if model.schema.task == "regression":
-        return "FP64"
-    if all(isinstance(value, bool) for value in model.classes):
-        return "BOOL"
-    return "INT64" if all(isinstance(value, int) for value in model.classes) else "BYTES"
 
 
 async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive) -> bytes:
@@ -164,7 +130,7 @@ def _asked(body: bytes, header: bytes | None, model: ServedModel) -> tuple[Infer
     rows, columns = model.decoder.max_records, len(model.schema.names)
     request, binary = _read(body, header, (rows + 8) * columns + 64, f"{rows} rows hold no more; send fewer")
     batch = model.decoder.from_columns(_columns(request, binary, model))
-    offered = [output["name"] for output in _metadata(model)["outputs"]]
+    offered = [output["name"] for output in metadata(model)["outputs"]]
     for wanted in request.outputs or ():  # before anything is predicted and recorded
         if wanted.name not in offered:
             raise InvalidRequest(400, f"output {wanted.name[:60]!r}: unknown; there are {', '.join(offered)}", "output")
@@ -176,7 +142,7 @@ def _answer(request: InferRequest, model: ServedModel, predicted: bytes) -> byte
     answer = msgspec.json.decode(predicted)
     n = len(answer["predictions"])
     outputs: list[dict[str, Any]] = [
-        {"name": "predictions", "datatype": _output_type(model), "shape": [n], "data": answer["predictions"]}
+        {"name": "predictions", "datatype": output_type(model), "shape": [n], "data": answer["predictions"]}
     ]
     if "probabilities" in answer:
         flat = [p for row in answer["probabilities"] for p in row]

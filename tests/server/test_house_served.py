@@ -19,6 +19,7 @@ import pytest
 from service import sample
 from service.command.traffic import replay_traffic
 from service.handover import read_live
+from service.keys import known_token
 from tests.artefacts import example_record
 from tests.real_server import Server, wait_until
 
@@ -85,6 +86,32 @@ def test_nothing_below_var_is_readable_by_others_after_a_check_and_a_training(se
         str(path) for path in there if path.exists() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     ]
     assert open_to_others == []
+
+
+def test_the_report_of_a_check_is_made_by_the_controller_while_the_service_answers(server: Server) -> None:
+    token = known_token(server.settings)
+    headers = {"authorization": f"Bearer {token}", "accept": "text/html"}
+    with server.client() as client, httpx.Client(base_url=server.url, headers=headers, timeout=10) as browser:
+        kept, waits = server.home / "var" / "reports", list[int]()
+
+        def without_report() -> list[int]:
+            compared = [check["id"] for check in client.drift(50) if not check["drift"]["skipped"]]
+            return [check for check in compared if not (kept / f"{check}.html").exists()]
+
+        check = wait_until("a check", without_report)[0]
+        path = f"/manage/reports/{check}"
+
+        def made() -> httpx.Response | None:
+            assert browser.post("/predict", json={"records": [example_record()]}).status_code == 200
+            answer = browser.get(path)
+            waits.append(answer.status_code)
+            return None if answer.status_code == 202 else answer
+
+        page = wait_until("the report", made, 180)
+
+    assert page.status_code == 200 and f"<title>Check {check} of " in page.text, page.text[:500]
+    assert waits[0] == 202 and len(page.content) > 10**6
+    assert not [path for path in kept.rglob("*") if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)]
 
 
 def test_the_token_is_nowhere_in_what_the_server_says_only_its_file(server: Server) -> None:

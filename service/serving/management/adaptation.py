@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request
 
-from service.serving.management.managed import Accepted, Here, Managed, Why
+from service.serving.management.managed import CONFLICT, Accepted, Here, Managed, Why
 from training.adaptations import Adaptations, Event
 
 router = APIRouter()
@@ -31,7 +31,7 @@ def adaptation(here: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> 
     }
 
 
-@router.post("/manage/adaptation", status_code=202)
+@router.post("/manage/adaptation", status_code=202, responses=CONFLICT)
 def switch_adaptation(here: Here, request: Request, body: Switch) -> Accepted:
     """Switch adaptations off, so that the champion's own output is served, or on again."""
     if here.registry.live().champion is None:

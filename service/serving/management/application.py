@@ -6,46 +6,25 @@ Slow work is never done inside the request: it is queued as a run, and the contr
 from __future__ import annotations
 
 import weakref
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from monitoring.store import connect
-from service.serving.management import adaptation, models, rows, runs
+from service.serving.management import adaptation, models, reports, rows, runs
 from service.serving.management.managed import Managed
+from service.serving.management.openapi import PATH, document
 from training.manifest import FormatError
 from training.registry import Registry, UnknownVersion
 from training.runs import Runs, UnknownRun
 
 if TYPE_CHECKING:
     from service.serving.worker import Worker
-
-
-class Error(BaseModel):
-    """What, where, and what to do."""
-
-    error: str
-
-
-TROUBLE: Final = {
-    400: "Malformed: the message names the place",
-    401: "No bearer token",
-    403: "A token of no or another deployment, or without the scope",
-    404: "No such version, run, check or route",
-    405: "Another method",
-    408: "The request was not whole in time",
-    409: "Not possible as things stand",
-    413: "Too many bytes",
-    500: "An error of ours: the request id stands in the log",
-    503: "The store does not answer: see Retry-After",
-}
 
 
 @lru_cache(maxsize=1)
@@ -55,8 +34,6 @@ def application(worker: Worker) -> FastAPI:
     engine = connect(settings.store_url)
     app = FastAPI(
         title=f"Evergreen management: {settings.model.name}",
-        description=__doc__ or "",
-        responses={status: {"model": Error, "description": text} for status, text in TROUBLE.items()},
         exception_handlers={
             AnyHTTPException: _http_error,
             RequestValidationError: _malformed,
@@ -70,15 +47,15 @@ def application(worker: Worker) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
-        openapi_url="/manage/openapi.json",
+        openapi_url=PATH,
     )
     app.state.managed = Managed(
         worker, engine, Runs(engine), Registry(engine, settings.models_dir, settings.model.name)
     )
     weakref.finalize(app, engine.dispose)  # its connections are closed with it
-    for each in (models, adaptation, rows, runs):
+    for each in (models, adaptation, reports, rows, runs):
         app.include_router(each.router)
-    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]
     return app
 
 
@@ -112,19 +89,3 @@ async def _unexpected(request: Request, _: Exception) -> JSONResponse:
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": message}, status, headers)
-
-
-def _described(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, without its 422 (malformed is a 400 here), and with the token."""
-    if app.openapi_schema is None:
-        found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for methods in found["paths"].values():
-            for operation in methods.values():
-                operation["responses"].pop("422", None)
-                operation["security"] = [{"bearer": []}]
-                operation["responses"]["401"]["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
-        for name in ("HTTPValidationError", "ValidationError"):
-            found["components"]["schemas"].pop(name, None)
-        found["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-        app.openapi_schema = found
-    return app.openapi_schema

@@ -22,6 +22,10 @@ LARGEST_ID: Final = 2**31 - 1
 """The largest number of a version, run or check: a column of 32 bits."""
 
 
+CONFLICT: Final[dict[int | str, dict[str, Any]]] = {409: {"description": "Not possible as things stand"}}
+"""What a route says of itself that may answer so."""
+
+
 def _storable(text: str) -> str:
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("has a zero character or half of a surrogate pair, which no database can store")

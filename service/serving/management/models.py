@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request
 
-from service.serving.management.managed import Accepted, Here, NumberInPath, Text, Why
+from service.serving.management.managed import CONFLICT, Accepted, Here, NumberInPath, Text, Why
 from training.registry import Version
 
 router = APIRouter()
@@ -69,7 +69,7 @@ def promote(here: Here, version: NumberInPath, request: Request, body: Why | Non
     return here.queue("promote", body.why if body else "", request, {"version": version})
 
 
-@router.post("/manage/rollback", status_code=202)
+@router.post("/manage/rollback", status_code=202, responses=CONFLICT)
 def rollback(here: Here, request: Request, body: Why | None = None) -> Accepted:
     """Put the previous champion in service again."""
     if here.registry.live().previous is None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Query
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query
 
 from service.handover import read_reports, read_status
 from service.serving.management.adaptation import in_force
@@ -37,17 +36,6 @@ def run(here: Here, run_id: NumberInPath) -> dict[str, Any]:
 def drift(here: Here, limit: Annotated[int, Query(ge=1, le=1000)] = 1) -> dict[str, Any]:
     """The newest checks: drift by feature, quality, and what was decided."""
     return {"checks": [{"id": check.id, **_check(check)} for check in here.runs.checks(limit=limit)]}
-
-
-@router.get("/manage/reports/{check_id}")
-def report(here: Here, check_id: NumberInPath) -> FileResponse:
-    """Evidently's HTML report of a check."""
-    path = here.settings.var / "reports" / f"{check_id}.html"
-    if not path.exists():
-        raise HTTPException(
-            404, f"check {check_id} has no report: one is kept for the first check that saw a version's data drift"
-        )
-    return FileResponse(path, media_type="text/html")
 
 
 @router.get("/manage/status")

@@ -1,0 +1,45 @@
+"""What a model takes and gives in the Open Inference Protocol: one tensor a column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from service.serving.predictor import ServedModel
+
+VERSION: Final = "0.1.0"
+DATATYPES: Final = {"numeric": "FP64", "boolean": "BOOL", "categorical": "BYTES", "datetime": "BYTES"}
+TAKEN: Final = {
+    "numeric": frozenset({"FP64", "FP32", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"}),
+    "boolean": frozenset({"BOOL"}),
+    "categorical": frozenset({"BYTES"}),
+    "datetime": frozenset({"BYTES"}),
+}
+BINARY: Final = {
+    "FP64": "d", "FP32": "f", "BOOL": "?", "INT64": "q", "INT32": "i", "INT16": "h", "INT8": "b",
+    "UINT64": "Q", "UINT32": "I", "UINT16": "H", "UINT8": "B",
+}  # fmt: skip
+
+
+def metadata(model: ServedModel) -> dict[str, Any]:
+    """What the protocol says of a model: its inputs, one a feature, and its outputs."""
+    outputs: list[dict[str, Any]] = [{"name": "predictions", "datatype": output_type(model), "shape": [-1]}]
+    if model.classes:
+        outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, len(model.classes)]})
+    outputs.append({"name": "ids", "datatype": "BYTES", "shape": [-1]})
+    return {
+        "name": model.name,
+        "versions": [str(model.version)],
+        "platform": "onnx_onnxv1" if model.engine == "onnx" else "scikit-learn",
+        "inputs": [{"name": f.name, "datatype": DATATYPES[f.kind], "shape": [-1]} for f in model.schema.features],
+        "outputs": outputs,
+    }
+
+
+def output_type(model: ServedModel) -> str:
+    """Datatype of the predictions."""
+    if model.schema.task == "regression":
+        return "FP64"
+    if all(isinstance(value, bool) for value in model.classes):
+        return "BOOL"
+    return "INT64" if all(isinstance(value, int) for value in model.classes) else "BYTES"
