@@ -124,5 +124,7 @@ def _ahead(standing: Standing, now: float, zone: tzinfo | None) -> str:
     if standing.paused is not None:
         why = f" ({standing.paused})" if standing.paused else ""
         return f"The loop is paused{why}: nothing is checked or trained until it is resumed."
-    at = standing.next.at
-    return f"Next{'' if at is None else f', at {moment(at, now, zone)}'}: {standing.next.what}."
+    at, when = standing.next.at, ""
+    if at is not None:
+        when = f", {'at' if at >= now else 'due since'} {moment(at, now, zone)}"
+    return f"Next{when}: {standing.next.what}."

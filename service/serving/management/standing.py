@@ -73,7 +73,7 @@ def interval_of(metric: str, value: float, error: float) -> tuple[float, float]:
 def upcoming(newest: Check | None, champion: int | None, running: Run | None, interval_s: float) -> Next:
     """What happens next by itself, and what makes a training due; `newest` is the newest check of all."""
     if running is not None:
-        return Next(f"run {running.id} ({running.kind}, asked for by {running.trigger}) ends; a check follows it")
+        return Next(f"run {running.id} ({running.kind}, {running.trigger}) is under way; a check follows it")
     if newest is None or champion is None:
         return Next(f"the first check, within {duration(interval_s)} of a version in service")
     moved = newest.drift or {}
@@ -127,7 +127,7 @@ def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float)
     if failed is not None and failed.state == "failed" and (newest is None or failed.created_at > newest.at):
         yield f"the last check failed: {failed.record.error} (run {failed.id})"
     elif ahead is not None and ahead.at is not None and now > ahead.at + LATE_S:
-        yield f"the check is overdue by {duration(now - ahead.at)}: does a replica hold the lease?"
+        yield f"the check is overdue by {duration(now - ahead.at)}: no replica holds the lease, or its controller hangs"
     for finding in ((newest.drift if newest else None) or {}).get("findings", ()):
         if finding.get("state") in ("began", "continues") and finding.get("matters"):
             yield f"drift: {finding['sentence']}"
