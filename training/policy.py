@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Trigger = Literal["manual", "quality", "growth", "schedule", "drift"]
 """What can ask for a training, the strongest first."""
 
+ALONE: Final = "drift alone trains nothing (on_drift is off)"
+"""Ends the sentence of a check at which drift began."""
 LONGER: Final = 1.5
 """Each refused training in a row multiplies the growth that the next one waits for."""
 LONGEST: Final = 4.0
@@ -215,7 +217,7 @@ def _wishes(
             if times >= policy.confirmations:
                 wishes.append("drift")
         else:
-            seen.append(sentence(drift) + ("; drift alone trains nothing (on_drift is off)" if drift.news else ""))
+            seen.append(sentence(drift) + (f"; {ALONE}" if drift.news else ""))
     return (wishes[0] if wishes else None), tuple(seen) or ("nothing was looked at",)
 
 

@@ -26,9 +26,20 @@ def list_runs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     before: Annotated[int | None, Query(ge=1, le=LARGEST_ID)] = None,
     kind: Annotated[Text | None, Query(max_length=100)] = None,
+    trigger: Annotated[Text | None, Query(max_length=100)] = None,
+    since: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None,
+    folded: bool = False,
 ) -> dict[str, Any]:
-    """Decisions, newest first; `before` pages on."""
-    return {"runs": [_run(run) for run in here.runs.list(limit=limit, before=before, kind=kind)]}
+    """Decisions, newest first; `before` pages on, `since` is in seconds since 1970 UTC.
+
+    `folded` makes checks in a row that said "no" in the same way one entry: the newest of them, `count`, and the
+    `first_id` and `first_at` of the oldest, from which to page on.
+    """
+    asked: dict[str, Any] = {"limit": limit, "before": before, "kind": kind, "trigger": trigger, "since": since}
+    if not folded:
+        return {"runs": [_run(run) for run in here.runs.list(**asked)]}
+    folds = here.runs.folded(**asked)
+    return {"runs": [{**_run(f.run), "count": f.count, "first_id": f.first_id, "first_at": f.first_at} for f in folds]}
 
 
 @router.get("/manage/runs/{run_id}")
