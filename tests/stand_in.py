@@ -147,7 +147,13 @@ class StandIn:
                 return 200, {"model": "evergreen", "champion": 2, "previous": 1, "announced": None, "models": models}
             case "GET", ["runs"]:
                 limit = whole(query.get("limit", ["50"])[0], 1000)
-                return 200, {"runs": [self.run(number) for number in range(len(self.queued), 0, -1)][:limit]}
+                asked = {name: query[name][0] for name in ("kind", "trigger") if name in query}
+                found = [self.run(number) for number in range(len(self.queued), 0, -1)]
+                found = [run for run in found if asked.items() <= run.items()]
+                found = [run for run in found if run["created_at"] >= seconds(query.get("since", ["0"])[0])]
+                if flag(query.get("folded", ["false"])[0]):
+                    found = [{**run, "count": 1, "first_id": run["id"], "first_at": run["created_at"]} for run in found]
+                return 200, {"runs": found[:limit]}
             case "GET", ["runs", number]:
                 known = whole(number) <= len(self.queued)
                 return (200, self.run(int(number))) if known else (404, {"error": f"run {number} does not exist"})
@@ -264,26 +270,50 @@ def whole(text: str, most: int = LARGEST_ID) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """A moment since 1970. Raises `Reject`."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise Reject(400, f"expected seconds since 1970, got {text}")
+    return found
+
+
+def flag(text: str) -> bool:
+    """True or false. Raises `Reject`."""
+    if text.lower() not in ("true", "false"):
+        raise Reject(400, f"expected true or false, got {text}")
+    return text.lower() == "true"
+
+
 def reason(body: bytes) -> str:
     """Why a write is asked for, "" without a body. Raises pydantic's `ValidationError`."""
     return Why.model_validate_json(body).why if body else ""
 
 
 @contextmanager
-def serving(stand_in: StandIn, port: int = 0) -> Iterator[StandIn]:
-    """The stand-in behind a real server on the loopback interface; `stand_in.url` is its address."""
+def listening(app: Any, port: int = 0) -> Iterator[str]:
+    """The address of a real server on the loopback interface in front of an ASGI application."""
     config = uvicorn.Config(
-        stand_in, host="127.0.0.1", port=port, log_level="critical", lifespan="off", ws="none", access_log=False
+        app, host="127.0.0.1", port=port, log_level="critical", lifespan="off", ws="none", access_log=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
-        assert thread.is_alive(), "the stand-in did not start"
+        assert thread.is_alive(), "the server did not start"
         time.sleep(0.005)
-    stand_in.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        yield stand_in
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+
+
+@contextmanager
+def serving(stand_in: StandIn, port: int = 0) -> Iterator[StandIn]:
+    """The stand-in behind a real server; `stand_in.url` is its address."""
+    with listening(stand_in, port) as stand_in.url:
+        yield stand_in

@@ -22,8 +22,9 @@ from monitoring.verdict import Outputs, judge_quality
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA
 from training.loop import Loop
+from training.manifest import NO_ACTION
 from training.policy import History, QualityCheck, RetrainPolicy, growth_needed
-from training.runs import NO_ACTION, Run
+from training.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd

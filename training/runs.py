@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from monitoring.errors import EvergreenError
 from monitoring.store import checks, runs
 from training.lease import CONTROLLER, fence, insert_fenced, write_fenced
-from training.manifest import RunRecord, record_of
+from training.manifest import NO_ACTION, RunRecord, record_of
 from training.policy import ALONE
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 State = Literal["queued", "running", "done", "failed"]
 
-NO_ACTION: Final = "no_action"
-"""Outcome of a check that decided against training."""
+LOST: Final = "quality lost"
+"""Begins the reasons of a check that found it so."""
 _AT_ONCE: Final = 1000
 """Runs that are looked at together when repeated ones are folded."""
 
@@ -382,10 +382,10 @@ def _in_pages(connection: sa.Connection, wanted: sa.Select[Any]) -> Iterator[sa.
 
 
 def _manner(run: sa.Row[Any]) -> tuple[Any, ...] | None:
-    """How a check said "no": alike for checks that tell a reader the same; None for any other run."""
+    """How a check said "no": alike for those that a reader need not tell apart; None for any other run."""
     if run.kind != "check" or run.outcome != NO_ACTION or run.state != "done":
         return None
-    return run.version, run.trigger, run.why.partition(":")[0], run.why.endswith(ALONE)
+    return run.version, run.trigger, run.why.startswith(LOST), run.why.endswith(ALONE)
 
 
 def _run(row: sa.Row[Any]) -> Run:

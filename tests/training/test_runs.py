@@ -8,8 +8,9 @@ import sqlalchemy as sa
 import training.runs
 from monitoring.store import open_store
 from training.lease import CONTROLLER, Lease, LeaseLost
+from training.manifest import NO_ACTION
 from training.policy import ALONE
-from training.runs import NO_ACTION, Runs, UnknownRun
+from training.runs import Runs, UnknownRun
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def no(table: Runs, at: float, why: str = "quality held: auc 0.8; no drift", ver
 
 def test_checks_that_say_no_in_the_same_way_are_folded_and_nothing_else_is(table: Runs) -> None:
     first = no(table, 1.0)
-    no(table, 2.0, "quality held: auc 0.79; no drift")
+    no(table, 2.0, "quality not known yet: auc 0.79; no drift")
     no(table, 3.0, f"quality held: auc 0.79; age moved, matters; {ALONE}")
     no(table, 4.0, "quality lost: auc 0.6; no drift")
     table.queue("retrain", trigger="manual", who="ana", why="one", now=5.0)

@@ -73,13 +73,17 @@ def sentence(standing: Standing, now: float, zone: tzinfo | None = None) -> str:
     return " ".join(parts)
 
 
-def moment(at: float, now: float, zone: tzinfo | None = None) -> str:
-    """`10:05 UTC` of today, `26 Nov 10:05 UTC` of another day, with the year of another year."""
+def moment(at: float, now: float, zone: tzinfo | None = None, *, named: bool = True) -> str:
+    """`10:05 UTC` of today, `26 Nov 10:05 UTC` of another day, with the year of another year.
+
+    Not `named`, the zone is left out.
+    """
     when, today = (datetime.fromtimestamp(each).astimezone(zone) for each in (at, now))
+    clock = f"{when:%H:%M %Z}" if named else f"{when:%H:%M}"
     if when.date() == today.date():
-        return f"{when:%H:%M %Z}"
+        return clock
     year = "" if when.year == today.year else f" {when.year}"
-    return f"{when.day} {when:%b}{year} {when:%H:%M %Z}"
+    return f"{when.day} {when:%b}{year} {clock}"
 
 
 def duration(seconds: float) -> str:
