@@ -170,11 +170,9 @@ def test_two_hundred_checks_are_one_line(shown: dict[Any, list[str]], columns: i
 
     assert head.split() == ["run", "when", "what"] and len(lines) == 5
     assert [int(line.split()[0]) for line in lines] == [204, 203, 202, 201, 1]
-    assert re.search(r"  retrain, quality: promoted, version 2, in \d+ s \(quality lost: ", lines[0]) or (
-        "  retrain, quality: promoted, version 2 (quality lost: " in lines[0]
-    )
+    assert "  retrain, quality: promoted, version 2 (quality lost: " in lines[0]
     assert "  retrain by ana: no_action, version 1 (" in lines[1]
-    assert "  check: crashed (OSError: [Errno 28] No space left on device)" in lines[2]
+    assert "  check: crashed (OSError: [Errno 28] No space left" in lines[2]
     assert re.search(r"  200 checks, (.* )?\d\d:\d\d to \d\d:\d\d: no training \(", lines[3])
     assert "  bootstrap, start: promoted, version 1" in lines[4]
 
@@ -193,7 +191,7 @@ def test_into_a_pipe_lines_are_whole_with_tabs_and_without_colours(deployed: Dep
     assert [row["run"] for row in rows] == ["204", "203", "202", "201", "1"]
     assert (rows[3]["checks"], rows[3]["why"]) == ("200", whole[201].why)
     assert rows[0]["why"] == whole[204].why and rows[2]["outcome"] == "crashed"
-    assert not any(character in "".join(sum(lines, [])) for character in "\x1b…")
+    assert not [cell for line in lines for cell in line if "\x1b" in cell or "…" in cell]
 
 
 def test_json_has_every_run_by_itself_with_its_record(deployed: Deployed) -> None:
