@@ -71,6 +71,17 @@ class Fold:
     first_at: float  # when the oldest was created, seconds since 1970 UTC
 
 
+@dataclass(slots=True)
+class _Folding:
+    """A fold while it grows."""
+
+    manner: str | None
+    newest_id: int
+    count: int
+    first_id: int
+    first_at: float
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One row of the table `checks`: what was measured and what was decided from it."""
@@ -243,23 +254,23 @@ class Runs:
         since: float | None = None,
     ) -> tuple[Fold, ...]:
         """As `list`, with checks in a row that said "no" in the same way as one; at most `limit` of these."""
-        light = [column for column in runs.c if column is not runs.c.record]
-        wanted = _wanted(light, {"kind": kind, "trigger": trigger}, before, since)
-        folds: Any = []  # of rows, the newest first
+        wanted = _wanted((runs.c.id, runs.c.created_at, _manner()), {"kind": kind, "trigger": trigger}, before, since)
+        folds: list[_Folding] = []
         with self._engine.connect() as connection:
-            for row in _in_pages(connection, wanted):
-                if folds and _manner(row) is not None and _manner(row) == _manner(folds[-1][-1]):
-                    folds[-1].append(row)
+            for run_id, created_at, manner in _in_pages(connection, wanted):
+                if folds and manner is not None and manner == folds[-1].manner:
+                    last = folds[-1]
+                    last.count, last.first_id, last.first_at = last.count + 1, run_id, created_at
                 elif len(folds) == limit:
                     break
                 else:
-                    folds.append([row])
-            whole = sa.select(*runs.c).where(runs.c.id.in_([fold[0].id for fold in folds]))
+                    folds.append(_Folding(manner, run_id, 1, run_id, created_at))
+            whole = sa.select(*runs.c).where(runs.c.id.in_([fold.newest_id for fold in folds]))
             newest = {row.id: _run(row) for row in connection.execute(whole)}  # retention may have deleted one
         return tuple(
-            Fold(newest[fold[0].id], len(fold), fold[-1].id, float(fold[-1].created_at))
+            Fold(newest[fold.newest_id], fold.count, fold.first_id, float(fold.first_at))
             for fold in folds
-            if fold[0].id in newest
+            if fold.newest_id in newest
         )
 
     def running(self) -> Run | None:
@@ -363,7 +374,7 @@ def as_json(value: Mapping[str, Any]) -> str:
 
 
 def _wanted(
-    columns: Iterable[sa.Column[Any]], equal: Mapping[str, str | None], before: int | None, since: float | None
+    columns: Iterable[sa.ColumnElement[Any]], equal: Mapping[str, str | None], before: int | None, since: float | None
 ) -> sa.Select[Any]:
     """The runs that a listing asks for, newest first."""
     wanted = sa.select(*columns).order_by(runs.c.id.desc())
@@ -373,7 +384,7 @@ def _wanted(
     return wanted if since is None else wanted.where(runs.c.created_at >= since)
 
 
-def _in_pages(connection: sa.Connection, wanted: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
+def _in_pages(connection: sa.Connection, wanted: sa.Select[Any]) -> Iterator[Any]:
     """The rows of a listing, fetched as they are asked for."""
     page = wanted.limit(_AT_ONCE)
     while rows := connection.execute(page).all():
@@ -381,11 +392,13 @@ def _in_pages(connection: sa.Connection, wanted: sa.Select[Any]) -> Iterator[sa.
         page = wanted.where(runs.c.id < rows[-1].id).limit(_AT_ONCE)
 
 
-def _manner(run: sa.Row[Any]) -> tuple[Any, ...] | None:
-    """How a check said "no": alike for those that a reader need not tell apart; None for any other run."""
-    if run.kind != "check" or run.outcome != NO_ACTION or run.state != "done":
-        return None
-    return run.version, run.trigger, run.why.startswith(LOST), run.why.endswith(ALONE)
+def _manner() -> sa.ColumnElement[str | None]:
+    """SQL: how a check said "no", alike for those that a reader need not tell apart; NULL for any other run."""
+    said_no = (runs.c.kind == "check") & (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")
+    version = sa.func.coalesce(sa.cast(runs.c.version, sa.Text), "")
+    lost = sa.case((runs.c.why.startswith(LOST), " lost"), else_="")
+    told = sa.case((runs.c.why.endswith(ALONE), " told"), else_="")
+    return sa.case((said_no, version + " " + runs.c.trigger + lost + told))
 
 
 def _run(row: sa.Row[Any]) -> Run:

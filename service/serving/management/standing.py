@@ -35,7 +35,7 @@ def standing(here: Managed, paused: str | None = None) -> Standing:
     ahead = upcoming(newest, champion, here.runs.running(), here.settings.schedule.check_interval_s)
     return Standing(
         version=champion,
-        why_none="" if champion is not None else here.worker.why_not_ready or "",
+        why_none="" if champion is not None else _why_none(here),
         served_since=here.registry.served_since(),
         quality=quality_of(known) if newest is not None and newest.version == champion else None,
         coverage=labels.get("coverage"),
@@ -102,6 +102,12 @@ def _due(newest: Check) -> str:
     if quality != "lost":
         ways.append("sooner if quality is lost" if ways else "if quality is lost")
     return f"a training is due {', '.join(ways)}" if ways else "a training comes only when a person asks for it"
+
+
+def _why_none(here: Managed) -> str:
+    """Why no version is in service, without saying that none is."""
+    why = here.worker.why_not_ready or ""
+    return why.partition(": ")[2] if why.startswith("no model in service") else why
 
 
 def _doubts(here: Managed, champion: int | None) -> tuple[str, ...]:
