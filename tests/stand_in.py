@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -28,6 +29,7 @@ from service.serving.answer import Feedback
 from service.serving.feedback import check_labels
 from service.serving.management.adaptation import Switch
 from service.serving.management.managed import LARGEST_ID, Why
+from service.serving.management.sentence import KnownQuality, Standing, sentence
 from service.serving.request import Reject, check_content_type
 
 TOKEN = "a-token-of-the-tests"
@@ -145,7 +147,13 @@ class StandIn:
                 return 200, {"model": "evergreen", "champion": 2, "previous": 1, "announced": None, "models": models}
             case "GET", ["runs"]:
                 limit = whole(query.get("limit", ["50"])[0], 1000)
-                return 200, {"runs": [self.run(number) for number in range(len(self.queued), 0, -1)][:limit]}
+                asked = {name: query[name][0] for name in ("kind", "trigger") if name in query}
+                found = [self.run(number) for number in range(len(self.queued), 0, -1)]
+                found = [run for run in found if asked.items() <= run.items()]
+                found = [run for run in found if run["created_at"] >= seconds(query.get("since", ["0"])[0])]
+                if flag(query.get("folded", ["false"])[0]):
+                    found = [{**run, "count": 1, "first_id": run["id"], "first_at": run["created_at"]} for run in found]
+                return 200, {"runs": found[:limit]}
             case "GET", ["runs", number]:
                 known = whole(number) <= len(self.queued)
                 return (200, self.run(int(number))) if known else (404, {"error": f"run {number} does not exist"})
@@ -204,11 +212,20 @@ class StandIn:
         drift = DriftReport((moved,), None, 0.25, True, ("income moved",), reference_rows=2000, current_rows=1000)
         quality = Quality("auc", 0.71, True, {"auc": 0.71}, 500, error=0.02, usable=True)
         labels = Maturity(3600.0, 1.7e9, True, 4210, coverage=0.83, waiting=312)
+        stands = Standing(version=2, served_since=1.7e9, quality=KnownQuality(state="lost", metric="auc", value=0.71))
         return {
+            "sentence": sentence(stands, 1.7e9, UTC),
             "model": "evergreen",
             "champion": 2,
             "previous": 1,
             "announced": None,
+            "served_since": 1.7e9,
+            "quality": msgspec.to_builtins(stands.quality),
+            "coverage": 0.83,
+            "delay_s": 3600.0,
+            "next": {"what": "a check", "at": 1.7e9 + 60},
+            "paused": None,
+            "alerts": ["api-2 cannot load version 2: digest differs"],
             "engine": "onnx",
             "adaptation": 17,
             "doubts": ["log loss 0.7, always answering with the classes' shares has 0.69: it has learnt nothing"],
@@ -239,6 +256,7 @@ class StandIn:
                     "trigger": "drift",
                     "reasons": ["drift in 25 % of the features"],
                     "due": False,
+                    "ahead": {"new_rows": 40, "rows_due": 140, "due_at": None, "not_before": None},
                 },
             },
             "runs": [self.run(number, whole=False) for number in range(len(self.queued), 0, -1)][:5],
@@ -252,26 +270,50 @@ def whole(text: str, most: int = LARGEST_ID) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """A moment since 1970. Raises `Reject`."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise Reject(400, f"expected seconds since 1970, got {text}")
+    return found
+
+
+def flag(text: str) -> bool:
+    """True or false. Raises `Reject`."""
+    if text.lower() not in ("true", "false"):
+        raise Reject(400, f"expected true or false, got {text}")
+    return text.lower() == "true"
+
+
 def reason(body: bytes) -> str:
     """Why a write is asked for, "" without a body. Raises pydantic's `ValidationError`."""
     return Why.model_validate_json(body).why if body else ""
 
 
 @contextmanager
-def serving(stand_in: StandIn, port: int = 0) -> Iterator[StandIn]:
-    """The stand-in behind a real server on the loopback interface; `stand_in.url` is its address."""
+def listening(app: Any, port: int = 0) -> Iterator[str]:
+    """The address of a real server on the loopback interface in front of an ASGI application."""
     config = uvicorn.Config(
-        stand_in, host="127.0.0.1", port=port, log_level="critical", lifespan="off", ws="none", access_log=False
+        app, host="127.0.0.1", port=port, log_level="critical", lifespan="off", ws="none", access_log=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
-        assert thread.is_alive(), "the stand-in did not start"
+        assert thread.is_alive(), "the server did not start"
         time.sleep(0.005)
-    stand_in.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        yield stand_in
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+
+
+@contextmanager
+def serving(stand_in: StandIn, port: int = 0) -> Iterator[StandIn]:
+    """The stand-in behind a real server; `stand_in.url` is its address."""
+    with listening(stand_in, port) as stand_in.url:
+        yield stand_in

@@ -23,8 +23,9 @@ from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA
 from training.counted import ever_answered
 from training.loop import Loop
+from training.manifest import NO_ACTION
 from training.policy import History, QualityCheck, RetrainPolicy, growth_needed
-from training.runs import NO_ACTION, Check, Run
+from training.runs import Check, Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -33,11 +33,12 @@ from training.data import DataError, assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
 from training.lease import LeaseLost
 from training.loop import Loop
+from training.manifest import NO_ACTION
 from training.policy import Decision, decide
 from training.registry import NoChampion
 from training.retention import retain
 from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
-from training.runs import NO_ACTION, Run
+from training.runs import Run
 from training.spec import JobSpec
 from training.subprocess_job import JobCrashed, JobStopped
 

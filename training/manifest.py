@@ -17,6 +17,8 @@ from monitoring.errors import CannotGoOn
 MANIFEST_FORMAT: Final = 1
 RECORD_FORMAT: Final = 1
 """While it is 1 it is not written: a record without a format has format 1."""
+NO_ACTION: Final = "no_action"
+"""Outcome of a run that changed nothing, such as a check that decided against training."""
 
 
 class FormatError(CannotGoOn, RuntimeError):

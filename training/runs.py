@@ -15,15 +15,18 @@ import sqlalchemy as sa
 from monitoring.errors import EvergreenError
 from monitoring.store import checks, runs
 from training.lease import CONTROLLER, fence, insert_fenced, write_fenced
-from training.manifest import RunRecord, record_of
+from training.manifest import NO_ACTION, RunRecord, record_of
+from training.policy import ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 State = Literal["queued", "running", "done", "failed"]
 
-NO_ACTION: Final = "no_action"
-"""Outcome of a check that decided against training."""
+LOST: Final = "quality lost"
+"""Begins the reasons of a check that found it so."""
+_AT_ONCE: Final = 1000
+"""Runs that are looked at together when repeated ones are folded."""
 
 
 class UnknownRun(EvergreenError, LookupError):
@@ -56,6 +59,27 @@ class Run:
     def record(self) -> RunRecord:
         """The full story; what was asked for is its `payload`. Raises `FormatError`."""
         return record_of(self.document, f"the record of run {self.id}")
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Checks in a row that said "no" in the same way, or one run of any kind."""
+
+    run: Run  # the newest of them
+    count: int
+    first_id: int
+    first_at: float  # when the oldest was created, seconds since 1970 UTC
+
+
+@dataclass(slots=True)
+class _Folding:
+    """A fold while it grows."""
+
+    manner: str | None
+    newest_id: int
+    count: int
+    first_id: int
+    first_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,16 +226,21 @@ class Runs:
         return _run(row)
 
     def list(
-        self, *, limit: int = 50, before: int | None = None, kind: str | None = None, outcome: str | None = None
+        self,
+        *,
+        limit: int = 50,
+        before: int | None = None,
+        kind: str | None = None,
+        outcome: str | None = None,
+        trigger: str | None = None,
+        since: float | None = None,
     ) -> list[Run]:
-        """At most `limit` runs, newest first; `before` is the id to page on from."""
-        wanted = sa.select(*runs.c).order_by(runs.c.id.desc()).limit(limit)
-        if before is not None:
-            wanted = wanted.where(runs.c.id < before)
-        if kind is not None:
-            wanted = wanted.where(runs.c.kind == kind)
-        if outcome is not None:
-            wanted = wanted.where(runs.c.outcome == outcome)
+        """At most `limit` runs, newest first; `before` is the id to page on from.
+
+        `since` (seconds since 1970 UTC) leaves out those created earlier.
+        """
+        equal = {"kind": kind, "outcome": outcome, "trigger": trigger}
+        wanted = _wanted(runs.c, equal, before, since).limit(limit)
         with self._engine.connect() as connection:
             return [_run(row) for row in connection.execute(wanted)]
 
@@ -220,6 +249,35 @@ class Runs:
         ended = sa.select(sa.func.max(runs.c.id)).where(runs.c.kind == kind, runs.c.finished_at.is_not(None))
         with self._engine.connect() as connection:
             return int(connection.scalar(ended) or 0)
+
+    def folded(
+        self,
+        *,
+        limit: int = 50,
+        before: int | None = None,
+        kind: str | None = None,
+        trigger: str | None = None,
+        since: float | None = None,
+    ) -> tuple[Fold, ...]:
+        """As `list`, with checks in a row that said "no" in the same way as one; at most `limit` of these."""
+        wanted = _wanted((runs.c.id, runs.c.created_at, _manner()), {"kind": kind, "trigger": trigger}, before, since)
+        folds: list[_Folding] = []
+        with self._engine.connect() as connection:
+            for run_id, created_at, manner in _in_pages(connection, wanted):
+                if folds and manner is not None and manner == folds[-1].manner:
+                    last = folds[-1]
+                    last.count, last.first_id, last.first_at = last.count + 1, run_id, created_at
+                elif len(folds) == limit:
+                    break
+                else:
+                    folds.append(_Folding(manner, run_id, 1, run_id, created_at))
+            whole = sa.select(*runs.c).where(runs.c.id.in_([fold.newest_id for fold in folds]))
+            newest = {row.id: _run(row) for row in connection.execute(whole)}  # retention may have deleted one
+        return tuple(
+            Fold(newest[fold.newest_id], fold.count, fold.first_id, float(fold.first_at))
+            for fold in folds
+            if fold.newest_id in newest
+        )
 
     def running(self) -> Run | None:
         """The run that is under way, None when there is none."""
@@ -325,6 +383,34 @@ class Runs:
 def as_json(value: Mapping[str, Any]) -> str:
     """JSON text; NaN and infinity become null, numpy's scalars numbers, anything else unknown its text."""
     return msgspec.json.encode(value, enc_hook=lambda odd: odd.item() if hasattr(odd, "item") else str(odd)).decode()
+
+
+def _wanted(
+    columns: Iterable[sa.ColumnElement[Any]], equal: Mapping[str, str | None], before: int | None, since: float | None
+) -> sa.Select[Any]:
+    """The runs that a listing asks for, newest first."""
+    wanted = sa.select(*columns).order_by(runs.c.id.desc())
+    wanted = wanted.where(*(runs.c[name] == value for name, value in equal.items() if value is not None))
+    if before is not None:
+        wanted = wanted.where(runs.c.id < before)
+    return wanted if since is None else wanted.where(runs.c.created_at >= since)
+
+
+def _in_pages(connection: sa.Connection, wanted: sa.Select[Any]) -> Iterator[Any]:
+    """The rows of a listing, fetched as they are asked for."""
+    page = wanted.limit(_AT_ONCE)
+    while rows := connection.execute(page).all():
+        yield from rows
+        page = wanted.where(runs.c.id < rows[-1].id).limit(_AT_ONCE)
+
+
+def _manner() -> sa.ColumnElement[str | None]:
+    """SQL: how a check said "no", alike for those that a reader need not tell apart; NULL for any other run."""
+    said_no = (runs.c.kind == "check") & (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")
+    version = sa.func.coalesce(sa.cast(runs.c.version, sa.Text), "")
+    lost = sa.case((runs.c.why.startswith(LOST), " lost"), else_="")
+    told = sa.case((runs.c.why.endswith(ALONE), " told"), else_="")
+    return sa.case((said_no, version + " " + runs.c.trigger + lost + told))
 
 
 def _run(row: sa.Row[Any]) -> Run:

@@ -1,7 +1,7 @@
 """The `evergreen` command.
 
-Exit codes: 0 it worked, 1 it failed or was refused, 2 it was asked wrongly (an option, a setting). Errors are one line
-on stderr. Everything heavy is imported inside the command that needs it: `evergreen --help` must not take seconds.
+Exit codes: see `EXIT_CODES`. Errors are one line on stderr. Everything heavy is imported inside the command that needs
+it: `evergreen --help` must not take seconds.
 """
 
 from __future__ import annotations
@@ -28,16 +28,38 @@ if TYPE_CHECKING:
 OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
+REFUSED: Final = 3
+CRASHED: Final = 4
+NO_ANSWER: Final = 5
 INTERRUPTED: Final = 130
 
+EXIT_CODES: Final = """Exit codes:
+
+\b
+0    it worked; with --wait: promoted, rolled back, switched, erased as asked
+1    it failed: another error of the service, of a file, of the store
+2    it was asked wrongly: an option, a setting
+3    the champion stays: a gate refused the candidate, or there was nothing to do
+4    the run crashed, or was interrupted, before there was a verdict
+5    nobody answers, or the run is not over in time (it goes on)
+130  stopped by Ctrl-C"""
+"""The same for every command."""
+STAYS: Final = ("kept", "refused", "no_action")
+"""Outcomes of runs that came to an end and changed nothing."""
+
+LINES: Final = 5
+"""Newest lines of the runs that `status` shows."""
 CHANGE_WAIT_S: Final = 120.0
 """How long `rollback` and `promote` wait: loading and warming up a version takes seconds."""
+TRAIN_WAIT_S: Final = 7200.0
+"""How long `retrain`, `push` and `erase` wait at most."""
 
 P = ParamSpec("P")
 
 app = typer.Typer(
     name="evergreen",
     help="A prediction service that keeps its own model fresh.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,7 +81,8 @@ TokenOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON for machines")]
 WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the run", show_default=False)]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Until the run is over; exit 1 when it failed or was refused")]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Until the run is over; its outcome is the exit code")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds that --wait waits at most", min=0)]
 
 
 class _Shown:
@@ -111,7 +134,9 @@ def _report(error: Exception) -> NoReturn:
     if isinstance(error, SettingsError):
         _fail(str(error), USAGE)
     if isinstance(error, EvergreenError):
-        _fail(str(error), FAILED)
+        from service.command.client import NotFinished, Unreachable
+
+        _fail(str(error), NO_ANSWER if isinstance(error, NotFinished | Unreachable) else FAILED)
     words = " ".join(str(error).split()) or "no words"
     _fail(f"{type(error).__name__}: {words} (`evergreen --debug …` shows where)", FAILED)
 
@@ -201,7 +226,7 @@ def train(
         typer.echo(f"version {done.version}: {word}")
         for reason in done.reasons:
             typer.echo(f"  {reason}")
-    raise typer.Exit(OK if done.promoted else FAILED)
+    raise typer.Exit(OK if done.promoted else REFUSED)
 
 
 @command("serve")
@@ -245,13 +270,14 @@ def demo(
 def status(
     url: UrlOption = "", token: TokenOption = "", config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """What is in service, on which workers, and how the record stands."""
+    """How the deployment stands, in a sentence; then workers, record, the last check and runs."""
     with _client(config, url, token) as client:
         found = client.status()
+        lines = [] if as_json else client.runs(LINES, folded=True)
     if as_json:
         show.print_json(found)
         return
-    show.print_status(found)
+    show.print_status(found, lines)
 
 
 @command("models")
@@ -270,15 +296,29 @@ def models(
 @command("runs")
 def runs(
     run: Annotated[int | None, typer.Argument(help="One run, with its full record of why", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(help="Newest runs to list", min=1, max=1000)] = 20,
+    kind: Annotated[
+        str, typer.Option(help="check, retrain, push, promote, rollback, bootstrap, …", show_default=False)
+    ] = "",
+    trigger: Annotated[
+        str, typer.Option(help="manual, quality, growth, schedule, drift or start", show_default=False)
+    ] = "",
+    since: Annotated[
+        str, typer.Option(help='Not older than "2h", "3d", 10:05, 2026-11-23, an ISO time', show_default=False)
+    ] = "",
+    limit: Annotated[int, typer.Option(help="Newest lines to show (with --json: runs)", min=1, max=1000)] = 20,
     url: UrlOption = "",
     token: TokenOption = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every decision, "no" included, and why."""
+    """Every decision, "no" included, and why: a line each.
+
+    Checks in a row that said "no" in the same way are one line. Into a pipe it is columns with tabs between them, each
+    cell whole; --json has every run by itself.
+    """
+    asked: dict[str, Any] = {"kind": kind, "trigger": trigger, "since": _since(since)}
     with _client(config, url, token) as client:
-        found: Any = client.runs(limit) if run is None else client.run(run)
+        found: Any = client.run(run) if run is not None else client.runs(limit, folded=not as_json, **asked)
     if as_json:
         show.print_json(found)
     elif run is None:
@@ -300,6 +340,26 @@ def drift(
     show.print_drift(checks)
 
 
+@command("open")
+def open_page(
+    print_only: Annotated[bool, typer.Option("--print", help="Only print its address")] = False,
+    url: UrlOption = "",
+    config: ConfigOption = None,
+) -> None:
+    """Open the page of a running service in the browser; without a browser print its address."""
+    from service.command.browser import open_in_browser
+
+    settings = _settings(config)
+    with _client(config, url, "") as client:
+        client.readiness()  # raises when nobody answers
+        address = f"{client.url}/"
+    if print_only or not open_in_browser(address):
+        typer.echo(address)
+    else:
+        typer.echo(f"opened {address}", err=True)
+    typer.echo(f"sign in with a token of scope `read`; this deployment's own is in {settings.token_file}", err=True)
+
+
 # What a running service is told
 
 
@@ -307,14 +367,19 @@ def drift(
 def retrain(
     why: WhyOption = "",
     wait: WaitOption = False,
+    timeout: TimeoutOption = TRAIN_WAIT_S,
     url: UrlOption = "",
     token: TokenOption = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a candidate now; the gates decide."""
+    """Train a candidate now; the gates decide.
+
+    With --wait the exit code is 0 when it was promoted, 3 when the champion stays, 4 when the run crashed, 5 when it is
+    not over in time.
+    """
     with _client(config, url, token) as client:
-        _asked(client, client.retrain(why), wait, as_json, good=("promoted", "kept"))
+        _asked(client, client.retrain(why), wait, as_json, good=("promoted",), timeout_s=timeout)
 
 
 @command("push")
@@ -322,12 +387,17 @@ def push(
     file: Annotated[Path, typer.Argument(help="A scikit-learn pipeline saved with skops.io.dump")],
     why: WhyOption = "",
     wait: WaitOption = False,
+    timeout: TimeoutOption = TRAIN_WAIT_S,
     url: UrlOption = "",
     token: TokenOption = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand in a model of your own; the gates decide."""
+    """Hand in a model of your own; the gates decide.
+
+    With --wait the exit code is 0 when it was promoted, 3 when the champion stays, 4 when the run crashed, 5 when it is
+    not over in time.
+    """
     try:
         model = file.read_bytes()
     except OSError as error:
@@ -335,7 +405,7 @@ def push(
     if model[:1] == b"\x80" or file.suffix in (".pkl", ".pickle", ".joblib"):
         _fail(f"{file} is a pickle, which could run any code: save the model with skops.io.dump", FAILED)
     with _client(config, url, token) as client:
-        _asked(client, client.push(model, why), wait, as_json, good=("promoted",))
+        _asked(client, client.push(model, why), wait, as_json, good=("promoted",), timeout_s=timeout)
 
 
 @command("promote")
@@ -723,7 +793,7 @@ def _columns(given: Iterable[str] | None) -> list[str]:
 
 
 def _asked(
-    client: Client, run: int, wait: bool, as_json: bool, *, good: tuple[str, ...], timeout_s: float = 7200.0
+    client: Client, run: int, wait: bool, as_json: bool, *, good: tuple[str, ...], timeout_s: float = TRAIN_WAIT_S
 ) -> None:
     """Say which run was queued and, when asked to wait, how it ended."""
     if not wait:
@@ -739,7 +809,21 @@ def _asked(
         show.print_json(done)
     else:
         show.print_run(done)
-    raise typer.Exit(OK if done["state"] == "done" and done.get("outcome") in good else FAILED)
+    outcome = done.get("outcome")
+    raise typer.Exit(OK if outcome in good else REFUSED if outcome in STAYS else CRASHED)
+
+
+def _since(text: str) -> float | None:
+    """The moment given with --since; None when none was."""
+    import time
+
+    from service.command.since import since
+
+    try:
+        return since(text, time.time()) if text else None
+    except ValueError:
+        wanted = f'expected "2h", "3d", 10:05, 2026-11-23 or an ISO 8601 time, got {text!r}'
+        raise typer.BadParameter(wanted, param_hint="--since") from None
 
 
 if __name__ == "__main__":

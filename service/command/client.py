@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -112,9 +113,13 @@ class Client:
         """`{"model", "champion", "previous", "announced", "models": [...]}`, the newest version first."""
         return self._object("GET", "/manage/models")
 
-    def runs(self, limit: int = 20) -> list[dict[str, Any]]:
-        """The newest `limit` runs, newest first."""
-        return list(self._object("GET", f"/manage/runs?limit={limit}")["runs"])
+    def runs(
+        self, limit: int = 20, *, kind: str = "", trigger: str = "", since: float | None = None, folded: bool = False
+    ) -> list[dict[str, Any]]:
+        """The newest `limit` runs, newest first; `folded`: checks in a row that said "no" in the same way are one."""
+        asked: dict[str, Any] = {"limit": limit, "kind": kind, "trigger": trigger, "since": since, "folded": folded}
+        given = {name: value for name, value in asked.items() if value not in ("", None, False)}
+        return list(self._object("GET", f"/manage/runs?{urlencode(given)}")["runs"])
 
     def drift(self, limit: int = 1) -> list[dict[str, Any]]:
         """The newest `limit` checks: drift by feature, quality, what was decided."""

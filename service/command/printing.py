@@ -1,4 +1,4 @@
-"""What the command prints: tables and lines for people, JSON for machines."""
+"""What the command prints: lines for people, JSON for machines."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from training.manifest import record_of
+from service.command.layout import named, paragraph, table, terminal_width
+from service.serving.management.sentence import moment
+from training.manifest import NO_ACTION, record_of
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from service.command.doctor import Finding
     from service.command.init import InitReport
     from service.command.traffic import Progress, TrafficSummary
     from service.keys import Token
+    from training.manifest import TriedWindow
 
 
 LEAST_SHOWN: Final = 0.01
@@ -34,20 +36,10 @@ def open_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, markup=False, highlight=False, soft_wrap=True)
 
 
-def new_table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def add_row(table: Table, *values: Any) -> None:
-    from rich.text import Text
-
-    table.add_row(*(Text("" if value is None else str(value)) for value in values))
+def show(lines: Iterable[str]) -> None:
+    """Print lines that `layout` has made."""
+    for line in lines:
+        print(line)
 
 
 def print_json(value: Any) -> None:
@@ -57,6 +49,11 @@ def print_json(value: Any) -> None:
 def _when(seconds: Any) -> str:
     """Local time; empty for None."""
     return "" if seconds is None else datetime.fromtimestamp(float(seconds)).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _short(seconds: Any) -> str:
+    """Local time to the minute, without what is the same today; empty for None."""
+    return "" if seconds is None else moment(float(seconds), time.time(), named=False)
 
 
 def _number(value: Any) -> str:
@@ -78,118 +75,203 @@ def quality_text(found: Any) -> str:
     return ", ".join(f"{name} {_number(value)}" for name, value in found.items() if isinstance(value, (int, float)))
 
 
-def print_status(found: Mapping[str, Any]) -> None:
-    """`GET /manage/status` for people."""
-    console = open_console()
+def print_status(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """`GET /manage/status` for people, and the newest `lines` of the folded runs."""
+    width = terminal_width()
+    show(paragraph(found.get("sentence", ""), width))
+    parts = [(f"{found.get('model')}", _serving(found))]
+    doubts = (f"the gates doubt this version: {doubt}" for doubt in found.get("doubts") or ())
+    needs = [*(found.get("alerts") or ()), *doubts]
+    parts += [("look", each) for each in needs if len(needs) > 1]  # the sentence has said a single one
+    waiting, lag = found.get("spool_bytes"), found.get("drain_lag_s")
+    if waiting is not None:
+        parts.append(("record", f"{waiting:,} bytes wait for the store, the oldest for {lag or 0:.1f} s"))
+    show(["", *named([*parts, *_check_parts(found.get("last_check"))], width), ""])
+    rows = [
+        (
+            worker.get("replica"),
+            worker.get("slot"),
+            worker.get("serving"),
+            _listed(worker.get("ready")),
+            _failed(worker),
+        )
+        for worker in found.get("workers", ())
+    ]
+    show([*table(("replica", "worker", "serving", "ready", "failed"), rows, width), ""])
+    print_runs(lines)
+
+
+def _serving(found: Mapping[str, Any]) -> str:
     champion = found.get("champion")
-    head = f"{found.get('model')}: " + (f"version {champion}" if champion is not None else "no version in service yet")
     details = [
+        f"version {champion}" if champion is not None else "no version in service yet",
         found.get("engine") and f"by {found['engine']}",
         found.get("adaptation") is not None and f"adaptation {found['adaptation']}",
         found.get("previous") is not None and f"previous {found['previous']}",
         found.get("announced") is not None and f"announced {found['announced']}",
     ]
-    console.print(", ".join([head, *(str(each) for each in details if each)]))
-    workers = new_table("replica", "worker", "serving", "ready", "failed")
-    for worker in found.get("workers", ()):
-        failed = "; ".join(f"{version}: {why}" for version, why in (worker.get("failed") or {}).items())
-        add_row(
-            workers,
-            worker.get("replica"),
-            worker.get("slot"),
-            worker.get("serving"),
-            _listed(worker.get("ready")),
-            failed,
-        )
-    console.print(workers)
-    for doubt in found.get("doubts") or ():
-        console.print(f"the gates doubt this version: {doubt}")
-    for slot, why in (found.get("unadapted") or {}).items():
-        console.print(f"{slot} does not have the adaptation in force: {why}")
-    waiting, lag = found.get("spool_bytes"), found.get("drain_lag_s")
-    if waiting is not None:
-        console.print(f"record: {waiting:,} bytes wait for the store, the oldest for {lag or 0:.1f} s")
-    for line in _check_lines(found.get("last_check")):
-        console.print(line)
-    if found.get("runs"):
-        console.print(_runs_table(found["runs"]))
+    return ", ".join(str(each) for each in details if each)
+
+
+def _failed(worker: Mapping[str, Any]) -> str:
+    return "; ".join(f"{version}: {why}" for version, why in (worker.get("failed") or {}).items())
 
 
 def print_models(found: Mapping[str, Any]) -> None:
-    """`GET /manage/models` for people."""
+    """`GET /manage/models` for people: a line for each version."""
+    width = terminal_width()
     aliases = {found[alias]: alias for alias in ("previous", "announced", "champion") if found.get(alias) is not None}
-    shown = new_table("version", "alias", "origin", "created", "estimator", "engine", "quality on its holdout")
-    for model in found["models"]:
-        add_row(
-            shown,
+    at = _when if width is None else _short
+    rows = [
+        (
             model["version"],
             aliases.get(model["version"], ""),
+            at(model.get("created_at")),
             model.get("origin"),
-            _when(model.get("created_at")),
-            model.get("estimator"),
-            model.get("engine"),
             quality_text(model.get("quality")),
+            ", ".join(each for each in (model.get("estimator"), model.get("engine")) if each),
         )
-    open_console().print(shown)
+        for model in found["models"]
+    ]
+    show(table(("version", "alias", "created", "origin", "on its holdout", "estimator"), rows, width))
+
+
+RUN_COLUMNS: Final = ("run", "checks", "since", "created", "kind", "trigger", "who", "state", "outcome", "version")
 
 
 def print_runs(found: Iterable[Mapping[str, Any]]) -> None:
-    """`GET /manage/runs` for people."""
-    open_console().print(_runs_table(found))
+    """`GET /manage/runs?folded=true` for people: a line each, as a sentence in a terminal, as columns into a pipe."""
+    width = terminal_width()
+    if width is not None:
+        show(
+            table(("run", "when", "what"), [(r["id"], _short(r.get("created_at")), _happened(r)) for r in found], width)
+        )
+        return
+    rows = [
+        (
+            run["id"],
+            run.get("count", 1) if _said_no(run) else "",
+            _when(run.get("first_at", run.get("created_at"))),
+            _when(run.get("created_at")),
+            *(run.get(name) for name in RUN_COLUMNS[4:]),
+            "" if (took := _took(run)) is None else f"{took:.1f}",
+            _why(run),
+        )
+        for run in found
+    ]
+    show(table((*RUN_COLUMNS, "took_s", "why"), rows, None))
+
+
+def _said_no(run: Mapping[str, Any]) -> bool:
+    return run.get("kind") == "check" and run.get("outcome") == NO_ACTION and run.get("state") == "done"
+
+
+def _happened(run: Mapping[str, Any]) -> str:
+    """One run, or checks in a row, as a sentence."""
+    if _said_no(run):
+        count, at, asked = run.get("count", 1), run["created_at"], run.get("trigger")
+        span = ""
+        if count > 1:
+            span = f"{count} checks, {moment(run['first_at'], at, named=False)} to {moment(at, at, named=False)}"
+        yet = "" if asked == "schedule" else f" yet, wanted by {asked}"
+        return f"{span or 'check'}: no training{yet} ({_gist(run)})"
+    manual = run.get("trigger") == "manual"
+    asked = f" by {run.get('who')}" if manual else "" if run.get("trigger") == "schedule" else f", {run.get('trigger')}"
+    took = _took(run)
+    ended = [
+        str(run.get("outcome") or run.get("state")),
+        f"version {run['version']}" if run.get("version") is not None else "",
+        "" if took is None else f"{'for' if run.get('finished_at') is None else 'in'} {took:.0f} s",
+    ]
+    why = f" ({found})" if (found := _why(run)) else ""
+    return f"{run.get('kind')}{asked}: {', '.join(each for each in ended if each)}{why}"
+
+
+def _gist(run: Mapping[str, Any]) -> str:
+    """Why a check said "no", without what is the same at every check; `runs N` has it whole."""
+    decision = (run.get("record") or {}).get("decision") or {}
+    reasons, ahead = decision.get("reasons") or [str(run.get("why"))], decision.get("ahead") or {}
+    said = [reasons[0].partition(":")[0]] if len(reasons) > 1 else []
+    if ahead.get("rows_due") is not None:
+        said.append(f"{ahead['new_rows']:,} of {ahead['rows_due']:,} labelled rows")
+    if not said or decision.get("trigger") or not reasons[-1].startswith("no drift"):
+        said.append(reasons[-1])
+    return "; ".join(said)
+
+
+def _took(run: Mapping[str, Any]) -> float | None:
+    """Seconds that a run took, or takes by now; None before its start and for what was over at once."""
+    began, ended = run.get("started_at"), run.get("finished_at")
+    if began is None or began == ended:
+        return None
+    return float((time.time() if ended is None else ended) - began)
+
+
+def _why(run: Mapping[str, Any]) -> str:
+    """What stood against the run, else what spoke for it."""
+    known = record_of(run.get("record") or {})
+    if known.error:
+        return known.error
+    if known.verdict is not None and run.get("outcome") in ("kept", "refused"):
+        return "; ".join(f"{gate.name}: {gate.reason}" for gate in known.verdict.gates if not gate.passed)
+    return str(run.get("why") or "")
 
 
 def print_drift(checks: Sequence[Mapping[str, Any]]) -> None:
     """The newest of `GET /manage/drift` for people."""
-    console = open_console()
+    width = terminal_width()
     if not checks:
-        console.print("no check yet; they come every [schedule] check_interval_s seconds")
+        show(["no check yet; they come every [schedule] check_interval_s seconds"])
         return
-    for line in _check_lines(checks[0]):
-        console.print(line)
-    features = (checks[0].get("drift") or {}).get("features") or ()
-    if features:
-        shown = new_table("feature", "test", "score", "threshold", "drifted", "note")
-        for each in features:
-            drifted = "yes" if each.get("drifted") else ""
-            score, threshold = _number(each.get("score")), _number(each.get("threshold"))
-            add_row(shown, each.get("name"), each.get("test"), score, threshold, drifted, each.get("note"))
-        console.print(shown)
+    show(named(_check_parts(checks[0]), width))
+    moved = checks[0].get("drift") or {}
+    known = {finding["name"]: finding["state"] for finding in moved.get("findings") or ()}
+    measured = [*(moved.get("features") or ()), *([moved["prediction"]] if moved.get("prediction") else ())]
+    rows = [
+        (
+            each.get("name"),
+            _number(each.get("score")),
+            _number(each.get("threshold")),
+            "yes" if each.get("drifted") else "",
+            known.get(each.get("name"), ""),
+            each.get("test"),
+            each.get("note"),
+        )
+        for each in measured
+    ]
+    if rows:
+        show(["", *table(("feature", "score", "needed", "drifted", "told", "test", "note"), rows, width)])
 
 
 def print_adaptation(found: Mapping[str, Any]) -> None:
     """`GET /manage/adaptation` for people."""
-    console = open_console()
+    width = terminal_width()
     version, number = found.get("version"), found.get("in_force")
     switched = "" if found.get("enabled", True) else "; switched off (`evergreen adaptation on`)"
     if version is None:
-        console.print(f"no version in service yet{switched}")
+        show([f"no version in service yet{switched}"])
         return
     served = "its own output" if number is None else f"adaptation {number}"
-    console.print(f"version {version} answers with {served}{switched}")
-    shown = new_table("number", "at", "what", "who", "why", "weights")
+    show([f"version {version} answers with {served}{switched}"])
+    at, rows = _when if width is None else _short, []
     for each in found.get("adaptations", ()):
-        weights = (each.get("weights") or {}).items()
-        heaviest = sorted(weights, key=lambda one: -one[1])
+        heaviest = sorted((each.get("weights") or {}).items(), key=lambda one: -one[1])
         told = _listed(f"{name} {weight:.0%}" for name, weight in heaviest if weight >= LEAST_SHOWN)
-        add_row(shown, each["number"], _when(each.get("at")), each.get("kind"), each.get("who"), each.get("why"), told)
-    if found.get("adaptations"):
-        console.print(shown)
+        rows.append((each["number"], at(each.get("at")), each.get("kind"), told, each.get("who"), each.get("why")))
+    if rows:
+        show(["", *table(("number", "at", "what", "weights", "who", "why"), rows, width)])
 
 
 def print_findings(found: Iterable[Finding]) -> None:
     """What `evergreen doctor` found."""
-    shown = new_table("", "check", "found")
-    for each in found:
-        add_row(shown, "ok" if each.ok else "NO", each.check, each.found)
-    open_console().print(shown)
+    parts = [(f"{'ok' if each.ok else 'NO'}  {each.check}", each.found) for each in found]
+    show(named(parts, terminal_width()))
 
 
 def print_tokens(found: Iterable[Token]) -> None:
     """What `evergreen token list` knows."""
-    shown = new_table("token", "may", "made")
-    for each in found:
-        add_row(shown, each.name, ", ".join(each.scopes), _when(each.created_at))
-    open_console().print(shown)
+    rows = [(each.name, ", ".join(each.scopes), _when(each.created_at)) for each in found]
+    show(table(("token", "may", "made"), rows, terminal_width()))
 
 
 def print_init(done: InitReport, target: str) -> None:
@@ -204,88 +286,87 @@ def print_init(done: InitReport, target: str) -> None:
     console.print("next: evergreen train && evergreen serve")
 
 
-def _check_lines(check: Mapping[str, Any] | None) -> list[str]:
+def _check_parts(check: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """A check in named lines."""
     if not check:
         return []
-    lines = [f"last check: {_when(check.get('at'))}, of version {check.get('version')}"]
+    parts = [("last check", f"{_when(check.get('at'))}, of version {check.get('version')}")]
     moved = check.get("drift") or {}
     if moved.get("skipped"):
-        lines.append(f"  drift: not computed, {moved['skipped']}")
+        parts.append(("drift", f"not computed, {moved['skipped']}"))
     elif moved:
         names = [each.get("name") for each in moved.get("features", ()) if each.get("drifted")]
         which = f" ({_listed(names)})" if names else ""
-        lines.append(
-            f"  drift: {'yes' if moved.get('detected') else 'no'}, {moved.get('share') or 0:.0%} of the features{which}"
-        )
+        detected = "yes" if moved.get("detected") else "no"
+        parts.append(("drift", f"{detected}, {moved.get('share') or 0:.0%} of the features{which}"))
     quality = check.get("quality") or {}
     measured = quality_text(quality)
     held = f"{quality['state']}; newest rows served: " if measured and quality.get("state") else ""
-    lines.append(f"  quality: {held}{measured or 'not measured yet'}")
+    parts.append(("quality", f"{held}{measured or 'not measured yet'}"))
     if labels := quality.get("labels"):
         how = f"measured from {labels['labels']:,} labels" if labels.get("measured") else "not measured"
         share = labels.get("coverage")
         of_them = "none yet" if share is None else f"{share:.0%} of the older ones have a label"
-        lines.append(f"  labels: rows wait {labels['delay_s']:,.0f} s ({how}), {labels['waiting']:,} do; {of_them}")
+        parts.append(("labels", f"rows wait {labels['delay_s']:,.0f} s ({how}), {labels['waiting']:,} do; {of_them}"))
     decision = check.get("decision") or {}
-    lines.append(f"  decision: {'train' if decision.get('train') else 'no training'}")
-    lines += [f"    {reason}" for reason in decision.get("reasons", ())]
-    return lines
-
-
-def _runs_table(found: Iterable[Mapping[str, Any]]) -> Table:
-    shown = new_table("run", "created", "kind", "trigger", "who", "state", "outcome", "version", "took", "why")
-    for run in found:
-        took = ""
-        if run.get("started_at"):
-            took = f"{(run.get('finished_at') or time.time()) - run['started_at']:.0f} s"
-        middle = (run.get("state"), run.get("outcome"), run.get("version"))
-        add_row(
-            shown,
-            run["id"],
-            _when(run.get("created_at")),
-            run.get("kind"),
-            run.get("trigger"),
-            run.get("who"),
-            *middle,
-            took,
-            run.get("why"),
-        )
-    return shown
+    parts.append(("decision", "train" if decision.get("train") else "no training"))
+    return [*parts, *(("because", reason) for reason in decision.get("reasons", ()))]
 
 
 def print_run(run: Mapping[str, Any]) -> None:
-    console = open_console()
+    """`GET /manage/runs/N` for people: the whole story."""
+    width = terminal_width()
     outcome = f", {run['outcome']}" if run.get("outcome") else ""
     version = f", version {run['version']}" if run.get("version") is not None else ""
-    console.print(f"run {run['id']}: {run.get('kind')}, {run.get('state')}{outcome}{version}")
-    asked = f"  {run.get('trigger')}, by {run.get('who')}: {run.get('why') or 'no reason given'}"
-    console.print(asked)
-    times = [f"{word} {_when(run[key])}" for word, key in _TIMES if run.get(key) is not None]
-    console.print("  " + ", ".join(times))
-    for line in _story(run.get("record") or {}):
-        console.print(f"  {line}")
+    moments = {key: run[key] for _, key in _TIMES if run.get(key) is not None}
+    at_once = len(moments) == len(_TIMES) and len(set(moments.values())) == 1
+    times = [f"{word} {_when(moments[key])}" for word, key in _TIMES if key in moments]
+    times = [_when(run["created_at"])] if at_once else times
+    took = "" if (seconds := _took(run)) is None else f" ({seconds:.1f} s)"
+    parts = [
+        ("asked", f"{run.get('trigger')}, by {run.get('who')}: {_asked(run)}"),
+        ("times", f"{', '.join(times)}{took}"),
+        *_story(run.get("record") or {}),
+    ]
+    show([f"run {run['id']}: {run.get('kind')}, {run.get('state')}{outcome}{version}", *named(parts, width)])
 
 
-def _story(record: Mapping[str, Any]) -> Iterator[str]:
+def _asked(run: Mapping[str, Any]) -> str:
+    """Why a run was asked for, as far as its decision does not say it."""
+    why = run.get("why") or "no reason given"
+    decision = record_of(run.get("record") or {}).decision
+    return "as follows" if decision is not None and why == "; ".join(decision.reasons) else why
+
+
+def _story(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The record of a run in words, a line for each fact; what has no words of its own is shown as JSON."""
-    told = {"payload", "quality", "version", "check", "decision", "data", "job", "verdict", "rollout", "error"}
+    told = {"payload", "quality", "version", "decision", "data", "job", "verdict", "rollout", "error"}
     known = record_of(record)
     if known.decision is not None:
-        yield from (f"because {reason}" for reason in known.decision.reasons)
+        yield from (("because", reason) for reason in known.decision.reasons)
     if (data := known.data) is not None:
-        yield f"data: {data.rows:,} rows, {data.record_rows:,} of them recorded, snapshot {data.snapshot[:12]}"
+        yield "data", f"{data.rows:,} rows, {data.record_rows:,} of them recorded, snapshot {data.snapshot[:12]}"
     if known.job is not None:
-        yield f"job: {known.job.seconds:.1f} s"
-        yield from (f"note: {note}" for note in known.job.notes)
+        yield "job", f"{known.job.seconds:.1f} s"
+        yield from (("learnt from", _window(window)) for window in known.job.windows)
+        yield from (("note", note) for note in known.job.notes)
     if known.verdict is not None:
-        yield from (f"{'✓' if gate.passed else '✗'} {gate.name}: {gate.reason}" for gate in known.verdict.gates)
+        yield from (
+            ("gates", f"{'✓' if gate.passed else '✗'} {gate.name}: {gate.reason}") for gate in known.verdict.gates
+        )
     if known.rollout is not None:
-        yield f"rollout: {known.rollout.reason}, after {known.rollout.waited_s:.1f} s"
+        yield "rollout", f"{known.rollout.reason}, after {known.rollout.waited_s:.1f} s"
     if known.error:
-        yield f"✗ {known.error}"
+        yield "error", f"✗ {known.error}"
     for name, value in record.items():
-        if name not in told:
-            yield f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        if name not in told and value not in (0, None, "", [], {}):
+            yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _window(window: TriedWindow) -> str:
+    """A window of rows that a training tried."""
+    better = "" if window.sigmas is None else f", {window.sigmas:+.1f} standard errors better than all rows"
+    return f"{window.name}, {window.rows:,} rows{better}{': chosen' if window.chosen else ''}"
 
 
 _TIMES: Final = (("created", "created_at"), ("started", "started_at"), ("finished", "finished_at"))

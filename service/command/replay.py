@@ -20,6 +20,7 @@ from training.data import load_source
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
     from service.replay.scores import Scores
     from service.sample import Scenario
@@ -125,18 +126,34 @@ def print_study(study: Study) -> None:
         f"{study.data}: {study.rows:,} rows after the first {study.start_rows:,}, predicting {study.target!r} "
         f"({study.task}); labels {study.label_delay}, a check every {study.every:,} rows"
     )
-    table = show.new_table("", study.metric, study.loss, "calibration error", "trainings", "promoted", "seconds")
+    table = _table("", study.metric, study.loss, "calibration error", "trainings", "promoted", "seconds")
     for policy in study.policies:
-        show.add_row(table, f"{policy.name}, served", *_cells(policy.served), *_counts(policy))
-        show.add_row(table, f"{policy.name}, raw output", *_cells(policy.raw))
+        _add(table, f"{policy.name}, served", *_cells(policy.served), *_counts(policy))
+        _add(table, f"{policy.name}, raw output", *_cells(policy.raw))
     for each in study.schedules:
-        show.add_row(table, each.name, *_cells(each.scores), each.trainings, "", f"{each.seconds:.1f}")
+        _add(table, each.name, *_cells(each.scores), each.trainings, "", f"{each.seconds:.1f}")
     console.print(table)
     for policy in study.policies:
         for line in _told(policy):
             console.print(line)
     for note in study.notes:
         console.print(note)
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _add(table: Table, *values: Any) -> None:
+    from rich.text import Text
+
+    table.add_row(*(Text("" if value is None else str(value)) for value in values))
 
 
 def _cells(scores: Scores) -> list[str]:

@@ -15,10 +15,11 @@ from typer.testing import CliRunner, Result
 
 from monitoring.schema import FeatureSchema
 from service import sample
-from service.command.cli import app
+from service.command.cli import EXIT_CODES, app
 from service.keys import management_token
 from service.process import DISTRIBUTION
 from service.settings import Settings
+from tests.real_server import ROOT
 from tests.stand_in import TOKEN, StandIn, serving
 
 
@@ -59,7 +60,7 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = {"pandas", "numpy", "sklearn", "bentoml", "evidently", "optuna", "sqlalchemy", "httpx", "pydantic", "rich"}
     program = f"""
 import sys
-from service.command.cli import app
+from service.command.cli import EXIT_CODES, app
 try:
     app(["--help"])
 except SystemExit:
@@ -107,7 +108,7 @@ def test_a_port_that_is_none_is_refused_before_anything_starts(monkeypatch: pyte
 def test_a_service_that_is_not_there_is_named_with_the_remedy() -> None:
     result = evergreen("status", "--url", "http://127.0.0.1:9")
 
-    assert result.exit_code == 1
+    assert result.exit_code == 5
     assert len(result.stderr.splitlines()) == 1
     assert "no Evergreen answers at http://127.0.0.1:9" in result.stderr and "`evergreen serve`" in result.stderr
 
@@ -115,7 +116,7 @@ def test_a_service_that_is_not_there_is_named_with_the_remedy() -> None:
 def test_a_url_that_is_none_is_one_line_too() -> None:
     result = evergreen("status", "--url", "here:there")
 
-    assert result.exit_code == 1
+    assert result.exit_code == 5
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -126,15 +127,17 @@ def test_status_shows_versions_workers_and_the_last_check(service: StandIn) -> N
     result = ask(service, "status")
 
     assert result.exit_code == 0
+    assert result.stdout.startswith("Version 2 answers since")
     for words in (
-        "evergreen: version 2, by onnx, adaptation 17, previous 1",
-        "api-2 does not have the adaptation in force: 2-17: was changed",
-        "2: digest differs",
-        "12,345 bytes wait",
-        "drift: yes, 25% of the features (income)",
-        "quality: lost; newest rows served: auc 0.71 (500 rows)",
-        "labels: rows wait 3,600 s (measured from 4,210 labels), 312 do; 83% of the older ones have a label",
-        "drift in 25 % of the features",
+        "evergreen   version 2, by onnx, adaptation 17, previous 1\n",
+        "look        api-2 cannot load version 2: digest differs\n",
+        "look        the gates doubt this version: log loss 0.7, always answering",
+        "here\tapi-2\t1\t1\t2: digest differs\n",
+        "record      12,345 bytes wait",
+        "drift       yes, 25% of the features (income)\n",
+        "quality     lost; newest rows served: auc 0.71 (500 rows)\n",
+        "labels      rows wait 3,600 s (measured from 4,210 labels), 312 do; 83% of the older ones have a label\n",
+        "because     drift in 25 % of the features\n",
     ):
         assert words in result.stdout
 
@@ -168,6 +171,43 @@ def test_a_run_that_does_not_exist_is_said(service: StandIn) -> None:
     result = ask(service, "runs", "7")
 
     assert (result.exit_code, result.stderr) == (1, "evergreen: GET /manage/runs/7: 404 run 7 does not exist\n")
+
+
+# The page
+
+
+def test_open_prints_the_address_and_no_token_where_there_is_no_browser(
+    service: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERGREEN_SECURITY__TOKEN", TOKEN)
+    for variable in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(variable, raising=False)
+
+    for asked in (["open", "--print"], ["open"]):
+        result = evergreen(*asked, "--url", service.url)
+        assert (result.exit_code, result.stdout) == (0, f"{service.url}/\n")
+        assert "sign in with a token" in result.stderr and TOKEN not in result.output
+
+
+def test_open_gives_the_browser_the_address_and_nothing_else(
+    service: StandIn, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = empty_folder / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$@" > {empty_folder}/opened\n')
+    browser.chmod(0o755)
+    program = [sys.executable, "-m", "service.command.cli", "open", "--url", service.url]
+    told = {"BROWSER": str(browser), "EVERGREEN_SECURITY__TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run(program, env=os.environ | told, capture_output=True, text=True, check=True)
+
+    assert (empty_folder / "opened").read_text() == f"{service.url}/\n"
+    assert done.stdout == "" and f"opened {service.url}/" in done.stderr
+
+
+def test_open_says_when_nothing_answers() -> None:
+    result = evergreen("open", "--url", "http://127.0.0.1:9")
+
+    assert result.exit_code == 5 and "no Evergreen answers" in result.stderr
 
 
 # The token
@@ -216,14 +256,17 @@ def test_retrain_and_rollback_and_promote_carry_their_reason(service: StandIn) -
     ("arguments", "state", "outcome", "code"),
     [
         (("retrain", "--wait"), "done", "promoted", 0),
-        (("retrain", "--wait"), "done", "kept", 0),
-        (("retrain", "--wait"), "failed", "crashed", 1),
+        (("retrain", "--wait"), "done", "kept", 3),
+        (("retrain", "--wait"), "done", "no_action", 3),
+        (("retrain", "--wait"), "failed", "crashed", 4),
+        (("retrain", "--wait"), "failed", "interrupted", 4),
         (("rollback",), "done", "rolled_back", 0),
-        (("rollback",), "failed", None, 1),
+        (("rollback",), "failed", "refused", 3),
+        (("rollback",), "failed", "not_loaded", 4),
         (("promote", "2"), "done", "promoted", 0),
-        (("promote", "2"), "done", "refused", 1),
+        (("promote", "2"), "done", "no_action", 3),
         (("adaptation", "off"), "done", "off", 0),
-        (("adaptation", "on"), "failed", "crashed", 1),
+        (("adaptation", "on"), "failed", "crashed", 4),
     ],
 )
 def test_the_exit_code_says_what_came_of_it(
@@ -246,7 +289,34 @@ def test_a_pushed_model_arrives_as_it_was_and_is_refused_or_promoted(service: St
     refused = ask(service, "push", model, "--wait", "--json")
 
     assert service.queued[0] == ("push", "my own & better", b"PK\x03\x04 a zip")
-    assert (refused.exit_code, json.loads(refused.stdout)["outcome"]) == (1, "refused")
+    assert (refused.exit_code, json.loads(refused.stdout)["outcome"]) == (3, "refused")
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [("done", "promoted"), ("done", "kept"), ("done", "refused"), ("failed", "crashed"), ("running", None)],
+)
+def test_retrain_and_push_exit_alike_for_alike_verdicts(
+    service: StandIn, empty_folder: Path, state: str, outcome: str | None
+) -> None:
+    model = empty_folder / "model.skops"
+    model.write_bytes(b"PK\x03\x04 a zip")
+    service.outcomes = dict.fromkeys(("retrain", "push"), (state, outcome))
+    wait = ("--wait", "--timeout", "0.2")
+
+    codes = [ask(service, *asked, *wait).exit_code for asked in (("retrain",), ("push", model))]
+
+    expected = {"promoted": 0, "kept": 3, "refused": 3, "crashed": 4, None: 5}[outcome]
+    assert codes == [expected, expected]
+
+
+def test_the_help_says_what_the_exit_codes_mean() -> None:
+    shown = evergreen("--help").stdout
+
+    for line in EXIT_CODES.replace("\b\n", "").splitlines():
+        assert line.strip() in shown
+    for name in ("retrain", "push"):
+        assert "0 when it was promoted, 3 when the champion stays" in " ".join(evergreen(name, "--help").stdout.split())
 
 
 def test_a_pickle_is_not_even_sent(service: StandIn, empty_folder: Path) -> None:

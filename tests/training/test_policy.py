@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from monitoring.drift import DriftReport, FeatureDrift, Finding
 from monitoring.quality import Quality
 from monitoring.verdict import QualityVerdict
-from training.policy import History, QualityCheck, RetrainPolicy, cooldown_s, decide, growth_needed
+from training.policy import Ahead, History, QualityCheck, RetrainPolicy, cooldown_s, decide, growth_needed
 
 NOW = 1_000_000.0
 POLICY = RetrainPolicy(confirmations=1)
@@ -57,6 +57,17 @@ def test_a_training_is_due_when_the_labelled_rows_have_grown_enough() -> None:
     )
     off = decide(None, quality(), replace(history, new_labelled_rows=5_000), NOW, RetrainPolicy(growth=0))
     assert off.reasons == (HELD,)
+
+
+def test_a_decision_counts_what_makes_the_next_training_due() -> None:
+    assert decide(None, quality(), READY, NOW, POLICY).ahead == Ahead(300, 500, None, NOW - 10_000 + 300)
+    assert decide(None, quality(LOST), READY, NOW, POLICY).ahead.rows_due == 250
+    aged = decide(None, quality(), READY, NOW, RetrainPolicy(growth=0, every_s=20_000)).ahead
+    assert (aged.rows_due, aged.due_at) == (None, NOW + 10_000)
+    few = replace(READY, trained_rows=100, labelled_rows=320, new_labelled_rows=120)
+    assert decide(None, quality(), few, NOW, POLICY).ahead.rows_due == 300, "the record itself lacks 180"
+    assert decide(None, quality(), replace(few, labelled_rows=500), NOW, POLICY).ahead.rows_due == 200
+    assert decide(None, None, History(), NOW, POLICY).ahead == Ahead(0, 500)
 
 
 def test_each_refused_training_makes_the_next_one_wait_longer_up_to_four_times() -> None:

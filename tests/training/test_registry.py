@@ -228,7 +228,7 @@ def test_unknown_versions_name_the_known_ones(registry: Registry, artefact: Path
 
 
 def test_before_the_first_promotion_nothing_is_live(registry: Registry) -> None:
-    assert registry.live() == LiveSet()
+    assert registry.live() == LiveSet() and registry.served_since() is None
     with pytest.raises(NoChampion, match="run `evergreen train`"):
         registry.champion()
     with pytest.raises(NoPrevious, match="no champion before version None"):
@@ -239,10 +239,15 @@ def test_an_announced_version_is_not_in_service_until_it_is_flipped(registry: Re
     in_service(registry, artefact, 1)
     registry.register(artefact, origin="retrain", now=1.0)
 
+    since = registry.served_since()
+    assert since is not None
+
     registry.announce(2, TOKEN)
     assert registry.live() == LiveSet(champion=1, announced=2)
+    assert registry.served_since() == since
     assert registry.flip(2, TOKEN) == LiveSet(champion=2, previous=1)
     assert registry.champion() == 2
+    assert (registry.served_since() or 0.0) > since
 
 
 def test_a_withdrawn_version_cannot_be_flipped(registry: Registry, artefact: Path) -> None:

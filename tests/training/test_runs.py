@@ -5,9 +5,12 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
+import training.runs
 from monitoring.store import open_store
 from training.lease import CONTROLLER, Lease, LeaseLost
-from training.runs import NO_ACTION, Runs, UnknownRun
+from training.manifest import NO_ACTION
+from training.policy import ALONE
+from training.runs import Runs, UnknownRun
 
 
 @pytest.fixture
@@ -126,6 +129,58 @@ def test_the_list_pages_newest_first_and_filters(table: Runs) -> None:
     assert [run.id for run in table.list(limit=2)] == [ids[2], ids[1]]
     assert [run.id for run in table.list(limit=2, before=ids[1])] == [ids[0]]
     assert [run.id for run in table.list(kind="push")] == [ids[2], ids[0]]
+
+
+def test_the_list_asks_for_a_trigger_and_a_time(table: Runs) -> None:
+    for at, trigger in enumerate(("manual", "quality", "manual")):
+        table.queue("retrain", trigger=trigger, who="a", why="b", now=float(at))
+
+    assert [run.created_at for run in table.list(trigger="manual")] == [2.0, 0.0]
+    assert [run.created_at for run in table.list(since=1.0)] == [2.0, 1.0]
+    assert [run.created_at for run in table.list(since=1.0, trigger="manual", kind="retrain")] == [2.0]
+
+
+def no(table: Runs, at: float, why: str = "quality held: auc 0.8; no drift", version: int = 1) -> int:
+    return table.note("check", trigger="schedule", who="c", why=why, now=at, token=TOKEN, version=version)
+
+
+def test_checks_that_say_no_in_the_same_way_are_folded_and_nothing_else_is(table: Runs) -> None:
+    first = no(table, 1.0)
+    no(table, 2.0, "quality not known yet: auc 0.79; no drift")
+    no(table, 3.0, f"quality held: auc 0.79; age moved, matters; {ALONE}")
+    no(table, 4.0, "quality lost: auc 0.6; no drift")
+    table.queue("retrain", trigger="manual", who="ana", why="one", now=5.0)
+    table.queue("retrain", trigger="manual", who="ana", why="one", now=6.0)
+    table.note(
+        "check", trigger="schedule", who="c", why="it failed", state="failed", outcome="crashed", now=7, token=TOKEN
+    )
+    no(table, 8.0, "quality held: auc 0.8")
+    last = no(table, 9.0, "quality held: auc 0.8", version=2)
+
+    folds = table.folded()
+
+    assert [(f.run.created_at, f.count, f.first_at) for f in folds] == [
+        *((at, 1, at) for at in (9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0)),
+        (2.0, 2, 1.0),
+    ]
+    assert (folds[0].run, folds[-1].first_id) == (table.get(last), first)
+
+
+def test_folds_are_counted_by_the_limit_however_many_runs_they_hold(
+    table: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.runs, "_AT_ONCE", 3)
+    for at in range(10):
+        no(table, float(at))
+    asked = table.queue("push", trigger="manual", who="ana", why="mine", now=10.0)
+    for at in range(11, 18):
+        no(table, float(at))
+
+    assert [(f.run.kind, f.count) for f in table.folded(limit=2)] == [("check", 7), ("push", 1)]
+    assert [(f.run.kind, f.count) for f in table.folded(limit=3)] == [("check", 7), ("push", 1), ("check", 10)]
+    assert [f.count for f in table.folded(before=asked)] == [10]
+    assert [f.count for f in table.folded(kind="check", since=5.0)] == [12]
+    assert table.folded(trigger="growth") == ()
 
 
 def test_pruning_bounds_the_noes_and_keeps_every_act_and_the_newest(table: Runs) -> None:
