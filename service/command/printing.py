@@ -65,14 +65,14 @@ def _listed(values: Any) -> str:
 
 
 def quality_text(found: Any) -> str:
-    """`auc 0.8312 (1,000 rows)` of a measured quality, whatever else stands beside it."""
+    """`auc 0.8312 (1,000 rows)` of a measured quality, "" where it has no value."""
     if not isinstance(found, dict):
         return ""
     value = found.get("value", found.get("challenger"))  # of a check, or of a version's own holdout
-    if "metric" in found and value is not None:
-        rows = f" ({found['rows']:,} rows)" if isinstance(found.get("rows"), int) else ""
-        return f"{found['metric']} {_number(value)}{rows}"
-    return ", ".join(f"{name} {_number(value)}" for name, value in found.items() if isinstance(value, (int, float)))
+    if value is None:
+        return ""
+    rows = f" ({found['rows']:,} rows)" if isinstance(found.get("rows"), int) else ""
+    return f"{found.get('metric')} {_number(value)}{rows}"
 
 
 def print_status(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:

@@ -27,7 +27,14 @@ from tests.real_server import Server, wait_until
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("house")
-    server = Server(home, DATA__FIRST="700", TRAINING__TRIALS="0", SCHEDULE__CHECK_INTERVAL_S="3", EXPORT__TO="exports")
+    server = Server(
+        home,
+        DATA__FIRST="700",
+        TRAINING__TRIALS="0",
+        TRAINING__NICE="0",
+        SCHEDULE__CHECK_INTERVAL_S="3",
+        EXPORT__TO="exports",
+    )
     umask = os.umask(0o022)  # whoever starts it is not careful
     try:
         yield server.start().wait_ready()

@@ -15,6 +15,7 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +24,12 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 
-from service.configuration import load
-from service.handover import ControllerStatus, Live, LiveVersion, write_live, write_status
 from service.serving.front import Front
-from service.serving.worker import Worker
-from tests.places import START, TOKEN, Place, first, place
+from tests.places import TOKEN, Place, first, place
 from tests.real_server import ROOT
 from tests.stand_in import TOKEN as SECRET
 from tests.stand_in import listening
+from tests.working import working
 from training import job
 from training.cycle import note_failure, run_cycle, work_off
 from training.spec import JobResult, JobSpec
@@ -71,38 +70,15 @@ def deployed(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     place.engine.dispose()
 
 
-class serving:
+@contextmanager
+def serving(place: Place, home: Path) -> Iterator[str]:
     """The address of a worker of this place."""
 
-    def __init__(self, place: Place, home: Path) -> None:
-        settings = load(
-            environ={
-                "EVERGREEN_HOME": str(home),
-                "EVERGREEN_STORE__URL": f"sqlite:///{home}/evergreen.db",
-                "EVERGREEN_STORE__VAR": str(home),
-                "EVERGREEN_MODEL__NAME": "credit",
-                "EVERGREEN_SECURITY__TOKEN": SECRET,
-                "EVERGREEN_SERVE__WORKERS": "1",
-            }
-        )
-        champion = place.registry.champion()
-        write_live(
-            settings.live_file, Live("credit", champion=LiveVersion(champion, str(place.registry.path(champion))))
-        )
-        self.worker = Worker(settings, home / "run", "api-1")
-        write_status(home / "run", ControllerStatus(at=START, holder="me", spool_bytes=512))
+    async def beyond(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError(f"{scope['path']} is not the framework's")
 
-    def __enter__(self) -> str:
-        async def beyond(scope: Any, receive: Any, send: Any) -> None:
-            raise AssertionError(f"{scope['path']} is not the framework's")
-
-        self.worker.start()
-        self.listens = listening(Front(beyond, lambda: self.worker))
-        return self.listens.__enter__()
-
-    def __exit__(self, *why: Any) -> None:
-        self.listens.__exit__(*why)
-        self.worker.close()
+    with working(place, home) as worker, listening(Front(beyond, lambda: worker)) as url:
+        yield url
 
 
 def command(url: str, *arguments: str) -> tuple[list[str], dict[str, str]]:

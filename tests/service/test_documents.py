@@ -313,7 +313,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory, artefact: Path) -> dict[
 
 
 def served_paths() -> set[str]:
-    """Every path that `TEMPLATES` knows, with a name in the place of what may be any."""
+    """Every path that `TEMPLATES` knows, `*` for what may be any; without those that are the page's own (`/page/`)."""
     found = set()
     for pattern, _ in TEMPLATES:
         paths = [""]
@@ -325,7 +325,7 @@ def served_paths() -> set[str]:
             else:
                 more = [plain.replace("\\", "")] if plain else ["*"]
             paths = [path + one for path in paths for one in more]
-        found |= {*paths}
+        found |= {path for path in paths if not path.startswith("/page/")}
     return found
 
 

@@ -131,7 +131,7 @@ def replica(place: Place, store_url: str, tmp_path: Path) -> Iterator[Replica]:
 
 
 def test_a_report_is_made_when_asked_for_by_a_job_and_then_kept(replica: Replica) -> None:
-    replica.change(run_job=partial(subprocess_job, timeout_s=600))
+    replica.change(run_job=partial(subprocess_job, timeout_s=280), nice=0)
 
     asked, waiting = replica.ask(1), replica.ask(1, accept="text/html,*/*;q=0.8")
     assert (asked.status_code, asked.json()) == (202, {"check": 1, "waiting": 1})

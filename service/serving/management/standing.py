@@ -43,7 +43,7 @@ def standing(here: Managed, paused: str | None = None) -> Standing:
         next=ahead,
         paused=paused,
         doubts=_doubts(here, champion),
-        alerts=tuple(_alerts(here, newest, ahead if paused is None else None, now)),
+        alerts=(*_alerts(here, newest, ahead if paused is None else None, now), *_drift(newest, champion)),
     )
 
 
@@ -133,7 +133,14 @@ def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float)
     if failed is not None and failed.state == "failed" and (newest is None or failed.created_at > newest.at):
         yield f"the last check failed: {failed.record.error} (run {failed.id})"
     elif ahead is not None and ahead.at is not None and now > ahead.at + LATE_S:
-        yield f"the check is overdue by {duration(now - ahead.at)}: no replica holds the lease, or its controller hangs"
-    for finding in ((newest.drift if newest else None) or {}).get("findings", ()):
+        late = duration(now - ahead.at)
+        yield f"the check is overdue by {late}: the machine is too busy, or no controller holds the lease"
+
+
+def _drift(newest: Check | None, champion: int | None) -> Iterator[str]:
+    """What moved under the version in service, and matters."""
+    if newest is None or newest.version != champion:
+        return
+    for finding in (newest.drift or {}).get("findings", ()):
         if finding.get("state") in ("began", "continues") and finding.get("matters"):
             yield f"drift: {finding['sentence']}"
