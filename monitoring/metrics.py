@@ -128,6 +128,7 @@ class Metrics:
         )
         self.last_success = self._gauge("last_success_timestamp_seconds", "When a job last ended well", "job")
         self.job_failures = self._counter("job_failures", "Scheduled jobs that raised", "job")
+        self.loop_paused = self._gauge("loop_paused", "1 while a person has paused checks, trainings and promotions")
         self.scheduler_leader = self._gauge("scheduler_leader", "1 while this replica holds the lease")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -24,7 +24,7 @@ BODY_BYTES: Final = 2**20
 
 
 async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send: Send) -> None:
-    """Let `app` answer a request of `/manage` whose token, or session, may ask for it; its name is then `request.state.who`.
+    """Let `app` answer a request of `/manage` whose token or session may ask for it; its name is `request.state.who`.
 
     Raises `Denied`, or `Reject` for a body that is too long by its own account. What `app` raises, once it has
     answered it as a 500, stands in the log with the request's id.

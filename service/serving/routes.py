@@ -28,7 +28,7 @@ TEMPLATES: Final = (
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer"), "/v2/models/{model}/infer"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/ready"), "/v2/models/{model}/ready"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?"), "/v2/models/{model}"),
-    (re.compile(r"/manage/(models|runs|retrain|rollback|drift|status|erasures|openapi\.json|docs)"), None),
+    (re.compile(r"/manage/(models|runs|retrain|rollback|pause|resume|drift|status|erasures|openapi\.json|docs)"), None),
     (re.compile(r"/manage/models/[^/]+/promote"), "/manage/models/{version}/promote"),
     (re.compile(r"/manage/models/[^/]+"), "/manage/models/{version}"),
     (re.compile(r"/manage/runs/[^/]+"), "/manage/runs/{id}"),

@@ -52,13 +52,13 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 # -- session ---------------------------------------------------------------------------------------------------------
 
 
-class SignIn(Shape):
+class SignIn(Shape, frozen=True, kw_only=True):
     """Body of `POST /page/session`."""
 
     token: str
 
 
-class Session(Shape):
+class Session(Shape, frozen=True, kw_only=True):
     """Who is signed in."""
 
     name: str
@@ -71,7 +71,7 @@ class Session(Shape):
     """None for a bearer token."""
 
 
-class Changed(Shape):
+class Changed(Shape, frozen=True, kw_only=True):
     """Data of the event `changed`: what to fetch again."""
 
     topics: tuple[str, ...]
@@ -83,7 +83,7 @@ class Changed(Shape):
 # -- state -----------------------------------------------------------------------------------------------------------
 
 
-class QualityNow(Shape):
+class QualityNow(Shape, frozen=True, kw_only=True):
     """What the newest check knows of the champion's answers, served as they were; as in `/manage/drift`."""
 
     state: Literal["held", "lost", "not known yet"]
@@ -106,13 +106,13 @@ class QualityNow(Shape):
     check: int
 
 
-class NextStep(Shape):
+class NextStep(Shape, frozen=True, kw_only=True):
     what: str
     at: Number
     """None: when something else is over, or never."""
 
 
-class AdaptationNow(Shape):
+class AdaptationNow(Shape, frozen=True, kw_only=True):
     """How the champion's output is adapted between trainings."""
 
     state: Literal["in force", "none", "off", "never"]
@@ -134,7 +134,7 @@ class AdaptationNow(Shape):
     """Of the newest event."""
 
 
-class Alert(Shape):
+class Alert(Shape, frozen=True, kw_only=True):
     text: str
     """What a person should look at, in one sentence; the same ones that the sentence of `State` counts."""
     kind: Literal["quality", "drift", "run", "worker", "store", "record", "adaptation", "doubt"]
@@ -142,14 +142,14 @@ class Alert(Shape):
     """Whose page says more."""
 
 
-class Paused(Shape):
+class Paused(Shape, frozen=True, kw_only=True):
     who: str
     why: str
     at: float
     run: int
 
 
-class RunningNow(Shape):
+class RunningNow(Shape, frozen=True, kw_only=True):
     run: int
     kind: str
     trigger: str
@@ -158,7 +158,7 @@ class RunningNow(Shape):
     """Runs that wait behind it."""
 
 
-class WorkerNow(Shape):
+class WorkerNow(Shape, frozen=True, kw_only=True):
     """One API worker, of any replica."""
 
     replica: str
@@ -171,7 +171,7 @@ class WorkerNow(Shape):
     """Version -> why it would not load."""
 
 
-class Lease(Shape):
+class Lease(Shape, frozen=True, kw_only=True):
     """Who does the scheduled work."""
 
     holder: str
@@ -180,7 +180,7 @@ class Lease(Shape):
     """Whether it is this replica."""
 
 
-class Job(Shape):
+class Job(Shape, frozen=True, kw_only=True):
     """A job of the replica that holds the lease."""
 
     name: str
@@ -193,7 +193,7 @@ class Job(Shape):
     """Since this server started."""
 
 
-class DelayHistogram(Shape):
+class DelayHistogram(Shape, frozen=True, kw_only=True):
     """How long labels took to come, of the newest predictions that have one."""
 
     edges_s: tuple[float, ...]
@@ -206,7 +206,7 @@ class DelayHistogram(Shape):
     """Of these, without a label (yet)."""
 
 
-class Record(Shape):
+class Record(Shape, frozen=True, kw_only=True):
     """What was answered, on its way into the store. Of this replica, but for `delays`."""
 
     spool_bytes: int | None
@@ -223,7 +223,7 @@ class Record(Shape):
     """None: no label yet."""
 
 
-class State(Shape):
+class State(Shape, frozen=True, kw_only=True):
     """The deployment at a glance."""
 
     revision: str
@@ -286,18 +286,18 @@ class State(Shape):
 # -- quality ---------------------------------------------------------------------------------------------------------
 
 
-class Span(Shape):
+class Span(Shape, frozen=True, kw_only=True):
     """What a series covers."""
 
     since: Number
     """The oldest there is at all (not only in the span asked for); None: nothing yet."""
     until: Number
     """The newest there is."""
-    of: int
-    """How many there are in the span asked for; the series shows at most `MOST_POINTS` of them."""
+    of: int | None
+    """How many there are in the span asked for; the series shows at most `MOST_POINTS` of them. None: not counted."""
 
 
-class Mark(Shape):
+class Mark(Shape, frozen=True, kw_only=True):
     """Something that happened, to be drawn over a series."""
 
     at: float
@@ -308,7 +308,7 @@ class Mark(Shape):
     text: str
 
 
-class QualitySeries(Shape):
+class QualitySeries(Shape, frozen=True, kw_only=True):
     """A point is a check."""
 
     at: tuple[float, ...]
@@ -330,7 +330,7 @@ class QualitySeries(Shape):
     delay_s: tuple[Number, ...]
 
 
-class LossSeries(Shape):
+class LossSeries(Shape, frozen=True, kw_only=True):
     """Served beside raw: a point is an adaptation. The record does not keep raw outputs, so they are compared by loss
     where an adaptation was made, and not by the metric of each check."""
 
@@ -345,7 +345,7 @@ class LossSeries(Shape):
     """Matured rows answered while adapted, that both are measured on."""
 
 
-class Quality(Shape):
+class Quality(Shape, frozen=True, kw_only=True):
     metric: str | None
     """None: no check yet. Points of another metric (the setting was changed) have null values."""
     higher_is_better: bool
@@ -359,7 +359,7 @@ class Quality(Shape):
 # -- decisions -------------------------------------------------------------------------------------------------------
 
 
-class Chip(Shape):
+class Chip(Shape, frozen=True, kw_only=True):
     """The verdict of one gate."""
 
     gate: str
@@ -370,7 +370,7 @@ class Chip(Shape):
     threshold: Number
 
 
-class Decision(Shape):
+class Decision(Shape, frozen=True, kw_only=True):
     """One run, or several checks in a row that said no for the same reason."""
 
     kind: str
@@ -402,7 +402,7 @@ class Decision(Shape):
     """From start to end, of the newest."""
 
 
-class Decisions(Shape):
+class Decisions(Shape, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...]
     before: int | None
     """Give it as `before` for what is older; None: nothing is."""
@@ -413,7 +413,7 @@ class Decisions(Shape):
 # -- drift -----------------------------------------------------------------------------------------------------------
 
 
-class DriftFeature(Shape):
+class DriftFeature(Shape, frozen=True, kw_only=True):
     """One column, with what the newest check in the span says of it."""
 
     name: str
@@ -448,13 +448,13 @@ class DriftFeature(Shape):
     """Rows of the window with a number outside the range that training saw."""
 
 
-class DriftCheck(Shape):
+class DriftCheck(Shape, frozen=True, kw_only=True):
     id: int
     at: float
     version: int
 
 
-class Drift(Shape):
+class Drift(Shape, frozen=True, kw_only=True):
     """The strip: a row is a feature, a column is a check."""
 
     features: tuple[DriftFeature, ...]
@@ -476,7 +476,7 @@ class Drift(Shape):
     span: Span
 
 
-class Bars(Shape):
+class Bars(Shape, frozen=True, kw_only=True):
     """Rows by bin."""
 
     rows: int
@@ -489,7 +489,7 @@ class Bars(Shape):
     """Rows beyond the first and the last edge; 0 for categories."""
 
 
-class Histogram(Shape):
+class Histogram(Shape, frozen=True, kw_only=True):
     """One column at one check: what the champion knew, and what came."""
 
     check: int
@@ -502,7 +502,7 @@ class Histogram(Shape):
     categories: tuple[str, ...] | None
     """One a bin, the most frequent in the reference first; the last may be "others"."""
     reference: Bars | None
-    """Rows of the version's reference, at most 5,000. None: its artefact is not on this host."""
+    """Rows of the version's reference. None: its artefact is not on this host."""
     window: Bars | None
     """The rows that the check looked at. None: they are gone from the record (retention), `note` says so."""
     note: str
@@ -511,7 +511,7 @@ class Histogram(Shape):
 # -- distribution ----------------------------------------------------------------------------------------------------
 
 
-class OutputBars(Shape):
+class OutputBars(Shape, frozen=True, kw_only=True):
     edges: tuple[float, ...] | None
     """Of scores (probability of the second class) or of numbers; None for classes."""
     categories: tuple[str, ...] | None
@@ -520,7 +520,7 @@ class OutputBars(Shape):
     rows: int
 
 
-class OutputSeries(Shape):
+class OutputSeries(Shape, frozen=True, kw_only=True):
     """Small samples of rows that followed each other, at moments spread over the span."""
 
     at: tuple[float, ...]
@@ -531,7 +531,7 @@ class OutputSeries(Shape):
     """Rows of each sample."""
 
 
-class Distribution(Shape):
+class Distribution(Shape, frozen=True, kw_only=True):
     """What is answered and what turns out to be true."""
 
     task: Literal["binary", "multiclass", "regression"] | None
@@ -553,7 +553,7 @@ class Distribution(Shape):
 # -- segments --------------------------------------------------------------------------------------------------------
 
 
-class Slice(Shape):
+class Slice(Shape, frozen=True, kw_only=True):
     """A group of rows, as the gates form them."""
 
     name: str
@@ -567,7 +567,7 @@ class Slice(Shape):
     """`value` minus that of all rows; negative is worse, whatever the metric."""
 
 
-class Segments(Shape):
+class Segments(Shape, frozen=True, kw_only=True):
     check: int | None
     """None: no check yet has looked at slices."""
     at: Number
@@ -587,7 +587,7 @@ class Segments(Shape):
 # -- traffic ---------------------------------------------------------------------------------------------------------
 
 
-class Rate(Shape):
+class Rate(Shape, frozen=True, kw_only=True):
     """From the record, all replicas."""
 
     at: tuple[float, ...]
@@ -599,7 +599,7 @@ class Rate(Shape):
     bin_s: Number
 
 
-class Recent(Shape):
+class Recent(Shape, frozen=True, kw_only=True):
     """From the metrics of one replica, sampled every 5 s while somebody has the page open, at most 15 minutes."""
 
     at: tuple[float, ...]
@@ -615,7 +615,7 @@ class Recent(Shape):
     bound them, so they are read between edges."""
 
 
-class Totals(Shape):
+class Totals(Shape, frozen=True, kw_only=True):
     """From the metrics of one replica, since its server started."""
 
     since: Number
@@ -627,7 +627,7 @@ class Totals(Shape):
     p99_ms: Number
 
 
-class Ribbon(Shape):
+class Ribbon(Shape, frozen=True, kw_only=True):
     """One version in service."""
 
     version: int
@@ -638,7 +638,7 @@ class Ribbon(Shape):
     """That put it in service."""
 
 
-class Traffic(Shape):
+class Traffic(Shape, frozen=True, kw_only=True):
     replica: str
     """Whose `recent` and `totals` are."""
     rate: Rate
@@ -646,13 +646,13 @@ class Traffic(Shape):
     totals: Totals
     versions: tuple[Ribbon, ...]
     span: Span
-    """Of the record; `of` is None-like 0: rows are not counted."""
+    """Of the record; `of` is null: its rows are not counted."""
 
 
 # -- one run ---------------------------------------------------------------------------------------------------------
 
 
-class Phase(Shape):
+class Phase(Shape, frozen=True, kw_only=True):
     name: str
     """waiting | data | training and judging | taking into service | the rest"""
     since: float = msgspec.field(name="from")
@@ -660,7 +660,7 @@ class Phase(Shape):
     seconds: float
 
 
-class Tried(Shape):
+class Tried(Shape, frozen=True, kw_only=True):
     """A window of the newest rows that was tried as what to learn from."""
 
     name: str
@@ -670,17 +670,17 @@ class Tried(Shape):
     chosen: bool
 
 
-class Trial(Shape):
+class Trial(Shape, frozen=True, kw_only=True):
     """One set of parameters that the study tried."""
 
     number: int
     value: Number
-    """What was minimised (loss); None: it failed or was cut short."""
+    """What was maximised (the negative loss); None: it is not a number."""
     parameters: dict[str, Any]
     chosen: bool
 
 
-class Learned(Shape):
+class Learned(Shape, frozen=True, kw_only=True):
     """The snapshot that the job was given."""
 
     snapshot: str
@@ -691,7 +691,7 @@ class Learned(Shape):
     until: Number
 
 
-class Compared(Shape):
+class Compared(Shape, frozen=True, kw_only=True):
     """The metric of both models on the same holdout."""
 
     metric: str
@@ -703,14 +703,14 @@ class Compared(Shape):
     """The challenger's others."""
 
 
-class Rows(Shape):
+class Rows(Shape, frozen=True, kw_only=True):
     """Which rows judged, and which trained."""
 
     use: Literal["training", "judging"]
     rows: int
 
 
-class Link(Shape):
+class Link(Shape, frozen=True, kw_only=True):
     text: str
     kind: Literal["run", "version", "versions", "check", "report"]
     run: int | None = None
@@ -720,7 +720,7 @@ class Link(Shape):
     check: int | None = None
 
 
-class Story(Shape):
+class Story(Shape, frozen=True, kw_only=True):
     """All that is known of one run."""
 
     id: int
@@ -749,7 +749,7 @@ class Story(Shape):
     quality: Compared | None
     windows: tuple[Tried, ...]
     trials: tuple[Trial, ...]
-    """[]: no study, or this release's versions do not keep them."""
+    """In the order tried; []: no study, or no version came of the run."""
     data: Learned | None
     judged: tuple[Rows, ...]
     unfit_rows: int
@@ -766,7 +766,7 @@ class Story(Shape):
 # -- two versions ----------------------------------------------------------------------------------------------------
 
 
-class VersionSide(Shape):
+class VersionSide(Shape, frozen=True, kw_only=True):
     version: int
     created_at: float
     origin: str
@@ -787,7 +787,7 @@ class VersionSide(Shape):
     notes: tuple[str, ...]
 
 
-class Row(Shape):
+class Row(Shape, frozen=True, kw_only=True):
     """One line of a table with two columns; values are JSON scalars or text."""
 
     name: str
@@ -796,13 +796,13 @@ class Row(Shape):
     differs: bool
 
 
-class ImportanceRow(Shape):
+class ImportanceRow(Shape, frozen=True, kw_only=True):
     feature: str
     a: Number
     b: Number
 
 
-class SliceRow(Shape):
+class SliceRow(Shape, frozen=True, kw_only=True):
     """The metric of one slice, each version on the matured rows it answered itself, at its newest check."""
 
     name: str
@@ -813,7 +813,7 @@ class SliceRow(Shape):
     b_rows: int | None
 
 
-class SideBySide(Shape):
+class SideBySide(Shape, frozen=True, kw_only=True):
     a: VersionSide
     b: VersionSide
     parameters: tuple[Row, ...]
