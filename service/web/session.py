@@ -97,7 +97,10 @@ class Sessions:
         """Who sends these headers, by bearer token or by cookie. Raises `Denied` (401, or 403 for a wrong token)."""
         if b"authorization" in given or b"cookie" not in given:
             return Asker(self._keys.bearer(given.get(b"authorization", b"")))
-        found = self._of_cookie(given[b"cookie"], time.time() if now is None else now)
+        cookie = _value(given[b"cookie"])
+        found = self._of_cookie(cookie, time.time() if now is None else now)
+        if found is None and cookie:
+            raise Denied(401, "this session is over, or its token was revoked: sign in again")
         return Asker(self._keys.bearer(b"")) if found is None else found
 
     def require(self, scope: Scope, given: Mapping[bytes, bytes], *, writes: bool) -> Asker:
@@ -108,8 +111,8 @@ class Sessions:
         allowed(asker.token, scope)
         return asker
 
-    def _of_cookie(self, header: bytes, now: float) -> Asker | None:
-        content, _, signature = _value(header).encode().partition(b".")
+    def _of_cookie(self, cookie: str, now: float) -> Asker | None:
+        content, _, signature = cookie.encode().partition(b".")
         if not hmac.compare_digest(self._signed("session", content).encode(), signature):
             return None
         try:

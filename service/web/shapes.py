@@ -122,9 +122,9 @@ class AdaptationNow(Shape, frozen=True, kw_only=True):
     since: Number
     """When it was made, or switched off."""
     weight: Number
-    """Share of the experts other than the raw output in what is served, 0 to 1."""
+    """Share of the experts other than `identity` in what is served, 0 to 1."""
     weights: dict[str, float]
-    """Of each expert, `raw` among them; they add up to 1."""
+    """Of each expert; `identity` leaves the output as it is. They add up to 1."""
     raw_loss: Number
     served_loss: Number
     """Log loss, or mean squared error, on the `compared` matured rows that were answered while adapted."""
@@ -194,16 +194,16 @@ class Job(Shape, frozen=True, kw_only=True):
 
 
 class DelayHistogram(Shape, frozen=True, kw_only=True):
-    """How long labels took to come, of the newest predictions that have one."""
+    """How long labels took to come, of the newest labels."""
 
     edges_s: tuple[float, ...]
     """n + 1 edges of n bins, growing by a factor."""
     labels: tuple[int, ...]
     """Labels in each bin."""
     rows: int
-    """Newest predictions that were looked at."""
+    """Newest labels that were looked at, at most 2,000."""
     without: int
-    """Of these, without a label (yet)."""
+    """Of these, whose prediction is not in the record."""
 
 
 class Record(Shape, frozen=True, kw_only=True):
@@ -543,7 +543,7 @@ class Distribution(Shape, frozen=True, kw_only=True):
     predictions: OutputBars | None
     """Answers of the newest 1,000 rows; None: nothing was answered yet."""
     labels: OutputBars | None
-    """Labels of the newest labelled rows, at most 1,000; None: none yet."""
+    """The newest labels that came, at most 1,000; None: none yet."""
     predictions_over_time: OutputSeries
     labels_over_time: OutputSeries
     """Of the same samples, the rows that have a label; by when the row was answered."""
