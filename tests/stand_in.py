@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -28,6 +29,7 @@ from service.serving.answer import Feedback
 from service.serving.feedback import check_labels
 from service.serving.management.adaptation import Switch
 from service.serving.management.managed import LARGEST_ID, Why
+from service.serving.management.sentence import KnownQuality, Standing, sentence
 from service.serving.request import Reject, check_content_type
 
 TOKEN = "a-token-of-the-tests"
@@ -204,11 +206,20 @@ class StandIn:
         drift = DriftReport((moved,), None, 0.25, True, ("income moved",), reference_rows=2000, current_rows=1000)
         quality = Quality("auc", 0.71, True, {"auc": 0.71}, 500, error=0.02, usable=True)
         labels = Maturity(3600.0, 1.7e9, True, 4210, coverage=0.83, waiting=312)
+        stands = Standing(version=2, served_since=1.7e9, quality=KnownQuality(state="lost", metric="auc", value=0.71))
         return {
+            "sentence": sentence(stands, 1.7e9, UTC),
             "model": "evergreen",
             "champion": 2,
             "previous": 1,
             "announced": None,
+            "served_since": 1.7e9,
+            "quality": msgspec.to_builtins(stands.quality),
+            "coverage": 0.83,
+            "delay_s": 3600.0,
+            "next": {"what": "a check", "at": 1.7e9 + 60},
+            "paused": None,
+            "alerts": ["api-2 cannot load version 2: digest differs"],
             "engine": "onnx",
             "adaptation": 17,
             "doubts": ["log loss 0.7, always answering with the classes' shares has 0.69: it has learnt nothing"],
@@ -239,6 +250,7 @@ class StandIn:
                     "trigger": "drift",
                     "reasons": ["drift in 25 % of the features"],
                     "due": False,
+                    "ahead": {"new_rows": 40, "rows_due": 140, "due_at": None, "not_before": None},
                 },
             },
             "runs": [self.run(number, whole=False) for number in range(len(self.queued), 0, -1)][:5],

@@ -90,6 +90,16 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """What would make a training due, in numbers."""
+
+    new_rows: int = 0  # labelled rows since the last training, counted up to what is asked for
+    rows_due: int | None = None  # so many of them make one due; None: never by rows
+    due_at: float | None = None  # seconds since 1970 UTC, when one is due by age; None: never
+    not_before: float | None = None  # seconds since 1970 UTC, when the cool-down ends; None: there is none
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Train or not; `reasons` say why, the ones against as well as the ones for."""
 
@@ -97,6 +107,7 @@ class Decision:
     trigger: Trigger | None  # what asked for it, also when something stood against it
     reasons: tuple[str, ...]
     due: bool = False  # promoted unless it is probably worse; False: somebody hoped, it must be probably better
+    ahead: Ahead = Ahead()
 
     @property
     def why(self) -> str:
@@ -119,10 +130,11 @@ def decide(
     holdout needs nor past a training under way. `drift` and `quality` are None when they were not looked at.
     """
     wanted, seen = _wishes(drift, quality, history, now, policy, manual)
+    ahead = _ahead(quality, history, policy)
     if not wanted:
-        return Decision(False, None, seen)
+        return Decision(False, None, seen, ahead=ahead)
     against = _objections(history, now, policy, manual)
-    return Decision(not against, wanted, seen + against, due=wanted != "drift")
+    return Decision(not against, wanted, seen + against, due=wanted != "drift", ahead=ahead)
 
 
 def cooldown_s(history: History, policy: RetrainPolicy) -> float:
@@ -138,6 +150,25 @@ def growth_needed(share: float, trained_rows: int, refusals: int) -> int:
 
 def _patience(refusals: int) -> float:
     return min(LONGER ** min(refusals, 32), LONGEST)
+
+
+def _ahead(quality: QualityCheck | None, history: History, policy: RetrainPolicy) -> Ahead:
+    lost = policy.on_quality and quality is not None and quality.verdict.state == "lost"
+    shares = [policy.growth] if policy.growth > 0 else []
+    shares += [policy.growth_if_lost] if lost else []
+    rows_due = None
+    if shares:
+        enough = min(growth_needed(share, history.trained_rows, history.refusals) for share in shares)
+        missing = policy.min_labelled_rows - history.labelled_rows  # of the record, whatever was trained before
+        before = 0 if history.last_trained_at is None else policy.min_new_labelled_rows
+        rows_due = max(enough, before, history.new_labelled_rows + missing if missing > 0 else 0)
+    last = history.last_trained_at
+    return Ahead(
+        new_rows=history.new_labelled_rows,
+        rows_due=rows_due,
+        due_at=None if last is None or policy.every_s <= 0 else last + policy.every_s,
+        not_before=None if last is None else last + cooldown_s(history, policy),
+    )
 
 
 def _wishes(

@@ -344,6 +344,15 @@ class Registry:
             raise NoChampion(self.name)
         return champion
 
+    def served_since(self) -> float | None:
+        """When the version in service took over, seconds since 1970 UTC by the database; None before the first."""
+        wanted = sa.select(aliases.c.changed_at).where(
+            aliases.c.name == self.name, aliases.c.alias == "champion", aliases.c.version != _NOTHING
+        )
+        with self._engine.connect() as connection:
+            found = connection.scalar(wanted)
+        return None if found is None else float(found)
+
     def announce(self, version: int, token: int) -> None:
         """Ask every worker to load `version`. Raises `UnknownVersion` and `LeaseLost`."""
         there = sa.exists().where(versions.c.name == self.name, versions.c.version == version)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse
 
 from service.handover import read_reports, read_status
 from service.serving.management.adaptation import in_force
 from service.serving.management.managed import LARGEST_ID, Here, NumberInPath, Text
+from service.serving.management.sentence import sentence
+from service.serving.management.standing import paused_by, standing
 from training.rollout import live_workers
 from training.runs import Check, Run
 
@@ -54,18 +58,27 @@ def report(here: Here, check_id: NumberInPath) -> FileResponse:
 def status(here: Here) -> dict[str, Any]:
     """The deployment at a glance."""
     live = here.registry.live()
+    stands = standing(here, paused_by(here.runs.paused()))
     checks = here.runs.checks(limit=1)
     controller = read_status(here.worker.run_dir)
     current = here.worker.model.current
     local = read_reports(here.worker.run_dir / "workers")
     return {
+        "sentence": sentence(stands, time.time()),
         "model": here.settings.model.name,
         "champion": live.champion,
         "previous": live.previous,
         "announced": live.announced,
         "engine": current.engine if current else None,
         "adaptation": in_force(here, live.champion),
-        "doubts": _doubts(here, live.champion),
+        "served_since": stands.served_since,
+        "quality": msgspec.to_builtins(stands.quality),
+        "coverage": stands.coverage,
+        "delay_s": stands.delay_s,
+        "next": msgspec.to_builtins(stands.next),
+        "paused": stands.paused,
+        "alerts": list(stands.alerts),
+        "doubts": list(stands.doubts),
         "unadapted": {report.slot: report.unadapted for report in local if report.unadapted},
         "ready": here.worker.why_not_ready is None,
         "workers": [
@@ -82,12 +95,6 @@ def status(here: Here) -> dict[str, Any]:
         "last_check": _check(checks[0]) if checks else None,
         "runs": [_run(run, whole=False) for run in here.runs.list(limit=5)],
     }
-
-
-def _doubts(here: Here, champion: int | None) -> list[str]:
-    """What the gates had against the champion: it is served all the same when it was the first version."""
-    verdict = None if champion is None else here.registry.manifest(champion).verdict
-    return [] if verdict is None or verdict.passed else list(verdict.reasons)
 
 
 def _run(run: Run, *, whole: bool = True) -> dict[str, Any]:
