@@ -105,7 +105,7 @@ export const actionsPanel = () =>
   new Panel({
     id: "actions",
     title: "Actions",
-    topics: ["state"],
+    uses: ["version", "previous", "versions", "paused", "adaptation", "running", "scopes", "name"],
     draw(body, state) {
       const may = state.scopes.includes("operate");
       const list = all(state);

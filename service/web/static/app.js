@@ -46,7 +46,7 @@ function open() {
     const parts = found.slice(1);
     if (view?.make === make && view.goTo?.(parts, query)) return;
     view?.close();
-    view = make(main, jump, parts, query);
+    view = make(main, jump, parts, query, (revision) => live.shows(revision));
     view.make = make;
     return;
   }

@@ -139,13 +139,13 @@ export class TimeChart {
       {
         width,
         height: this.height,
-        padding: [10, 12, 0, 0],
+        padding: [10, 22, 0, 0],
         legend: { show: false },
         cursor: { sync: { key: this.sync }, drag: { x: Boolean(this.choose), y: false, setScale: false }, points: { size: 7 } },
         select: { show: Boolean(this.choose) },
         scales: { y: { range: (_, low, high) => this.#range(low, high) } },
         axes: [
-          { ...axis, space: 90, values: (_, splits, __, ___, step) => axisTimes(splits, step) },
+          { ...axis, space: 90, size: (_, labels) => (labels?.some((label) => label?.includes("\n")) ? 46 : 30), values: (_, splits, __, ___, step) => axisTimes(splits, step) },
           { ...axis, space: 44, size: (plot, values) => this.#room(plot, values), values: (_, splits) => splits.map((value) => this.format(value)) },
         ],
         series: [{}, ...series],
@@ -175,12 +175,12 @@ export class TimeChart {
   }
 
   #room(plot, values) {
-    if (!values?.length) return 40;
+    if (!values?.length) return 60;
     plot.ctx.save();
     plot.ctx.font = plot.axes[1].font[0];
     const widest = Math.max(...values.map((value) => plot.ctx.measureText(value ?? "").width)) / devicePixelRatio;
     plot.ctx.restore();
-    return Math.ceil(widest) + 16;
+    return Math.max(this.ribbons.length ? 60 : 0, Math.ceil(widest) + 16);
   }
 
   /** Lines where something happened, and its links above them; what stands too close is one link with a number. */
@@ -250,11 +250,11 @@ export class TimeChart {
         const kinds = [...new Set(marks.map(({ kind }) => kind))];
         const first = marks.toSorted((a, b) => RANK.indexOf(b.kind) - RANK.indexOf(a.kind))[0];
         const text = marks.slice(-6).map(({ at, kind, text: said }) => `${moment(at)} ${nameOf(kind)}: ${said}`);
-        if (marks.length > 6) text.unshift(`${marks.length} events, the last of them:`);
+        if (marks.length > 1) text.unshift(`${marks.length} events${marks.length > 6 ? ", the last of them" : ""}:`);
         const target = marks.length === 1 || kinds.length === 1 ? marks.at(-1) : first;
         const props = {
           class: `mark is-${first.kind}`,
-          "aria-label": text.join("; "),
+          "aria-label": text.join(" "),
           "data-key": `mark-${target.run ?? target.at}`,
           tabindex: index === groups.length - 1 ? "0" : "-1",
           style: { left: `${from}px` },

@@ -136,7 +136,7 @@ export function driftPanel() {
         h("caption", { class: "sr" }, "Drift by feature and check. Arrow keys move, Enter opens the histograms."),
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Feature"), h("th", { scope: "col", class: "n" }, h("abbr", { title: "Importance: share in how the champion's answers vary" }, "Imp.")), h("th", { scope: "col", class: "n" }, "Now"), h("th", { scope: "colgroup", colspan: width, class: "span-head" }, h("span", {}, moment(checks[from].at)), width > 9 && h("span", {}, moment(checks[until - 1].at))))),
         h("tbody", {}, rows),
-        h("tfoot", {}, h("tr", {}, h("th", { scope: "row", colspan: 3 }, "share moved"), Array.from({ length: width }, (_, index) => {
+        h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "share moved"), h("td", { class: "importance" }), h("td", {}), Array.from({ length: width }, (_, index) => {
           const share = data.share[from + index];
           const bar = h("span", { class: `share${data.detected[from + index] ? " is-detected" : ""}` });
           bar.style.setProperty("height", `${Math.round((share ?? 0) * 24)}px`);

@@ -15,6 +15,8 @@ function extent(values) {
   return [low - room, high + room];
 }
 
+const STEPS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5];
+
 /** Two sets of counts over the same bins, as shares of their rows: `[{name, kind, counts}]`, kinds `reference`, `window`. */
 export function histogram(sets, labels, { label, height = 180, edges = true }) {
   const shares = sets.map(({ counts }) => {
@@ -26,8 +28,9 @@ export function histogram(sets, labels, { label, height = 180, edges = true }) {
   const floor = height - 22;
   const y = (share) => floor - (share / top) * (floor - 14);
   const parts = [];
-  for (const tick of [0.5, 1]) {
-    parts.push(s("line", { x1: 0, x2: "100%", y1: y(top * tick), y2: y(top * tick), class: "grid" }), text(1, y(top * tick) - 4, percent(top * tick, top < 0.1 ? 1 : 0), "end", "tick"));
+  const step = STEPS.find((one) => top / one < 4) ?? 0.5;
+  for (let tick = step; tick <= top; tick += step) {
+    parts.push(s("line", { x1: 0, x2: "100%", y1: y(tick), y2: y(tick), class: "grid" }), text(1, y(tick) - 4, percent(tick, step < 0.01 ? 1 : 0), "end", "tick"));
   }
   sets.forEach(({ kind, name }, index) => {
     const slot = sets.length === 1 ? 0.86 : kind === "reference" ? 0.9 : 0.44;
@@ -38,9 +41,9 @@ export function histogram(sets, labels, { label, height = 180, edges = true }) {
   });
   parts.push(s("line", { x1: 0, x2: "100%", y1: floor, y2: floor, class: "axis" }));
   if (edges) {
-    const step = Math.ceil(bins / 5);
-    for (let edge = 0; edge <= bins; edge += step) {
-      if (edge > bins - step / 2 && edge !== bins) continue;
+    const every = Math.ceil(bins / 5);
+    for (let edge = 0; edge <= bins; edge += every) {
+      if (edge > bins - every / 2 && edge !== bins) continue;
       parts.push(text(edge / bins, height - 6, labels[edge], edge === 0 ? "start" : edge === bins ? "end" : "middle", "tick"));
     }
   }
@@ -114,16 +117,12 @@ export function points(rows, label, { zero = false } = {}) {
 
 /** What each trial of a study came to, in order, with the best so far; lower is better. */
 export function study(trials, label, height = 200) {
-  const known = trials.filter(({ value }) => value !== null);
-  const [low, high] = extent(known.map(({ value }) => value));
+  const [low, high] = extent(trials.map(({ value }) => value));
   const floor = height - 24;
   const y = (value) => 10 + (1 - (value - low) / (high - low)) * (floor - 10);
-  const x = (index) => (0.06 + 0.92 * (trials.length < 2 ? 0.5 : index / (trials.length - 1)));
-  const parts = [];
-  for (const share of [0.1, 0.5, 0.9]) {
-    const value = low + (high - low) * share;
-    parts.push(s("line", { x1: "6%", x2: "100%", y1: y(value), y2: y(value), class: "grid" }), text("0", y(value) + 4, fixed(value), "start", "tick"));
-  }
+  const x = (index) => 0.015 + 0.97 * (trials.length < 2 ? 0.5 : index / (trials.length - 1));
+  const ticks = [0.1, 0.5, 0.9].map((share) => low + (high - low) * share);
+  const parts = ticks.map((value) => s("line", { x1: 0, x2: "100%", y1: y(value), y2: y(value), class: "grid" }));
   let best = Infinity;
   let before = null;
   trials.forEach(({ number: which, value, chosen }, index) => {
@@ -136,10 +135,11 @@ export function study(trials, label, height = 200) {
     before = { x: x(index), best };
     const title = s("title", {}, `trial ${which}: ${fixed(value, 5)}${chosen ? ", chosen" : ""}`);
     parts.push(s("circle", { cx: at(x(index)), cy: y(value), r: chosen ? 7 : 4, class: chosen ? "dot is-chosen" : "dot is-trial" }, title));
-    if (chosen) parts.push(text(x(index), y(value) - 11, "chosen", x(index) > 0.9 ? "end" : "middle", "tick strong"));
+    if (chosen) parts.push(text(x(index), y(value) - 11, "chosen", x(index) > 0.85 ? "end" : x(index) < 0.15 ? "start" : "middle", "tick strong"));
   });
-  parts.push(text(0.06, height - 5, `trial ${number(trials[0].number)}`, "start", "tick"), text(1, height - 5, number(trials.at(-1).number), "end", "tick"));
-  return drawing(height, label, parts);
+  parts.push(text(0, height - 5, `trial ${number(trials[0].number)}`, "start", "tick"), text(1, height - 5, number(trials.at(-1).number), "end", "tick"));
+  const gutter = s("svg", { class: "drawing", width: "100%", height, "aria-hidden": "true" }, ticks.map((value) => text(1, y(value) + 4, fixed(value), "end", "tick")));
+  return h("div", { class: "study" }, gutter, drawing(height, label, parts));
 }
 
 /** Where a value stands to what it had to reach: the line is the threshold. */

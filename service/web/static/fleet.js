@@ -45,12 +45,18 @@ function compare(versions, version, previous) {
   );
 }
 
-export const fleetPanel = () =>
-  new Panel({
+export function fleetPanel() {
+  let form = null;
+  let offered = "";
+  return new Panel({
     id: "fleet",
     title: "Fleet",
-    topics: ["state"],
+    uses: ["workers", "version", "here", "lease", "jobs", "versions", "previous", "announced", "replicas"],
     draw(body, { workers, version, here, lease, jobs, versions, previous, announced, replicas }) {
+      if (offered !== versions.join()) {
+        offered = versions.join();
+        form = compare(versions, version, previous);
+      }
       render(
         body,
         h(
@@ -62,7 +68,8 @@ export const fleetPanel = () =>
         ),
         workers.length ? table("Workers", ["Replica", "Worker", "Serves", "Loaded", "State"], workers.map((one) => worker(one, version, here))) : empty("No worker has reported yet."),
         jobs === null ? empty("Another replica holds the lease, and knows the jobs.") : jobs.length ? table("Jobs", ["Job", "Last success", "Next", "Failures"], jobs.map(job)) : empty("No job has been planned yet."),
-        versions.length > 1 ? compare(versions, version, previous) : empty("Versions can be compared once there are two."),
+        versions.length > 1 ? form : empty("Versions can be compared once there are two."),
       );
     },
   });
+}

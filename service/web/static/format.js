@@ -25,7 +25,7 @@ export const fixed = (value, decimals = 3) =>
   known(value) ? numberFormat({ minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value) : NONE;
 
 export const percent = (value, decimals = 0) =>
-  known(value) ? numberFormat({ style: "percent", maximumFractionDigits: decimals }).format(value) : NONE;
+  known(value) ? numberFormat({ style: "percent", minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value) : NONE;
 
 /** `+0.012` or `−0.012`. */
 export const signed = (value, decimals = 3) =>
@@ -54,7 +54,7 @@ export function duration(seconds) {
   if (size === 0) return "0 s";
   if (size < 1) return `${number(seconds * 1000, 2)} ms`;
   if (size < 90) return `${number(seconds, 2)} s`;
-  if (size < 90 * 60) return `${Math.round(seconds / 60)} min`;
+  if (size < 90 * 60 && size !== 3600) return `${Math.round(seconds / 60)} min`;
   if (size < 36 * 3600) return `${number(seconds / 3600, 2)} h`;
   return `${number(seconds / 86400, 2)} days`;
 }
@@ -123,6 +123,11 @@ export function axisTimes(splits, step) {
 
 /** `roc_auc` as `roc auc`: a name of the product as words. */
 export const words = (name) => String(name ?? "").replaceAll("_", " ");
+
+const METRICS = { auc: "AUC", f1: "F1", f1_macro: "F1 (macro)", brier: "Brier score", r2: "R²", mae: "MAE", rmse: "RMSE", mse: "MSE" };
+
+/** A metric's name as people write it. */
+export const metricName = (name) => METRICS[name] ?? words(name);
 
 /** `1 row`, `2 rows`. */
 export const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`;

@@ -1,7 +1,7 @@
 // How it stands, in one sentence, and the few numbers behind it.
 
 import { h, render } from "./dom.js";
-import { count, duration, fixed, number, percent, when, words } from "./format.js";
+import { count, duration, fixed, metricName, number, percent, when, words } from "./format.js";
 import { Panel, figure } from "./panel.js";
 import { stateChip, symbol } from "./symbols.js";
 
@@ -12,7 +12,7 @@ function quality(found) {
   const { metric, value, low, high, rows, state, holdout } = found;
   const known = value !== null;
   return figure(
-    words(metric),
+    metricName(metric),
     [known ? fixed(value) : "not known yet", " ", stateChip(KINDS[state], state)],
     known
       ? `${low === null ? "" : `${fixed(low)} to ${fixed(high)}, `}${count(rows, "row")}${holdout === null ? "" : `; own holdout ${fixed(holdout)}`}`

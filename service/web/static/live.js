@@ -7,7 +7,8 @@ const POLL_MS = 5_000;
 const LONGEST_WAIT_MS = 30_000;
 const SILENCE_MS = 30_000;
 
-export const EVERYTHING = null;
+const EVERYTHING = null;
+const ALWAYS = new Set(["state", "traffic"]); // They change without anything new in the store.
 
 export class Live {
   #source = null;
@@ -32,6 +33,11 @@ export class Live {
     if (!document.hidden) this.#connect();
   }
 
+  /** The revision of what the page shows, when it has not heard of one yet. */
+  shows(revision) {
+    this.#revision ??= revision;
+  }
+
   stop() {
     this.#running = false;
     this.#close();
@@ -46,7 +52,7 @@ export class Live {
     } else {
       this.#retry = 0;
       this.#connect();
-      this.changed(EVERYTHING); // Whatever happened meanwhile.
+      this.changed(ALWAYS); // And whatever else happened meanwhile, when the line is up.
     }
   }
 
@@ -64,7 +70,6 @@ export class Live {
     const source = new EventSource("page/events");
     this.#source = source;
     source.onopen = () => {
-      if (this.#retry > 0 || this.#lostSince !== null) this.changed(EVERYTHING);
       this.#retry = 0;
       clearTimeout(this.#timers.poll);
       this.#timers.poll = 0;
@@ -73,9 +78,11 @@ export class Live {
     };
     source.addEventListener("changed", (event) => {
       const { topics, revision } = JSON.parse(event.data);
-      this.#revision = revision ?? this.#revision;
       this.#listenForSilence();
-      this.changed(new Set(topics));
+      // The first event of a line names no topic: what changed while nobody listened is not known.
+      if (topics.length) this.changed(new Set(topics));
+      else if (revision !== this.#revision) this.changed(EVERYTHING);
+      this.#revision = revision;
     });
     source.onerror = () => this.#again();
   }
@@ -108,7 +115,7 @@ export class Live {
   async #asked() {
     try {
       const { revision } = await get("page/state");
-      if (this.#revision !== null && revision !== this.#revision) this.changed(EVERYTHING);
+      this.changed(this.#revision === revision ? ALWAYS : EVERYTHING);
       this.#revision = revision;
       return true;
     } catch (error) {

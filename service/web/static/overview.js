@@ -37,7 +37,7 @@ function asked({ name, since, until }) {
   return seconds === null ? "" : `?since=${Math.floor(Date.now() / 60_000) * 60 - seconds}`;
 }
 
-export function overview(main, jump, [part], query) {
+export function overview(main, jump, [part], query, shows) {
   let span = spanOf(query);
   const context = {
     /** The span as a query, for the addresses of series. */
@@ -49,7 +49,10 @@ export function overview(main, jump, [part], query) {
     },
   };
   const fed = [recordPanel(), fleetPanel(), actionsPanel()];
-  const hero = heroPanel((state) => fed.forEach((panel) => panel.give(state, context)));
+  const hero = heroPanel((state) => {
+    shows(state.revision);
+    fed.forEach((panel) => panel.give(state, context));
+  });
   const reading = [hero, qualityPanel(context), decisionsPanel(), driftPanel(), distributionPanel(context), segmentsPanel(), trafficPanel(context)];
   const panels = [...reading, ...fed];
 

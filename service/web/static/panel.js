@@ -4,24 +4,27 @@ import { read } from "./api.js";
 import { h, render } from "./dom.js";
 import { when } from "./format.js";
 
+const RETRY_MS = 3_000;
+
 export class Panel {
   #shown = null;
   #reading = null;
   #again = false;
   #readAt = null;
+  #later = 0;
 
   /**
-   * `id` names the panel in links; `topics` what of the server's topics change it; `path(context)` where it is read,
-   * `draw(body, data, context)` draws it, `close()` lets go of what `draw` made.
+   * `id` names the panel in links; `topics` which of the server's topics change it; `path(context)` where it is read, or
+   * `uses` what it is given of the state; `draw(body, data, context)` draws it, `close()` lets go of what `draw` made.
    */
-  constructor({ id, title, lead = "", topics, path, draw, close = () => {}, tools = null }) {
-    Object.assign(this, { id, title, topics, path, draw, close });
+  constructor({ id, title, lead = "", topics = [], path = null, uses = [], draw, close = () => {} }) {
+    Object.assign(this, { id, title, topics, path, uses, draw, close });
     this.body = h("div", { class: "panel-body" }, h("p", { class: "loading" }, "Reading …"));
     this.trouble = h("p", { class: "trouble", role: "status", hidden: true });
     this.element = h(
       "section",
       { class: "panel", id: `panel-${id}`, "aria-labelledby": `title-${id}`, tabindex: "-1" },
-      h("div", { class: "panel-head" }, h("div", {}, h("h2", { id: `title-${id}` }, title), lead && h("p", { class: "lead" }, lead)), tools),
+      h("div", { class: "panel-head" }, h("div", {}, h("h2", { id: `title-${id}` }, title), lead && h("p", { class: "lead" }, lead))),
       this.trouble,
       this.body,
     );
@@ -33,6 +36,7 @@ export class Panel {
       this.#again = true;
       return;
     }
+    clearTimeout(this.#later);
     this.#reading = new AbortController();
     try {
       const text = await read(this.path(context), this.#reading.signal);
@@ -44,7 +48,7 @@ export class Panel {
         await this.draw(this.body, JSON.parse(text), context);
       }
     } catch (error) {
-      if (error.name !== "AbortError" && error.status !== 401) this.#complain(error);
+      if (error.name !== "AbortError" && error.status !== 401) this.#complain(error, context);
     } finally {
       this.#reading = null;
     }
@@ -54,8 +58,9 @@ export class Panel {
     }
   }
 
-  /** Draws what another panel has read. */
-  give(data, context) {
+  /** Draws what another panel has read: of it, what `uses` names. */
+  give(all, context) {
+    const data = Object.fromEntries(this.uses.map((name) => [name, all[name]]));
     const text = JSON.stringify(data);
     if (text === this.#shown) return;
     if (this.#shown === null) render(this.body);
@@ -66,11 +71,12 @@ export class Panel {
   leave() {
     this.#reading?.abort();
     this.#again = false;
+    clearTimeout(this.#later);
     this.close();
   }
 
-  #complain(error) {
-    if (!error.status && this.#shown !== null && !navigator.onLine) return;
+  #complain(error, context) {
+    if (error.status === 503) this.#later = setTimeout(() => this.load(context), RETRY_MS);
     this.trouble.hidden = false;
     render(this.trouble, `This could not be read: ${error.message}. `, this.#readAt ? ["What you see was read ", when(this.#readAt), "."] : null);
     if (this.#shown === null) render(this.body);

@@ -2,7 +2,7 @@
 
 import { TimeChart } from "./charts.js";
 import { h, render } from "./dom.js";
-import { ago, count, fixed, words } from "./format.js";
+import { ago, count, fixed, metricName } from "./format.js";
 import { Panel, empty } from "./panel.js";
 import { nameOf, symbol } from "./symbols.js";
 
@@ -27,7 +27,7 @@ export function qualityPanel(context) {
   const describe = ({ at, served, low, high, holdout }) => {
     const last = at.length - 1;
     const at_ = served[last] === null ? "not measured" : `${fixed(served[last])} (${fixed(low[last])} to ${fixed(high[last])})`;
-    return `${words(metric)} at ${count(at.length, "check")}; newest ${ago(at[last])}: served ${at_}, own holdout ${fixed(holdout[last])}. The button "Table" shows every number.`;
+    return `${metricName(metric)} at ${count(at.length, "check")}; newest ${ago(at[last])}: served ${at_}, own holdout ${fixed(holdout[last])}. The button "Table" shows every number.`;
   };
 
   const panel = new Panel({
@@ -86,14 +86,14 @@ export function qualityPanel(context) {
       }
       const kinds = [...new Set(marks.map(({ kind }) => kind))];
       render(measured.note,
-        `${words(metric)}, ${higher ? "higher" : "lower"} is better. ${span.of > series.at.length ? `${series.at.length} of ${count(span.of, "check")} shown. ` : ""}`,
+        `${metricName(metric)}, ${higher ? "higher" : "lower"} is better. ${span.of > series.at.length ? `${series.at.length} of ${count(span.of, "check")} shown. ` : ""}`,
         kinds.length > 0 && h("span", { class: "mark-legend" }, kinds.map((kind) => h("span", {}, symbol(kind), nameOf(kind).toLowerCase()))));
       measured.set(series, marks);
       const any = compared.at.length > 0;
       losses.element.hidden = losses.note.hidden = !any;
       losses.none.hidden = any;
       losses.title.textContent = any ? "Served beside raw" : "";
-      losses.note.textContent = `${words(compared.metric)} on matured rows that were answered while adapted, lower is better.`;
+      losses.note.textContent = `${metricName(compared.metric)} on matured rows that were answered while adapted, lower is better.`;
       if (any) losses.set(compared);
     },
   });

@@ -10,7 +10,7 @@ export const recordPanel = () =>
     id: "record",
     title: "Record",
     lead: "What was answered, on its way into the store. Of this replica.",
-    topics: ["state"],
+    uses: ["record"],
     draw(body, { record: { spool_bytes: spool, lag_s: lag, drops, unfit, dead_letters: dead, delays } }) {
       render(
         body,
@@ -28,7 +28,7 @@ export const recordPanel = () =>
           delays
             ? [
                 histogram([{ name: "labels", kind: "window", counts: delays.labels }], delays.edges_s.map(duration), { label: "Labels by the time from answer to label", height: 150 }),
-                h("p", { class: "note" }, `Of the newest ${count(delays.rows, "prediction")}, ${percent(delays.without / (delays.rows || 1))} have no label yet.`),
+                h("p", { class: "note" }, `The newest ${count(delays.rows, "label")}${delays.without ? `; ${percent(delays.without / delays.rows, 1)} belong to no prediction of the record` : ""}.`),
               ]
             : empty("Not known yet: no label has come. They are sent to ", h("code", {}, "POST /feedback"), ".")),
       );

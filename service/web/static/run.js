@@ -3,7 +3,7 @@
 import { h, render } from "./dom.js";
 import { shapeOf } from "./decisions.js";
 import { bullet, points, study, timeline } from "./figures.js";
-import { count, duration, fixed, number, percent, signed, when, words } from "./format.js";
+import { count, duration, fixed, metricName, number, percent, signed, when, words } from "./format.js";
 import { Panel, figure } from "./panel.js";
 import { stateChip, symbol } from "./symbols.js";
 
@@ -30,9 +30,9 @@ function gates(chips) {
     h(
       "table",
       { class: "rows gates" },
-      h("thead", {}, h("tr", {}, ["Gate", "Verdict", "Value", "Had to reach", "", "What it found"].map((head, index) => h("th", { scope: "col", class: index === 2 || index === 3 ? "n" : index === 4 ? "wide" : "" }, head)))),
+      h("thead", {}, h("tr", {}, ["Gate", "Verdict", "Value", "Had to reach", "", "What it found"].map((head, index) => h("th", { scope: "col", class: index === 2 || index === 3 ? "n" : index === 4 ? "wide" : "" }, head || h("span", { class: "sr" }, "Drawn"))))),
       h("tbody", {}, chips.map(({ gate, passed, text, value, threshold }) =>
-        h("tr", {}, h("th", { scope: "row" }, words(gate)), h("td", {}, stateChip(passed ? "held" : "refusal", passed ? "passed" : "failed")), h("td", { class: "n" }, number(value)), h("td", { class: "n" }, number(threshold)), h("td", { class: "wide" }, bullet(value, threshold, passed)), h("td", { class: "text" }, text)))),
+        h("tr", {}, h("th", { scope: "row" }, words(gate)), h("td", { class: "verdict" }, stateChip(passed ? "held" : "refusal", passed ? "passed" : "failed")), h("td", { class: "n" }, number(value)), h("td", { class: "n" }, number(threshold)), h("td", { class: "wide" }, bullet(value, threshold, passed)), h("td", { class: "text" }, text)))),
     ),
   );
 }
@@ -45,10 +45,10 @@ function compared({ metric, challenger, champion, error, rows, metrics }) {
   const difference = challenger !== null && champion !== null ? challenger - champion : null;
   const others = Object.entries(metrics).filter(([name]) => name !== metric);
   return [
-    h("p", { class: "chart-note" }, `${words(metric)} on the same ${count(rows, "row")} that neither was trained on.`),
-    both.length > 0 && points(both, `${words(metric)} of challenger and champion`),
+    h("p", { class: "chart-note" }, `${metricName(metric)} on the same ${count(rows, "row")} that neither was trained on.`),
+    both.length > 0 && points(both, `${metricName(metric)} of challenger and champion`),
     difference !== null && points([{ name: "difference", value: difference, error, kind: "window", note: `${signed(difference)}${error === null ? "" : ` ± ${fixed(1.96 * error)}`}` }], "Difference, challenger minus champion, with 95 %", { zero: true }),
-    others.length > 0 && h("dl", { class: "pairs" }, others.map(([name, value]) => h("div", {}, h("dt", {}, words(name)), h("dd", {}, number(value, 4))))),
+    others.length > 0 && h("dl", { class: "pairs" }, others.map(([name, value]) => h("div", {}, h("dt", {}, metricName(name)), h("dd", {}, number(value, 4))))),
   ];
 }
 
@@ -84,7 +84,7 @@ function learnt({ data, windows, judged: rows, unfit_rows: unfit }) {
     rows.length > 0 && judged(rows),
     windows.length > 0 && [
       h("h3", {}, "Which rows to learn from"),
-      h("table", { class: "rows" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Window"), h("th", { scope: "col", class: "n" }, "Rows"), h("th", { scope: "col", class: "n" }, "Better than all rows by"))), h("tbody", {}, windows.map(({ name, rows: n, sigmas, chosen }) => h("tr", {}, h("th", { scope: "row" }, words(name), chosen && h("span", { class: "tag" }, "chosen")), h("td", { class: "n" }, number(n)), h("td", { class: "n" }, sigmas === null ? "not compared" : `${signed(sigmas, 1)} σ`))))),
+      h("table", { class: "rows tight" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Window"), h("th", { scope: "col", class: "n" }, "Rows"), h("th", { scope: "col", class: "n" }, "Better than all by"))), h("tbody", {}, windows.map(({ name, rows: n, sigmas, chosen }) => h("tr", {}, h("th", { scope: "row" }, words(name), chosen && h("span", { class: "tag" }, "chosen")), h("td", { class: "n" }, number(n)), h("td", { class: "n" }, sigmas === null ? "not compared" : `${signed(sigmas, 1)} σ`))))),
     ],
   ];
 }
@@ -103,8 +103,7 @@ function draw(body, story) {
       figure("Asked for", when(created), [`${words(trigger)}`, who ? `, by ${who}` : ""]),
       figure("Took", started !== null && ended !== null ? duration(ended - started) : state === "running" ? ["since ", when(started)] : "–", ended === null ? null : ["ended ", when(ended)]),
       due !== null && figure("Bar", due ? "not worse" : "better", due ? "it was due: promoted unless probably worse" : "promoted only if probably better")),
-    why && part("Why", h("p", {}, "“", why, "”")),
-    decision.length > 0 && part("What led to it", h("ul", { class: "plain" }, decision.map((reason) => h("li", {}, reason)))),
+    (why || decision.length > 0) && part("Why", why && !decision.includes(why) && h("p", {}, why), decision.length > 0 && h("ul", { class: "plain" }, decision.map((reason) => h("li", {}, reason)))),
     error && part("What went wrong", h("p", { class: "trouble" }, error), stderr && h("details", { "data-key": "stderr" }, h("summary", {}, "What the job wrote"), h("pre", { tabindex: "0" }, stderr))),
     phases.length > 0 && part("How long it took", timeline(phases.map((phase) => ({ ...phase, note: duration(phase.seconds) })), `Phases: ${phases.map(({ name, seconds }) => `${name} ${duration(seconds)}`).join(", ")}`)),
     chips.length > 0 && part("Gates", gates(chips)),

@@ -3,6 +3,8 @@
 import { Refused, get, guardWith, send } from "./api.js";
 import { h } from "./dom.js";
 
+const HINT = "evergreen-session-until"; // So that a first visit asks for a token and not for an error.
+
 let known = null;
 
 /** `{name, scopes, csrf, expires_at}`, null when nobody is signed in. */
@@ -14,11 +16,26 @@ export const may = (scope) => known?.scopes.includes(scope) ?? false;
 function keep(found) {
   known = found;
   guardWith(found?.csrf ?? "");
+  try {
+    if (found) localStorage.setItem(HINT, String(found.expires_at ?? ""));
+    else localStorage.removeItem(HINT);
+  } catch {
+    // A browser that keeps nothing asks for the token at each visit.
+  }
   return found;
+}
+
+function mayBeKnown() {
+  try {
+    return Number(localStorage.getItem(HINT)) > Date.now() / 1000;
+  } catch {
+    return false;
+  }
 }
 
 /** The session of the cookie, null when there is none or it has ended. Raises `Refused` when the server is away. */
 export async function resume() {
+  if (!mayBeKnown()) return keep(null);
   try {
     return keep(await get("page/session", undefined, { signsIn: true }));
   } catch (error) {
@@ -50,7 +67,7 @@ export function signIn(lead) {
     { novalidate: true },
     h("label", { for: "token" }, "Token"),
     field,
-    h("p", { class: "hint", id: "sign-in-hint" }, "Make one on the server: ", h("code", {}, "evergreen token --help"), ". One with the scope read sees everything and changes nothing."),
+    h("p", { class: "hint", id: "sign-in-hint" }, "Make one on the server: ", h("code", {}, "evergreen token add NAME --scope read"), ". With the scope read it sees everything and changes nothing; actions need operate."),
     trouble,
     h("div", { class: "dialog-end" }, button),
   );

@@ -36,7 +36,7 @@ export function trafficPanel(context) {
         describe: describe("Time from request to answer"),
         series: [
           { label: "p50", key: "p50_ms", colour: "c-served" },
-          { label: "p99", key: "p99_ms", colour: "c-holdout", dash: [7, 4] },
+          { label: "p99", key: "p99_ms", colour: "c-holdout", width: 1.25 },
         ],
       }),
       errors: new TimeChart({
@@ -78,7 +78,7 @@ export function trafficPanel(context) {
       const p99 = last(recent.p99_ms) ?? totals.p99_ms;
       render(
         figures,
-        figure("Rows a second", compact(last(recent.rows_s) ?? last(rate.rows_s)), `${compact(totals.rows)} rows since `.concat(totals.since ? "" : "the start")),
+        figure("Rows a second", compact(last(recent.rows_s) ?? last(rate.rows_s)), `${compact(totals.rows)} rows since the server started`),
         figure("Time to answer", [h("span", {}, ms(last(recent.p50_ms) ?? totals.p50_ms)), h("small", {}, " p50")], [ms(p99), " p99"]),
         figure("Errors a second", number(last(recent.errors_s), 2), `${count(totals.errors, "error")} of ${compact(totals.requests)} requests`),
         figure("Refused a second", number(last(recent.refused_s), 2), `${count(totals.refused, "request")} refused (4xx)`),

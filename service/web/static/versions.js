@@ -1,7 +1,7 @@
 // Two versions side by side: parameters, data, gates, slices, importance.
 
 import { h, render, s } from "./dom.js";
-import { fixed, number, percent, signed, when, words } from "./format.js";
+import { fixed, metricName, number, percent, signed, when, words } from "./format.js";
 import { single } from "./run.js";
 import { gateChip } from "./symbols.js";
 
@@ -39,7 +39,7 @@ function dumbbell(a, b, widest, least = 0) {
     b === null ? null : s("circle", { cx: x(b), cy: 8, r: 5, class: "dot is-window" }));
 }
 
-const keyOf = (a, b) => h("ul", { class: "legend" }, h("li", {}, h("span", { class: "box is-reference" }), h("span", {}, `■ version ${a}`)), h("li", {}, h("span", { class: "box is-window round" }), h("span", {}, `● version ${b}`)));
+const keyOf = (a, b) => h("ul", { class: "legend" }, h("li", {}, h("span", { class: "box is-dot" }), h("span", {}, `version ${a}`)), h("li", {}, h("span", { class: "box is-window round" }), h("span", {}, `version ${b}`)));
 
 function lines(a, b, rows, head, format) {
   const values = rows.flatMap(({ a: one, b: other }) => [one, other]).filter((value) => value !== null);
@@ -58,7 +58,7 @@ function lines(a, b, rows, head, format) {
 function card({ version, created_at: created, origin, estimator, engine, seed, reproducible, passed, metric, value, error, rows, gates, run, notes }) {
   return h("section", { class: "side", "aria-label": `Version ${version}` },
     h("h2", {}, `Version ${version}`),
-    h("p", { class: "big" }, fixed(value), h("small", {}, ` ${words(metric)}${error === null ? "" : ` ± ${fixed(1.96 * error)}`}`)),
+    h("p", { class: "big" }, fixed(value), h("small", {}, ` ${metricName(metric)}${error === null ? "" : ` ± ${fixed(1.96 * error)}`}`)),
     h("p", { class: "meta" }, h("span", {}, `on ${number(rows)} holdout rows`), h("span", {}, words(origin)), estimator && h("span", {}, estimator), h("span", {}, engine), h("span", {}, `seed ${seed}${reproducible ? "" : ", not reproducible"}`)),
     h("p", { class: "chips" }, gates.map(gateChip), passed === null && h("span", { class: "note" }, "the gates were not asked")),
     h("p", { class: "meta" }, h("span", {}, "made ", when(created)), run !== null && h("span", {}, h("a", { href: `#/runs/${run}` }, `run ${run}`))),
@@ -77,7 +77,7 @@ function draw(body, { a, b, parameters, data, libraries, metrics, importance, sl
     part("Data", sideBySide(one, other, data)),
     part("Metrics", sideBySide(one, other, metrics, "Each on its own holdout: other rows, so they are only roughly comparable.")),
     part("Feature importance", importance.length ? lines(one, other, importance, "Feature", (value) => percent(value, 1)) : h("p", { class: "empty small" }, "Not measured.")),
-    part("Slices", slices.length ? [h("p", { class: "chart-note" }, `${words(metric)}, larger is better; each version on the matured rows that it answered itself.`), lines(one, other, slices, "Slice", fixed)] : h("p", { class: "empty small" }, "Not known yet: slices appear once both versions have answered rows whose labels came.")),
+    part("Slices", slices.length ? [h("p", { class: "chart-note" }, `${metricName(metric)}, larger is better; each version on the matured rows that it answered itself.`), lines(one, other, slices, "Slice", fixed)] : h("p", { class: "empty small" }, "Not known yet: slices appear once both versions have answered rows whose labels came.")),
     part("Libraries", sideBySide(one, other, libraries)),
   );
 }
