@@ -28,7 +28,7 @@ from service.web.page import Page, etag_of, page_of
 from service.web.quality import quality
 from service.web.segments import segments
 from service.web.session import LASTS_S, Asker, cookie_header
-from service.web.shapes import Session, SignIn, State
+from service.web.shapes import Drift, Session, SignIn, State
 from service.web.span import Asked, whole_number
 from service.web.state import for_asker, state
 from service.web.story import story
@@ -69,7 +69,7 @@ def _route(page: Page, path: str, query: Query) -> tuple[float, Work] | None:
             limit = whole_number(query, "limit", 1, 200) or 50
             return FOREVER_S, lambda: decisions(here, before, limit)
         case ["drift"]:
-            return FOREVER_S, lambda: drift(here, asked)
+            return FOREVER_S, lambda: _strip(page, asked)
         case ["drift", check, feature] if _number(check):
             name = unquote(feature)
             return FOREVER_S, lambda: histogram(here, page.references, int(check), name)
@@ -85,6 +85,13 @@ def _route(page: Page, path: str, query: Query) -> tuple[float, Work] | None:
             return FOREVER_S, lambda: side_by_side(here, int(a), int(b))
         case _:
             return None
+
+
+def _strip(page: Page, asked: Asked) -> Drift:
+    found = drift(page.here, asked)
+    if found.checks:
+        page.references.soon(page.here, found.checks[-1].version)
+    return found
 
 
 def _number(text: str) -> bool:
@@ -183,7 +190,7 @@ def _shown(asker: Asker) -> Session:
 async def _body(given: Mapping[bytes, bytes], receive: Receive) -> bytes:
     if content_length(given.get(b"content-length", b"0")) > SIGN_IN_BYTES:
         raise Reject(413, f"the body has more than {SIGN_IN_BYTES} bytes: it is only a token")
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -192,7 +199,7 @@ async def _body(given: Mapping[bytes, bytes], receive: Receive) -> bytes:
         if len(body) > SIGN_IN_BYTES:
             raise Reject(413, f"the body has more than {SIGN_IN_BYTES} bytes: it is only a token")
         if not message.get("more_body"):
-            return body
+            return bytes(body)
 
 
 def _refused(error: Exception, scope: Scope, request_id: str) -> tuple[int, str, Headers]:

@@ -12,10 +12,12 @@ from starlette.exceptions import HTTPException
 from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.drift import OUTPUT
 from monitoring.store import checks, key_columns, predictions
+from service.web import sketch
 from service.web.bins import SHOWN_CHARS, Sketch, categories, counted, numbers, of_categories
 from service.web.champion import schema_of
+from service.web.references import References
 from service.web.shapes import Bars, Histogram
-from service.web.sketch import DAY_S, References, text_of
+from service.web.sketch import DAY_S, text_of
 
 if TYPE_CHECKING:
     from monitoring.schema import FeatureSchema
@@ -44,7 +46,7 @@ def histogram(here: Managed, references: References, check: int, feature: str) -
         )
     kind = _kind(schema, feature)
     known = references.of(here, row.version) or {}
-    reference = known.get(feature)
+    reference = known.get(sketch.OUTPUT if _is_output(schema, feature) else feature)
     looked = _Until() if row.drift is None else msgspec.json.decode(row.drift, type=_Until)
     values = _values(here, schema, row.version, looked, feature, kind)
     shown = reference
@@ -71,8 +73,12 @@ def histogram(here: Managed, references: References, check: int, feature: str) -
     )
 
 
+def _is_output(schema: FeatureSchema, feature: str) -> bool:
+    return feature == OUTPUT and feature not in schema.names
+
+
 def _kind(schema: FeatureSchema, feature: str) -> Any:
-    if feature == OUTPUT and feature not in schema.names:
+    if _is_output(schema, feature):
         return "categorical" if schema.task == "multiclass" else "numeric"
     for each in schema.features:
         if each.name == feature:
@@ -84,7 +90,7 @@ def _values(here: Managed, schema: FeatureSchema, version: int, looked: _Until, 
     """What the check's window holds of this column; None when nothing of it is in the record."""
     if not looked.until_at:
         return None
-    output = feature == OUTPUT and feature not in schema.names
+    output = _is_output(schema, feature)
     table = predictions.c
     columns = (table.prediction, table.probabilities) if output else (table.features,)
     newest = (table.at.desc(), *(column.desc() for column in key_columns(predictions)))

@@ -20,8 +20,8 @@ import msgspec
 
 from service.serving.request import Reject
 from service.web.meter import Meter
+from service.web.references import References
 from service.web.revision import Signature, signature
-from service.web.sketch import References
 
 if TYPE_CHECKING:
     from service.serving.management.managed import Managed
