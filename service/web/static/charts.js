@@ -6,6 +6,7 @@ import { axisTimes, moment, number, utc } from "./format.js";
 import { nameOf, symbol } from "./symbols.js";
 
 const MARK_PX = 22;
+const LEAST_S = 60;
 const live = new Set();
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -37,8 +38,9 @@ function swatch(series) {
  * A chart of columnar data `{at, name: [...]}`.
  *
  * `series`: `[{key, label, colour, dash?, width?, band?: [low, high], step?}]`, `colour` a custom property of the style
- * sheet; `format` of a value; `describe(data)` its text alternative; `choose(since, until)` when a span is drawn out;
- * `ribbons`: `[{label, of(data) -> [{from, to, text, kind}]}]`, pieces of time in words below the plot.
+ * sheet; `format` of a value, `onAxis` of one on the axis; `describe(data)` its text alternative; `choose(since, until)` when a span is drawn out;
+ * `ribbons`: `[{label, of(data) -> [{from, to, text, kind}]}]`, pieces of time in words below the plot; `extras`:
+ * `[{key, label, format}]`, what else is known of each point.
  */
 export class TimeChart {
   #plot = null;
@@ -47,8 +49,8 @@ export class TimeChart {
   #sized;
   #clusters = "";
 
-  constructor({ label, series, format = number, height = 220, zero = false, describe = () => "", choose = null, sync = "time", ribbons = [] }) {
-    Object.assign(this, { label, series, format, height, zero, describe, choose, sync, ribbons });
+  constructor({ label, series, format = number, onAxis = format, height = 220, zero = false, describe = () => "", choose = null, sync = "time", ribbons = [], extras = [] }) {
+    Object.assign(this, { label, series, format, onAxis, height, zero, describe, choose, sync, ribbons, extras });
     this.lines = series.flatMap((one) => (one.band ? [{ ...one, key: one.band[1], edge: true }, { ...one, key: one.band[0], edge: true }] : [one]));
     const id = fresh("chart");
     this.legend = h("ul", { class: "legend" });
@@ -129,7 +131,7 @@ export class TimeChart {
       dash: one.dash,
       spanGaps: one.spans ?? true,
       paths: one.step ? uPlot.paths.stepped({ align: 1 }) : undefined,
-      points: one.edge ? { show: false } : { show: (_, index) => this.#data.at.length < 40 || this.#alone(index), size: 5, fill: colour(one.colour), stroke: colour(one.colour) },
+      points: one.edge ? { show: false } : { show: true, filter: (plot, index) => this.#dots(plot.data[index]), size: 5, fill: colour(one.colour), stroke: colour(one.colour) },
     }));
     const bands = [];
     this.lines.forEach((one, index) => {
@@ -143,10 +145,10 @@ export class TimeChart {
         legend: { show: false },
         cursor: { sync: { key: this.sync }, drag: { x: Boolean(this.choose), y: false, setScale: false }, points: { size: 7 } },
         select: { show: Boolean(this.choose) },
-        scales: { y: { range: (_, low, high) => this.#range(low, high) } },
+        scales: { x: { range: () => this.#span() }, y: { range: (_, low, high) => this.#range(low, high) } },
         axes: [
           { ...axis, space: 90, size: (_, labels) => (labels?.some((label) => label?.includes("\n")) ? 46 : 30), values: (_, splits, __, ___, step) => axisTimes(splits, step) },
-          { ...axis, space: 44, size: (plot, values) => this.#room(plot, values), values: (_, splits) => splits.map((value) => this.format(value)) },
+          { ...axis, space: 44, size: (plot, values) => this.#room(plot, values), values: (_, splits) => splits.map((value) => this.onAxis(value)) },
         ],
         series: [{}, ...series],
         bands,
@@ -161,10 +163,21 @@ export class TimeChart {
     );
   }
 
-  /** Whether the point stands between two gaps, where no line would show it. */
-  #alone(index) {
-    const values = this.#plot?.data[index];
-    return Boolean(values) && values.filter((value) => value !== null).length < 3;
+  /** Where a dot is drawn: everywhere when there are few (null), else where no line would show the point. */
+  #dots(values) {
+    if (values.length < 40) return null;
+    const none = (index) => (values[index] ?? null) === null;
+    return [...values.keys()].filter((index) => !none(index) && none(index - 1) && none(index + 1));
+  }
+
+  /** From the first to the last of points and marks, and never less than a minute. */
+  #span() {
+    const { at: points } = this.#data;
+    const all = [...this.#marks.map(({ at }) => at), ...points.slice(0, 1), ...points.slice(-1)];
+    if (!all.length) return [Date.now() / 1000 - LEAST_S, Date.now() / 1000];
+    const [from, until] = [Math.min(...all), Math.max(...all)];
+    const room = Math.max(0, LEAST_S - (until - from)) / 2;
+    return [from - room, until + room];
   }
 
   #range(low, high) {
@@ -307,7 +320,7 @@ export class TimeChart {
       .map((one) => [one, one.band ? one.band.map(value) : [value(one.key)]])
       .filter(([, parts]) => parts.every((part) => part !== null))
       .map(([one, parts]) => h("div", { class: "tip-row" }, swatch(one), h("span", {}, one.label), h("b", {}, parts.map((part) => this.format(part)).join(" to "))));
-    render(this.tip, h("p", { class: "tip-at" }, moment(at, true)), rows.length ? rows : h("p", {}, "nothing measured here"));
+    render(this.tip, h("p", { class: "tip-at" }, moment(at, true)), rows.length ? rows : h("p", {}, "nothing measured here"), this.extras.filter(({ key }) => value(key) !== null).map(({ key, label, format }) => h("div", { class: "tip-row" }, h("span", {}, label), h("b", {}, format(value(key))))));
     this.#tipAt(plot.over.offsetLeft + left, Math.max(0, top - 10));
   }
 
@@ -329,7 +342,8 @@ export class TimeChart {
 
   #fill() {
     const { at } = this.#data;
-    const names = this.series.flatMap((one) => (one.band ? [[`${one.label}, low`, one.band[0]], [`${one.label}, high`, one.band[1]]] : [[one.label, one.key]]));
+    const names = this.series.flatMap((one) => (one.band ? [[`${one.label}, low`, one.band[0], this.format], [`${one.label}, high`, one.band[1], this.format]] : [[one.label, one.key, this.format]]));
+    names.push(...this.extras.map(({ label, key, format }) => [label, key, format]));
     const rows = at.map((_, index) => index).reverse();
     render(
       this.table,
@@ -338,7 +352,7 @@ export class TimeChart {
         {},
         h("caption", { class: "sr" }, this.label),
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), names.map(([name]) => h("th", { scope: "col", class: "n" }, name)))),
-        h("tbody", {}, rows.map((index) => h("tr", {}, h("th", { scope: "row", title: utc(at[index]) }, moment(at[index])), names.map(([, key]) => h("td", { class: "n" }, this.format(this.#data[key]?.[index] ?? null)))))),
+        h("tbody", {}, rows.map((index) => h("tr", {}, h("th", { scope: "row", title: utc(at[index]) }, moment(at[index])), names.map(([, key, format]) => h("td", { class: "n" }, format(this.#data[key]?.[index] ?? null)))))),
       ),
     );
   }

@@ -1,6 +1,6 @@
 // What was decided, newest first; checks that said the same are one line.
 
-import { h, render } from "./dom.js";
+import { h, render, told } from "./dom.js";
 import { count, duration, when, words } from "./format.js";
 import { Panel, empty } from "./panel.js";
 import { gateChip, symbol } from "./symbols.js";
@@ -19,7 +19,7 @@ function line(decision) {
     when(to),
     folded > 1 ? [`${folded} alike since `, when(since, { exact: true }), ` (runs ${first} to ${run})`] : `run ${run}`,
     `${words(kind)}${trigger && trigger !== kind ? `, ${words(trigger)}` : ""}`,
-    who && who !== "loop" ? `by ${who}` : null,
+    who && trigger === "manual" ? `by ${who}` : null,
     version !== null ? `version ${version}` : null,
     seconds >= 1 ? `took ${duration(seconds)}` : null,
     check !== null ? h("a", { href: `manage/reports/${check}`, target: "_blank", rel: "noopener", "data-key": `report-${run}` }, "report of its check", h("span", { class: "sr" }, " (new tab)")) : null,
@@ -31,7 +31,7 @@ function line(decision) {
     h(
       "div",
       {},
-      h("a", { class: "decision-text", href: `#/runs/${run}`, "data-key": `run-${run}` }, sentence || `${words(kind)} ${state}`),
+      h("a", { class: "decision-text", href: `#/runs/${run}`, "data-key": `run-${run}` }, sentence ? told(sentence) : `${words(kind)} ${state}`),
       why && !sentence.includes(why) ? h("p", { class: "why" }, "“", why, "”") : null,
       chips.length > 0 && h("p", { class: "chips" }, chips.map(gateChip)),
       h("p", { class: "meta" }, meta.filter(Boolean).map((one) => h("span", {}, one))),

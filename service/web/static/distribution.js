@@ -92,6 +92,7 @@ export function distributionPanel(context) {
           height: 180,
           zero: task !== "regression",
           format: task === "regression" ? number : (value) => percent(value, 1),
+          onAxis: task === "regression" ? number : (value) => percent(value, value > 0 && value < 0.05 ? 1 : 0),
           choose: context.choose,
           describe: ({ at }) => (at.length ? `${count(at.length, "sample")} of rows that followed each other; newest ${ago(at.at(-1))}. The button "Table" shows every number.` : ""),
           series: seriesOf(task, classes),

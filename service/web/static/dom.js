@@ -20,6 +20,9 @@ export const h = (tag, props, ...children) => build(document.createElement(tag),
 /** An SVG element, the same way. */
 export const s = (tag, props, ...children) => build(document.createElementNS(SVG, tag), props, children);
 
+/** A sentence of the server: what stands between backquotes is code. */
+export const told = (text) => String(text).split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
+
 /** `root` gets these children; focus, open details and sideways scrolling of what carries a `data-key` stay. */
 export function render(root, ...children) {
   const active = root.contains(document.activeElement) ? document.activeElement.dataset.key : null;

@@ -233,7 +233,7 @@ export function driftPanel() {
       render(
         lead,
         !any
-          ? data.skipped ?? (data.span.since === null ? "Not known yet: the first check compares what came in with what the model learnt on." : "No check in this span.")
+          ? data.skipped ? `Not known yet: ${data.skipped}.` : (data.span.since === null ? "Not known yet: the first check compares what came in with what the model learnt on." : "No check in this span.")
           : data.skipped
             ? `The newest check measured nothing: ${data.skipped}`
             : moved.length

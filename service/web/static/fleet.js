@@ -27,7 +27,7 @@ function worker({ replica, slot, serving, ready, failed }, champion, here) {
 }
 
 const job = ({ name, last_success: last, next, failures }) =>
-  h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, last === null ? "none yet" : when(last)), h("td", {}, next === null ? "not planned" : when(next)), h("td", {}, failures ? stateChip("lost", number(failures)) : "0"));
+  h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, last === null ? "none yet" : when(last)), h("td", {}, next === null ? "not planned" : when(next, { due: true })), h("td", {}, failures ? stateChip("lost", number(failures)) : "0"));
 
 /** Two versions to be laid side by side. */
 function compare(versions, version, previous) {

@@ -90,18 +90,21 @@ export function ago(at, now = Date.now() / 1000) {
   return relative.format(Math.round(away / 86400), "day");
 }
 
-/** `<time>` that says how long ago, kept true by `tick`; unknown times are a dash. */
-export function when(at, { exact = false } = {}) {
+/** `<time>` that says how long ago, kept true by `tick`; unknown times are a dash, what is `due` is never past. */
+export function when(at, { exact = false, due = false } = {}) {
   if (!known(at)) return h("span", {}, NONE);
-  const text = exact ? moment(at) : ago(at);
-  return h("time", { datetime: date(at).toISOString(), title: `${moment(at, true)} · ${utc(at)}`, data: exact ? {} : { at } }, text);
+  const text = exact ? moment(at) : relativeTo(at, due);
+  return h("time", { datetime: date(at).toISOString(), title: `${moment(at, true)} · ${utc(at)}`, data: exact ? {} : { at, due: due ? "yes" : "" } }, text);
 }
+
+/** What is due is never in the past: it is due now. */
+const relativeTo = (at, due, now = Date.now() / 1000) => (due && at < now ? "now" : ago(at, now));
 
 /** Every relative time of the page says again how long ago it is. */
 export function tick() {
   const now = Date.now() / 1000;
   for (const one of document.querySelectorAll("time[data-at]")) {
-    const text = ago(Number(one.dataset.at), now);
+    const text = relativeTo(Number(one.dataset.at), one.dataset.due === "yes", now);
     if (one.textContent !== text) one.textContent = text;
   }
 }

@@ -1,6 +1,6 @@
 // How it stands, in one sentence, and the few numbers behind it.
 
-import { h, render } from "./dom.js";
+import { h, render, told } from "./dom.js";
 import { count, duration, fixed, metricName, number, percent, when, words } from "./format.js";
 import { Panel, figure } from "./panel.js";
 import { stateChip, symbol } from "./symbols.js";
@@ -13,7 +13,7 @@ function quality(found) {
   const known = value !== null;
   return figure(
     metricName(metric),
-    [known ? fixed(value) : "not known yet", " ", stateChip(KINDS[state], state)],
+    [known && [fixed(value), " "], stateChip(KINDS[state], state)],
     known
       ? `${low === null ? "" : `${fixed(low)} to ${fixed(high)}, `}${count(rows, "row")}${holdout === null ? "" : `; own holdout ${fixed(holdout)}`}`
       : found.why,
@@ -21,7 +21,7 @@ function quality(found) {
 }
 
 function coverage({ coverage: share, delay_s: delay, waiting }) {
-  if (share === null) return figure("Labels", "not known yet", "no label has come");
+  if (share === null) return figure("Labels", "not known yet", "until a check has seen labels");
   return figure(
     "Labels",
     percent(share, share > 0.99 ? 1 : 0),
@@ -40,15 +40,15 @@ function adaptation({ adaptation: { state, number: which, weight, since } }) {
   return figure("Adaptation", text, note);
 }
 
-const next = ({ next: { what, at } }) => figure("Next", at === null ? what : [what, " ", when(at)]);
+const next = ({ next: { what, at } }) => (at === null ? figure("Next", told(what)) : figure("Next", when(at, { due: true }), told(what)));
 
 function attention({ alerts, doubts, paused, running, queued, ready, why_not_ready: whyNot }) {
   const said = [];
-  if (!ready) said.push(["alert", "This worker is not ready: ", whyNot]);
+  if (!ready) said.push(["alert", "This worker is not ready: ", told(whyNot)]);
   if (paused) said.push(["pause", h("a", { href: `#/runs/${paused.run}` }, "The loop is paused"), ` by ${paused.who} `, when(paused.at), paused.why ? `: ${paused.why}` : ""]);
   if (running) said.push(["training", h("a", { href: `#/runs/${running.run}` }, `Run ${running.run}`), ` (${words(running.kind)}, ${running.trigger}) runs since `, when(running.since), queued ? `; ${count(queued, "run")} wait behind it` : ""]);
-  for (const { text, run } of alerts) said.push(["alert", text, run ? [" ", h("a", { href: `#/runs/${run}` }, `run ${run}`)] : null]);
-  if (!alerts.some(({ kind }) => kind === "doubt")) for (const doubt of doubts) said.push(["unknown", "A gate had against this version: ", doubt]);
+  for (const { text, run } of alerts) said.push(["alert", told(text), run ? [" ", h("a", { href: `#/runs/${run}` }, `run ${run}`)] : null]);
+  if (!alerts.some(({ kind }) => kind === "doubt")) for (const doubt of doubts) said.push(["unknown", "A gate had against this version: ", told(doubt)]);
   return said.map(([kind, ...text]) => h("li", { class: `is-${kind}` }, symbol(kind, { says: true }), h("span", {}, text)));
 }
 
@@ -65,7 +65,7 @@ export function heroPanel(handOn) {
       render(
         body,
         h("p", { class: "over" }, state.model, state.version === null ? null : [" · version ", h("b", {}, number(state.version)), " in service since ", when(state.served_since)]),
-        h("h1", { class: "sentence" }, state.sentence),
+        h("h1", { class: "sentence" }, told(state.sentence)),
         h("dl", { class: "figures" }, quality(state.quality), coverage(state), adaptation(state), next(state)),
         list.length > 0 && h("ul", { class: "attention", "aria-label": "What to look at" }, list),
       );

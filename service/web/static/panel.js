@@ -87,6 +87,8 @@ export class Panel {
 /** What a panel says while there is nothing to show: what will appear, and when. */
 export const empty = (...text) => h("p", { class: "empty" }, text);
 
+const long = (value) => [value].flat(Infinity).filter(Boolean).reduce((sum, part) => sum + (part.textContent ?? String(part)).length, 0) > 22;
+
 /** A number with its name, for rows of key figures. */
 export const figure = (name, value, note = null, kind = null) =>
-  h("div", { class: `figure${kind ? ` is-${kind}` : ""}` }, h("dt", {}, name), h("dd", {}, value), note && h("dd", { class: "note" }, note));
+  h("div", { class: `figure${kind ? ` is-${kind}` : ""}` }, h("dt", {}, name), h("dd", { class: long(value) ? "long" : null }, value), note && h("dd", { class: "note" }, note));

@@ -2,7 +2,7 @@
 
 import { TimeChart } from "./charts.js";
 import { h, render } from "./dom.js";
-import { ago, count, fixed, metricName } from "./format.js";
+import { ago, count, fixed, metricName, number } from "./format.js";
 import { Panel, empty } from "./panel.js";
 import { nameOf, symbol } from "./symbols.js";
 
@@ -58,9 +58,14 @@ export function qualityPanel(context) {
           choose: context.choose,
           describe,
           series: [
-            { label: "95 % interval", band: ["low", "high"], colour: "c-served" },
-            { label: "served", key: "served", colour: "c-served", width: 2.5 },
+            { label: "95 % interval", band: ["low", "high"], colour: "c-served", spans: false },
+            { label: "served", key: "served", colour: "c-served", width: 2.5, spans: false },
             { label: "own holdout", key: "holdout", colour: "c-holdout", dash: [7, 4], step: true },
+          ],
+          extras: [
+            { label: "matured rows", key: "rows", format: number },
+            { label: "verdict", key: "state", format: String },
+            { label: "check", key: "check", format: number },
           ],
           ribbons: [
             { label: "version", of: (data) => pieces(data.at, data.version, (value) => ({ text: `v${value}`, kind: value % 2 ? "odd" : "even" })) },
@@ -76,6 +81,10 @@ export function qualityPanel(context) {
           series: [
             { label: "served (adapted)", key: "served", colour: "c-served", width: 2.5 },
             { label: "raw output", key: "raw", colour: "c-raw", dash: [3, 3] },
+          ],
+          extras: [
+            { label: "adaptation", key: "number", format: number },
+            { label: "rows compared", key: "rows", format: number },
           ],
         });
         measured.note = h("p", { class: "chart-note" });

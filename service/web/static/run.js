@@ -1,6 +1,6 @@
 // One run's story: what was asked, how long each part took, what the gates found, what it learnt from.
 
-import { h, render } from "./dom.js";
+import { h, render, told } from "./dom.js";
 import { shapeOf } from "./decisions.js";
 import { bullet, points, study, timeline } from "./figures.js";
 import { count, duration, fixed, metricName, number, percent, signed, when, words } from "./format.js";
@@ -32,7 +32,7 @@ function gates(chips) {
       { class: "rows gates" },
       h("thead", {}, h("tr", {}, ["Gate", "Verdict", "Value", "Had to reach", "", "What it found"].map((head, index) => h("th", { scope: "col", class: index === 2 || index === 3 ? "n" : index === 4 ? "wide" : "" }, head || h("span", { class: "sr" }, "Drawn"))))),
       h("tbody", {}, chips.map(({ gate, passed, text, value, threshold }) =>
-        h("tr", {}, h("th", { scope: "row" }, words(gate)), h("td", { class: "verdict" }, stateChip(passed ? "held" : "refusal", passed ? "passed" : "failed")), h("td", { class: "n" }, number(value)), h("td", { class: "n" }, number(threshold)), h("td", { class: "wide" }, bullet(value, threshold, passed)), h("td", { class: "text" }, text)))),
+        h("tr", {}, h("th", { scope: "row" }, words(gate)), h("td", { class: "verdict" }, stateChip(passed ? "held" : "refusal", passed ? "passed" : "failed")), h("td", { class: "n" }, number(value)), h("td", { class: "n" }, number(threshold)), h("td", { class: "wide" }, bullet(value, threshold, passed)), h("td", { class: "text" }, told(text))))),
     ),
   );
 }
@@ -97,20 +97,20 @@ function draw(body, story) {
     body,
     h("nav", { class: "crumbs", "aria-label": "Runs" }, h("a", { href: "#/decisions", "data-key": "back" }, "← Decisions"), h("span", {}, older !== null && h("a", { href: `#/runs/${older}`, "data-key": "older" }, `Run ${older}`), newer !== null && h("a", { href: `#/runs/${newer}`, "data-key": "newer" }, `Run ${newer} →`))),
     h("p", { class: "over" }, symbol(shape, { says: true }), ` Run ${id} · ${words(kind)}${version === null ? "" : ` · version ${version}`}`),
-    h("h1", { class: "sentence" }, sentence || `${words(kind)}: ${words(outcome ?? state)}`),
+    h("h1", { class: "sentence" }, sentence ? told(sentence) : `${words(kind)}: ${words(outcome ?? state)}`),
     h("dl", { class: "figures" },
       figure("Outcome", words(outcome ?? state), passed === null ? null : passed ? "every gate passed" : "a gate refused it"),
-      figure("Asked for", when(created), [`${words(trigger)}`, who ? `, by ${who}` : ""]),
+      figure("Asked for", when(created), [words(trigger), who && trigger === "manual" ? `, by ${who}` : ""]),
       figure("Took", started !== null && ended !== null ? duration(ended - started) : state === "running" ? ["since ", when(started)] : "–", ended === null ? null : ["ended ", when(ended)]),
-      due !== null && figure("Bar", due ? "not worse" : "better", due ? "it was due: promoted unless probably worse" : "promoted only if probably better")),
-    (why || decision.length > 0) && part("Why", why && !decision.includes(why) && h("p", {}, why), decision.length > 0 && h("ul", { class: "plain" }, decision.map((reason) => h("li", {}, reason)))),
-    error && part("What went wrong", h("p", { class: "trouble" }, error), stderr && h("details", { "data-key": "stderr" }, h("summary", {}, "What the job wrote"), h("pre", { tabindex: "0" }, stderr))),
+      due !== null && figure("Had to be", due ? "not worse" : "better", due ? "it was due: promoted unless probably worse" : "promoted only if probably better")),
+    (why || decision.length > 0) && part("Why", why && !decision.includes(why) && h("p", {}, why), decision.length > 0 && h("ul", { class: "plain" }, decision.map((reason) => h("li", {}, told(reason))))),
+    error && part("What went wrong", h("p", { class: "trouble" }, told(error)), stderr && h("details", { "data-key": "stderr" }, h("summary", {}, "What the job wrote"), h("pre", { tabindex: "0" }, stderr))),
     phases.length > 0 && part("How long it took", timeline(phases.map((phase) => ({ ...phase, note: duration(phase.seconds) })), `Phases: ${phases.map(({ name, seconds }) => `${name} ${duration(seconds)}`).join(", ")}`)),
     chips.length > 0 && part("Gates", gates(chips)),
     quality && part("Challenger and champion", compared(quality)),
     tried.length > 0 && part("Study", trials(tried)),
     (data || rows.length > 0 || story.windows.length > 0) && part("Data", learnt(story)),
-    notes.length > 0 && part("Notes", h("ul", { class: "plain" }, notes.map((note) => h("li", {}, note)))),
+    notes.length > 0 && part("Notes", h("ul", { class: "plain" }, notes.map((note) => h("li", {}, told(note))))),
     links.length > 0 && part("See also", h("ul", { class: "plain links" }, links.map(link))),
     part("Record", rollout && h("details", { "data-key": "rollout" }, h("summary", {}, "Rollout"), h("pre", { tabindex: "0" }, JSON.stringify(rollout, null, 2))), h("details", { "data-key": "record" }, h("summary", {}, "Everything that is stored of this run"), h("pre", { tabindex: "0" }, JSON.stringify(record, null, 2)))),
   );
