@@ -7,6 +7,7 @@ import { nameOf, symbol } from "./symbols.js";
 
 const MARK_PX = 22;
 const LEAST_S = 60;
+const QUIET = "adaptation"; // They come with every check: small, without a line.
 const live = new Set();
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -148,7 +149,7 @@ export class TimeChart {
         scales: { x: { range: () => this.#span() }, y: { range: (_, low, high) => this.#range(low, high) } },
         axes: [
           { ...axis, space: 90, size: (_, labels) => (labels?.some((label) => label?.includes("\n")) ? 46 : 30), values: (_, splits, __, ___, step) => axisTimes(splits, step) },
-          { ...axis, space: 44, size: (plot, values) => this.#room(plot, values), values: (_, splits) => splits.map((value) => this.onAxis(value)) },
+          { ...axis, space: 34, size: (plot, values) => this.#room(plot, values), values: (_, splits) => splits.map((value) => this.onAxis(value)) },
         ],
         series: [{}, ...series],
         bands,
@@ -214,9 +215,14 @@ export class TimeChart {
       if (before && px - before.from < MARK_PX) before.marks.push(mark);
       else {
         groups.push({ from: px, marks: [mark] });
-        ctx.moveTo(Math.round(x), bbox.top);
-        ctx.lineTo(Math.round(x), bbox.top + bbox.height);
       }
+    }
+    for (const { marks } of groups) {
+      const ruled = marks.find(({ kind }) => kind !== QUIET);
+      if (!ruled) continue;
+      const x = Math.round(plot.valToPos(ruled.at, "x", true));
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
     }
     ctx.stroke();
     ctx.restore();
@@ -261,19 +267,20 @@ export class TimeChart {
       this.lane,
       groups.map(({ from, marks }, index) => {
         const kinds = [...new Set(marks.map(({ kind }) => kind))];
+        const quiet = kinds.length === 1 && kinds[0] === QUIET;
         const first = marks.toSorted((a, b) => RANK.indexOf(b.kind) - RANK.indexOf(a.kind))[0];
         const text = marks.slice(-6).map(({ at, kind, text: said }) => `${moment(at)} ${nameOf(kind)}: ${said}`);
         if (marks.length > 1) text.unshift(`${marks.length} events${marks.length > 6 ? ", the last of them" : ""}:`);
         const target = marks.length === 1 || kinds.length === 1 ? marks.at(-1) : first;
         const props = {
-          class: `mark is-${first.kind}`,
+          class: `mark is-${first.kind}${quiet ? " is-quiet" : ""}`,
           "aria-label": text.join(" "),
           "data-key": `mark-${target.run ?? target.at}`,
           tabindex: index === groups.length - 1 ? "0" : "-1",
           style: { left: `${from}px` },
           on: { pointerenter: () => this.#hint(from, text), pointerleave: () => this.#unhint(), focus: () => this.#hint(from, text), blur: () => this.#unhint() },
         };
-        const body = [symbol(first.kind), marks.length > 1 && h("span", { class: "many" }, String(marks.length))];
+        const body = [symbol(first.kind), marks.length > 1 && !quiet && h("span", { class: "many" }, String(marks.length))];
         return target.run ? h("a", { ...props, href: `#/runs/${target.run}` }, body) : h("span", { ...props, role: "note" }, body);
       }),
     );

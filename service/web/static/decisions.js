@@ -32,7 +32,7 @@ function line(decision) {
       "div",
       {},
       h("a", { class: "decision-text", href: `#/runs/${run}`, "data-key": `run-${run}` }, sentence ? told(sentence) : `${words(kind)} ${state}`),
-      why && !sentence.includes(why) ? h("p", { class: "why" }, "“", why, "”") : null,
+      why && trigger === "manual" && !sentence.includes(why) ? h("p", { class: "why" }, "“", why, "”") : null,
       chips.length > 0 && h("p", { class: "chips" }, chips.map(gateChip)),
       h("p", { class: "meta" }, meta.filter(Boolean).map((one) => h("span", {}, one))),
     ),

@@ -7,6 +7,7 @@ import { count, fixed, moment, number, percent, when } from "./format.js";
 import { Panel, empty } from "./panel.js";
 
 const CELL_PX = 18;
+const WIDEST_PX = 34;
 const FEW = 15;
 
 /** How far it moved, in five steps: `times` is the distance over what it had to reach. */
@@ -71,7 +72,8 @@ export function driftPanel() {
   const pager = h("div", { class: "pager" });
   const legend = h("ul", { class: "legend steps", "aria-label": "Colours: distance over what it had to reach" }, STEPS.map(([kind, text]) => h("li", {}, h("span", { class: `cell-swatch is-${kind}` }), text)), h("li", {}, h("span", { class: "cell-swatch is-none" }), "not measured"), h("li", {}, h("span", { class: "badge is-news" }, "●"), "news"), h("li", {}, h("span", { class: "badge is-matters" }, "◆"), "matters"));
 
-  const fits = () => Math.max(4, Math.floor((strip.clientWidth - (strip.clientWidth < 560 ? 150 : 260)) / CELL_PX));
+  const room = () => strip.clientWidth - (strip.clientWidth < 560 ? 156 : 264);
+  const fits = () => Math.max(4, Math.floor(room() / CELL_PX));
   const sized = new ResizeObserver(() => {
     if (data?.checks.length && fits() !== columns) draw();
   });
@@ -123,11 +125,12 @@ export function driftPanel() {
           h("span", { class: "feature-badges" }, badges(feature)),
         ),
         h("td", { class: "n importance" }, feature.output ? "output" : feature.importance === null ? "–" : percent(feature.importance)),
-        h("td", { class: `n times${feature.moved ? " moved" : ""}` }, feature.score === null ? "–" : `${number(feature.times, 2)} ×`),
+        h("td", { class: `n times${feature.moved ? " moved" : ""}` }, feature.score === null ? "–" : `${fixed(feature.times, feature.times < 10 ? 2 : 0)} ×`),
         cells,
       );
     });
     const width = until - from;
+    strip.style.setProperty("--cell", `${Math.max(CELL_PX, Math.min(WIDEST_PX, Math.floor(room() / width))) - 2}px`);
     render(
       strip,
       h(

@@ -132,5 +132,8 @@ const METRICS = { auc: "AUC", f1: "F1", f1_macro: "F1 (macro)", brier: "Brier sc
 /** A metric's name as people write it. */
 export const metricName = (name) => METRICS[name] ?? words(name);
 
+/** The first of a long digest; all of it in the title. */
+export const digest = (text) => h("code", { title: text }, text.length > 16 ? `${text.slice(0, 12)}…` : text);
+
 /** `1 row`, `2 rows`. */
 export const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`;

@@ -3,7 +3,7 @@
 import { h, render, told } from "./dom.js";
 import { shapeOf } from "./decisions.js";
 import { bullet, points, study, timeline } from "./figures.js";
-import { count, duration, fixed, metricName, number, percent, signed, when, words } from "./format.js";
+import { count, digest, duration, fixed, metricName, number, percent, signed, when, words } from "./format.js";
 import { Panel, figure } from "./panel.js";
 import { stateChip, symbol } from "./symbols.js";
 
@@ -52,12 +52,13 @@ function compared({ metric, challenger, champion, error, rows, metrics }) {
   ];
 }
 
-function trials(list) {
+function trials(tried) {
+  const list = tried.map((one) => ({ ...one, value: one.value === null ? null : -one.value })); // The negative loss was maximised.
   const chosen = list.find((one) => one.chosen);
   const names = [...new Set(list.flatMap(({ parameters }) => Object.keys(parameters)))];
   const said = (value) => (typeof value === "number" ? number(value) : value === undefined ? "–" : String(value));
   return [
-    h("p", { class: "chart-note" }, `${count(list.length, "trial")}; what was minimised is the loss. The line is the best so far.`),
+    h("p", { class: "chart-note" }, `Loss of ${count(list.length, "trial")}, lower is better. The line is the best so far.`),
     study(list, `Loss of ${count(list.length, "trial")}${chosen ? `; trial ${chosen.number} was chosen with ${fixed(chosen.value, 4)}` : ""}`),
     h("details", { class: "as-table", "data-key": "trials" }, h("summary", {}, "Table"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Trials" }, h("table", { class: "rows" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Trial"), h("th", { scope: "col", class: "n" }, "Loss"), names.map((name) => h("th", { scope: "col", class: "n" }, words(name))))), h("tbody", {}, list.map(({ number: which, value, parameters, chosen: best }) => h("tr", {}, h("th", { scope: "row" }, number(which), best && h("span", { class: "tag" }, "chosen")), h("td", { class: "n" }, value === null ? "failed" : fixed(value, 4)), names.map((name) => h("td", { class: "n" }, said(parameters[name]))))))))),
   ];
@@ -80,7 +81,7 @@ function learnt({ data, windows, judged: rows, unfit_rows: unfit }) {
       data.from !== null && h("div", {}, h("dt", {}, "from"), h("dd", {}, when(data.from, { exact: true }))),
       data.until !== null && h("div", {}, h("dt", {}, "until"), h("dd", {}, when(data.until, { exact: true }))),
       unfit > 0 && h("div", {}, h("dt", {}, "left out, unfit"), h("dd", {}, number(unfit))),
-      h("div", {}, h("dt", {}, "snapshot"), h("dd", {}, h("code", {}, data.snapshot)))),
+      h("div", {}, h("dt", {}, "snapshot"), h("dd", {}, digest(data.snapshot)))),
     rows.length > 0 && judged(rows),
     windows.length > 0 && [
       h("h3", {}, "Which rows to learn from"),
@@ -103,7 +104,7 @@ function draw(body, story) {
       figure("Asked for", when(created), [words(trigger), who && trigger === "manual" ? `, by ${who}` : ""]),
       figure("Took", started !== null && ended !== null ? duration(ended - started) : state === "running" ? ["since ", when(started)] : "–", ended === null ? null : ["ended ", when(ended)]),
       due !== null && figure("Had to be", due ? "not worse" : "better", due ? "it was due: promoted unless probably worse" : "promoted only if probably better")),
-    (why || decision.length > 0) && part("Why", why && !decision.includes(why) && h("p", {}, why), decision.length > 0 && h("ul", { class: "plain" }, decision.map((reason) => h("li", {}, told(reason))))),
+    (why || decision.length > 0) && part("Why", why && !decision.some((reason) => why.includes(reason)) && h("p", {}, why), decision.length > 0 && h("ul", { class: "plain" }, decision.map((reason) => h("li", {}, told(reason))))),
     error && part("What went wrong", h("p", { class: "trouble" }, told(error)), stderr && h("details", { "data-key": "stderr" }, h("summary", {}, "What the job wrote"), h("pre", { tabindex: "0" }, stderr))),
     phases.length > 0 && part("How long it took", timeline(phases.map((phase) => ({ ...phase, note: duration(phase.seconds) })), `Phases: ${phases.map(({ name, seconds }) => `${name} ${duration(seconds)}`).join(", ")}`)),
     chips.length > 0 && part("Gates", gates(chips)),

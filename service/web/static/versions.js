@@ -1,15 +1,16 @@
 // Two versions side by side: parameters, data, gates, slices, importance.
 
 import { h, render, s } from "./dom.js";
-import { fixed, metricName, number, percent, signed, when, words } from "./format.js";
+import { digest, fixed, metricName, number, percent, signed, when, words } from "./format.js";
 import { single } from "./run.js";
 import { gateChip } from "./symbols.js";
 
 const part = (title, ...children) => h("section", { class: "part" }, h("h2", {}, title), children);
 
-function said(value) {
+function said(value, name) {
   if (value === null || value === undefined) return "–";
-  if (typeof value === "number") return number(value, 4);
+  if (typeof value === "number") return /^(from|since|until)/.test(name) ? when(value, { exact: true }) : number(value, 4);
+  if (/^[0-9a-f]{32,}$/.test(value)) return digest(value);
   if (typeof value === "boolean") return value ? "yes" : "no";
   return typeof value === "string" ? value : JSON.stringify(value);
 }
@@ -20,7 +21,7 @@ function sideBySide(a, b, rows, note = null) {
   const table = (list) =>
     h("table", { class: "rows pair" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "sr" }, "Name")), h("th", { scope: "col" }, `Version ${a}`), h("th", { scope: "col" }, `Version ${b}`))),
-      h("tbody", {}, list.map(({ name, a: one, b: other, differs }) => h("tr", { class: differs ? "differs" : "" }, h("th", { scope: "row" }, differs && h("span", { class: "differs-mark", title: "differs" }, "≠ "), words(name)), h("td", {}, said(one)), h("td", {}, said(other))))));
+      h("tbody", {}, list.map(({ name, a: one, b: other, differs }) => h("tr", { class: differs ? "differs" : "" }, h("th", { scope: "row" }, differs && h("span", { class: "differs-mark", title: "differs" }, "≠ "), metricName(name)), h("td", {}, said(one, name)), h("td", {}, said(other, name))))));
   const different = rows.filter(({ differs }) => differs);
   return [
     note && h("p", { class: "chart-note" }, note),
@@ -41,7 +42,7 @@ function dumbbell(a, b, widest, least = 0) {
 
 const keyOf = (a, b) => h("ul", { class: "legend" }, h("li", {}, h("span", { class: "box is-dot" }), h("span", {}, `version ${a}`)), h("li", {}, h("span", { class: "box is-window round" }), h("span", {}, `version ${b}`)));
 
-function lines(a, b, rows, head, format) {
+function lines(a, b, rows, head, format, change) {
   const values = rows.flatMap(({ a: one, b: other }) => [one, other]).filter((value) => value !== null);
   const [least, widest] = [Math.min(0, ...values), Math.max(0, ...values)];
   const low = head === "Slice" ? Math.min(...values) : least;
@@ -51,7 +52,7 @@ function lines(a, b, rows, head, format) {
       h("table", { class: "rows" },
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, head), h("th", { scope: "col", class: "n" }, `v${a}`), h("th", { scope: "col", class: "n" }, `v${b}`), h("th", { scope: "col", class: "n" }, "Change"), h("th", { scope: "col", class: "wide" }, h("span", { class: "sr" }, "Drawn")))),
         h("tbody", {}, rows.map(({ name, feature, sensitive, a: one, b: other }) =>
-          h("tr", {}, h("th", { scope: "row" }, name ?? feature, sensitive && h("span", { class: "tag" }, "sensitive")), h("td", { class: "n" }, format(one)), h("td", { class: "n" }, format(other)), h("td", { class: "n" }, one === null || other === null ? "–" : signed(other - one)), h("td", { class: "wide" }, dumbbell(one, other, widest, low))))))),
+          h("tr", {}, h("th", { scope: "row" }, name ?? feature, sensitive && h("span", { class: "tag" }, "sensitive")), h("td", { class: "n" }, format(one)), h("td", { class: "n" }, format(other)), h("td", { class: "n" }, one === null || other === null ? "–" : change(other - one)), h("td", { class: "wide" }, dumbbell(one, other, widest, low))))))),
   ];
 }
 
@@ -76,8 +77,8 @@ function draw(body, { a, b, parameters, data, libraries, metrics, importance, sl
     part("Parameters", sideBySide(one, other, parameters)),
     part("Data", sideBySide(one, other, data)),
     part("Metrics", sideBySide(one, other, metrics, "Each on its own holdout: other rows, so they are only roughly comparable.")),
-    part("Feature importance", importance.length ? lines(one, other, importance, "Feature", (value) => percent(value, 1)) : h("p", { class: "empty small" }, "Not measured.")),
-    part("Slices", slices.length ? [h("p", { class: "chart-note" }, `${metricName(metric)}, larger is better; each version on the matured rows that it answered itself.`), lines(one, other, slices, "Slice", fixed)] : h("p", { class: "empty small" }, "Not known yet: slices appear once both versions have answered rows whose labels came.")),
+    part("Feature importance", importance.length ? lines(one, other, importance, "Feature", (value) => percent(value, 1), (value) => `${signed(value * 100, 1)} pp`) : h("p", { class: "empty small" }, "Not measured.")),
+    part("Slices", slices.length ? [h("p", { class: "chart-note" }, `${metricName(metric)}, larger is better; each version on the matured rows that it answered itself.`), lines(one, other, slices, "Slice", fixed, signed)] : h("p", { class: "empty small" }, "Not known yet: slices appear once both versions have answered rows whose labels came.")),
     part("Libraries", sideBySide(one, other, libraries)),
   );
 }
