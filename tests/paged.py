@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import pytest
 import sqlalchemy as sa
 
-from monitoring.store import connect, ensure_days, metadata, open_store, predictions, runs
+from monitoring.store import connect, ensure_days, metadata, open_store, predictions
 from service.configuration import load
 from service.handover import ControllerStatus, Live, LiveVersion, write_live, write_status
 from service.serving.front import Front
@@ -19,7 +20,8 @@ from service.serving.worker import Worker
 from tests.fronts import run as requests
 from tests.places import START, Place
 from tests.stand_in import TOKEN
-from training.cycle import run_cycle
+from training.cycle import bootstrap, run_cycle
+from training.lease import CONTROLLER, Lease
 
 
 class Paged(NamedTuple):
@@ -47,23 +49,32 @@ async def beyond(scope: Any, receive: Any, send: Any) -> None:
     raise AssertionError(f"{scope['path']} is not the framework's")
 
 
-def grow(place: Place) -> None:
-    """Two checks and a training that is promoted, as version 2."""
+@pytest.fixture(scope="session")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployment with a past: three checks, and a training that was promoted as version 2."""
+    home = tmp_path_factory.mktemp("grown") / "home"
+    home.mkdir()
+    open_store(f"sqlite:///{home}/evergreen.db").dispose()
+    place = Place(home)
+    assert Lease(place.engine, CONTROLLER, "test", 86_400).acquire()
+    assert bootstrap(place.loop) is not None
     for rows, moved in ((60, False), (600, True)):
         place.answer(rows, rows, moved=moved)
         ended = run_cycle(place.loop)
     assert (ended.outcome, place.registry.live().previous) == ("promoted", 1)
     place.answer(300, 7, moved=True)
     run_cycle(place.loop)
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
+    place.engine.dispose()
+    return home
 
 
 @contextmanager
-def paged(first: Path, home: Path, store_url: str | None = None, *, past: bool = True) -> Iterator[Paged]:
-    """A copy of the deployment `first` in `home`, with a past; its store copied to `store_url` when one is given."""
-    shutil.copytree(first, home)
+def paged(deployment: Path, home: Path, store_url: str | None = None) -> Iterator[Paged]:
+    """A copy of a deployment in `home`; its store copied to `store_url` when that is another kind of one."""
+    shutil.copytree(deployment, home)
     place = Place(home)
-    if past:
-        grow(place)
     url = f"sqlite:///{home}/evergreen.db"
     if store_url is not None and not store_url.startswith("sqlite"):
         url = store_url
@@ -112,6 +123,3 @@ def copy(source: sa.Engine, url: str) -> None:
                     f"select setval(pg_get_serial_sequence('{name}', 'id'), (select max(id) from {name}))"
                 )
     target.dispose()
-
-
-__all__ = ["START", "TOKEN", "Paged", "copy", "paged", "runs"]

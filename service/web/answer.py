@@ -61,7 +61,7 @@ def _route(page: Page, path: str, query: Query) -> tuple[float, Work] | None:
     here, asked = page.here, Asked.of(query)
     match path.split("/")[2:]:
         case ["state"]:
-            return 2.0, lambda: state(here, page.revision)
+            return 2.0, lambda: state(here, page.revision, page.delays())
         case ["quality"]:
             return FOREVER_S, lambda: quality(here, asked)
         case ["decisions"]:

@@ -22,10 +22,12 @@ from service.serving.request import Reject
 from service.web.meter import Meter
 from service.web.references import References
 from service.web.revision import Signature, signature
+from service.web.state import delays
 
 if TYPE_CHECKING:
     from service.serving.management.managed import Managed
     from service.serving.worker import Worker
+    from service.web.shapes import DelayHistogram
 
 _Result = TypeVar("_Result")
 
@@ -34,6 +36,7 @@ MOST_WAITING: Final = 32
 """Requests that wait for a thread; more are refused."""
 KEPT: Final = 64
 """Answers kept."""
+DELAYS_LAST_S: Final = 30.0
 LOOK_EVERY_S: Final = 1.0
 """How old what is known of the store may be."""
 READS_TOO_MUCH: Final = "the page has more to read than it can just now; try again"
@@ -59,6 +62,7 @@ class Page:
         self.seen = Signature()
         self.revision = ""
         self.looked_at = float("-inf")
+        self._delays: tuple[float, DelayHistogram | None] = (float("-inf"), None)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="evergreen-page")
         self._waiting = 0
         self._answers: OrderedDict[tuple[str, ...], tuple[str, asyncio.Task[Made]]] = OrderedDict()
@@ -88,6 +92,12 @@ class Page:
         self.seen = await self.compute(signature, self.here.engine)
         self.revision, self.looked_at = self.seen.revision, began
         return self.seen
+
+    def delays(self) -> DelayHistogram | None:
+        """How long labels take, as of at most half a minute ago; asked in one of the page's threads."""
+        if time.monotonic() - self._delays[0] >= DELAYS_LAST_S:
+            self._delays = time.monotonic(), delays(self.here)
+        return self._delays[1]
 
     async def answer(self, key: tuple[str, ...], lasts_s: float, work: Callable[[], msgspec.Struct]) -> Made:
         """The answer under this key: the one made before while the store is as it was and it is young enough."""

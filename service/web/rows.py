@@ -63,6 +63,26 @@ def sample(connection: sa.Connection, edges: list[float], rows: int) -> list[lis
     return found
 
 
+def labelled_sample(
+    connection: sa.Connection, newest: int, moments: int, rows: int
+) -> list[tuple[float, float | None]]:
+    """(answered, label first received or None) of rows at moments spread over the time of the newest `newest` rows."""
+    at = predictions.c.at
+    span = span_of(connection)
+    first = connection.scalar(sa.select(at).order_by(at.desc()).limit(1).offset(newest))
+    received = (
+        sa.select(sa.func.min(labels.c.received_at))
+        .where(labels.c.id == predictions.c.id)
+        .correlate(predictions)
+        .scalar_subquery()
+    )
+    found: list[tuple[float, float | None]] = []
+    for since, until in pairwise(edges_of(span, Asked(since=first), moments)):
+        wanted = sa.select(at, received).where(*about_then(connection, since, until)).order_by(at).limit(rows)
+        found += [(row[0], row[1]) for row in connection.execute(wanted)]
+    return found
+
+
 def paces(connection: sa.Connection, edges: list[float], most: int) -> list[tuple[int, float | None]]:
     """(rows from each edge on before the next, counted up to `most`; when the next one after these was answered).
 

@@ -194,16 +194,16 @@ class Job(Shape, frozen=True, kw_only=True):
 
 
 class DelayHistogram(Shape, frozen=True, kw_only=True):
-    """How long labels took to come, of the newest labels."""
+    """How long labels took to come, of rows spread over the newest 20,000 that were answered."""
 
     edges_s: tuple[float, ...]
     """n + 1 edges of n bins, growing by a factor."""
     labels: tuple[int, ...]
     """Labels in each bin."""
     rows: int
-    """Newest labels that were looked at, at most 2,000."""
+    """That were looked at, at most 1,000."""
     without: int
-    """Of these, whose prediction is not in the record."""
+    """Of these, without a label (yet)."""
 
 
 class Record(Shape, frozen=True, kw_only=True):

@@ -10,13 +10,15 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
+from monitoring.answers import DELAY_ROWS
 from monitoring.metrics import samples
 from monitoring.quality import LOWER_IS_BETTER
-from monitoring.store import db_now, key_columns, labels, leases, predictions, runs, versions
+from monitoring.store import db_now, leases, runs, versions
 from service.handover import read_status
 from service.serving.management.sentence import sentence
 from service.serving.management.standing import WORKER_ALIVE_S, paused_by, quality_of, standing
 from service.web.champion import task_of
+from service.web.rows import labelled_sample
 from service.web.shapes import (
     AdaptationNow,
     Alert,
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
     from training.rollout import WorkerState
     from training.runs import Check
 
-DELAYS: Final = 2_000
+DELAY_MOMENTS: Final = 20
+DELAY_ROWS_EACH: Final = 50
 DELAY_BINS: Final = 24
 ALERTS: Final = (
     ("drift:", "drift"),
@@ -57,8 +60,8 @@ ALERTS: Final = (
 """How an alert of `standing` begins -> what it is about."""
 
 
-def state(here: Managed, revision: str) -> State:
-    """`name` and `scopes` are left empty: they are the asker's."""
+def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
+    """`late` is what `delays` says; `name` and `scopes` are left empty: they are the asker's."""
     now, live, paused = time.time(), here.registry.live(), here.runs.paused()
     stands = standing(here, paused_by(paused))
     newest = next(iter(here.runs.checks(limit=1)), None)
@@ -74,7 +77,6 @@ def state(here: Managed, revision: str) -> State:
             .order_by(versions.c.version.desc())
         ).all()
         lease = _lease(connection, here)
-        delays = _delays(connection)
     under_way = None
     if running is not None:
         under_way = RunningNow(
@@ -121,7 +123,7 @@ def state(here: Managed, revision: str) -> State:
         )
         if controller is not None and controller.leader
         else None,
-        record=_record(here, delays),
+        record=_record(here, late),
         name="",
         scopes=(),
     )
@@ -210,7 +212,7 @@ def _lease(connection: sa.Connection, here: Managed) -> Lease | None:
     return Lease(holder=row.holder, expires_at=row.expires_at, here=mine)
 
 
-def _record(here: Managed, delays: DelayHistogram | None) -> Record:
+def _record(here: Managed, late: DelayHistogram | None) -> Record:
     controller = read_status(here.worker.run_dir)
     counted = samples(here.worker.metrics.directory, ("log_records", "labels", "rows_unfit"))
 
@@ -224,29 +226,17 @@ def _record(here: Managed, delays: DelayHistogram | None) -> Record:
         drops=of("log_records", "dropped") + of("labels", "dropped"),
         unfit=of("rows_unfit", None),
         dead_letters=of("log_records", "dead_letter"),
-        delays=delays,
+        delays=late,
     )
 
 
-def _delays(connection: sa.Connection) -> DelayHistogram | None:
-    newest = (
-        sa.select(labels.c.id, labels.c.received_at)
-        .order_by(*(column.desc() for column in key_columns(labels)))
-        .limit(DELAYS)
-        .subquery()
-    )
-    answered = (
-        sa.select(sa.func.max(predictions.c.at))
-        .where(predictions.c.id == newest.c.id)
-        .correlate(newest)
-        .scalar_subquery()
-    )
-    rows = connection.execute(sa.select(newest.c.received_at, answered)).all()
-    if not rows:
-        return None
-    late = np.array([max(0.0, received - at) for received, at in rows if at is not None])
+def delays(here: Managed) -> DelayHistogram | None:
+    """None while no row has a label."""
+    with here.engine.connect() as connection:
+        rows = labelled_sample(connection, DELAY_ROWS, DELAY_MOMENTS, DELAY_ROWS_EACH)
+    late = np.array([max(0.0, received - at) for at, received in rows if received is not None])
     if not len(late):
-        return DelayHistogram(edges_s=(), labels=(), rows=len(rows), without=len(rows))
+        return None
     low, high = max(float(late.min()), 0.001), max(float(late.max()), 0.002)
     edges = np.geomspace(low, high * 1.001, DELAY_BINS + 1) if high > low else np.array([low, high * 2])
     counts = np.histogram(np.maximum(late, low), edges)[0]
