@@ -148,7 +148,7 @@ export class TimeChart {
         select: { show: Boolean(this.choose) },
         scales: { x: { range: () => this.#span() }, y: { range: (_, low, high) => this.#range(low, high) } },
         axes: [
-          { ...axis, space: 90, size: (_, labels) => (labels?.some((label) => label?.includes("\n")) ? 46 : 30), values: (_, splits, __, ___, step) => axisTimes(splits, step) },
+          { ...axis, space: (_, __, ___, ____, dim) => (dim < 420 ? 62 : 90), size: (_, labels) => (labels?.some((label) => label?.includes("\n")) ? 46 : 30), values: (_, splits, __, ___, step) => axisTimes(splits, step) },
           { ...axis, space: 34, size: (plot, values) => this.#room(plot, values), values: (_, splits) => splits.map((value) => this.onAxis(value)) },
         ],
         series: [{}, ...series],
