@@ -23,9 +23,10 @@ from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA
 from training.counted import ever_answered
 from training.loop import Loop
-from training.manifest import NO_ACTION
+from training.manifest import NO_ACTION, Slices
 from training.policy import History, QualityCheck, RetrainPolicy, growth_needed
 from training.runs import Check, Run
+from training.slices import slices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,14 +47,15 @@ class Seen:
     reference: pd.DataFrame = field(repr=False, compare=False)  # what the window was compared with
     window: pd.DataFrame = field(repr=False, compare=False)
     unfit: Mapping[str, int]  # rows and labels that were left out, by what they were read for
+    slices: Slices  # the champion's groups, the worst first
 
     def known(self) -> dict[str, Any]:
         """What the check's row says of the quality."""
         quality: dict[str, Any] = msgspec.to_builtins(self.quality.measured)
         verdict = msgspec.to_builtins(self.quality.verdict)
         counted = {"answered": self.quality.answered, "until": self.quality.until}
-        raw = {"raw": msgspec.to_builtins(self.quality.raw), "labels": msgspec.to_builtins(self.labels)}
-        return {**quality, **verdict, **counted, **raw}
+        raw = {"raw": msgspec.to_builtins(self.quality.raw), "slices": msgspec.to_builtins(self.slices)}
+        return {**quality, **verdict, **counted, **raw, "labels": msgspec.to_builtins(self.labels)}
 
 
 def check(loop: Loop, champion: int, labels: Maturity | None = None, raw: QualityVerdict | None = None) -> Seen:
@@ -91,7 +93,8 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None, raw: Qualit
         labels=_labels_say(quality, answered),
     )
     unfit = {"drift": unfit_rows(window), "quality": answered.unfit}
-    return Seen(champion, drift, quality, labels, schema, compared, window, unfit)
+    groups = slices(loop, champion, schema, labels.matured_until)
+    return Seen(champion, drift, quality, labels, schema, compared, window, unfit, groups)
 
 
 def maturity(loop: Loop) -> Maturity:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from monitoring.store import connect
-from service.serving.management import adaptation, models, reports, rows, runs
+from service.serving.management import adaptation, loop, models, reports, rows, runs
 from service.serving.management.managed import Managed
 from service.serving.management.openapi import PATH, document
 from training.manifest import FormatError
@@ -53,7 +53,7 @@ def application(worker: Worker) -> FastAPI:
         worker, engine, Runs(engine), Registry(engine, settings.models_dir, settings.model.name)
     )
     weakref.finalize(app, engine.dispose)  # its connections are closed with it
-    for each in (models, adaptation, reports, rows, runs):
+    for each in (models, adaptation, loop, reports, rows, runs):
         app.include_router(each.router)
     app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]
     return app
