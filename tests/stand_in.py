@@ -247,6 +247,7 @@ class StandIn:
                     "state": "lost",
                     "words": "quality lost: served auc 0.71 on 500 rows answered, 0.83 on the champion's holdout",
                     "labels": msgspec.to_builtins(labels),
+                    "raw": None,
                     "answered": 500,
                     "until": 1.7e9,
                     "compared": [],
