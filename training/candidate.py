@@ -137,11 +137,11 @@ def _unseen(
     """Answers to the newest rows by models that learned only rows before them, as the version will answer new ones.
 
     Models that learn from what comes after a row as well answer it too well: the world of the row is then known to
-    them. At most half of the rows are answered. None when too few rows or classes would be left for a fit.
+    them. At most a quarter of the rows are answered. None when too few rows or classes would be left for a fit.
     Source: Dawid 1984 ("prequential": every answer is given before its outcome is known).
     """
     adapt = AdaptPolicy.model_validate(spec.adapt)
-    newest = learnt[-min(adapt.most_rows, len(learnt) // 2) :]
+    newest = learnt[-min(adapt.most_rows, len(learnt) // 4) :]
     folds = np.arange(len(newest)) * adapt.start_folds // len(newest)
     said: npt.NDArray[Any] | None = None
     for fold in range(adapt.start_folds):

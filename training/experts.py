@@ -78,7 +78,7 @@ class AdaptPolicy(BaseModel):
         0.01, ge=0, lt=0.5, description="experts below this weight are not shipped to the workers"
     )
     start_folds: int = Field(
-        4,
+        8,
         ge=2,
         le=20,
         description="models fitted besides when a version is trained, each to the rows before one part of the newest: "

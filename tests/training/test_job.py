@@ -205,12 +205,12 @@ def test_a_new_version_starts_with_an_adaptation_from_answers_by_models_of_the_r
     assert run(spec).ok
     whole = decode((tmp_path / "adaptation.whole").read_bytes())
     manifest, data = verify(tmp_path / "v2"), read_snapshot(Path(spec.snapshot), schema)
-    learnt, half = manifest.data.window, manifest.data.window.rows // 2
-    assert {expert.name: expert.rows for expert in whole.experts}["shift-3000"] == half
+    learnt, newest = manifest.data.window, manifest.data.window.rows // 4
+    assert {expert.name: expert.rows for expert in whole.experts}["shift-3000"] == newest
     with np.load(tmp_path / "v2" / "unseen.npz") as unseen:
         rows, answers = unseen["rows"], unseen["said"]
-    assert (rows == np.arange(learnt.stop - half, learnt.stop)).all()
-    for part in np.array_split(np.arange(half), 4):
+    assert (rows == np.arange(learnt.stop - newest, learnt.stop)).all()
+    for part in [np.flatnonzero(np.arange(newest) * 8 // newest == fold) for fold in range(8)]:
         before = data.iloc[learnt.start : rows[part[0]]]
         fitted = fit_rows(before, schema, manifest.parameters, manifest.seed)
         said = predict(fitted, data.iloc[rows[part]][list(schema.names)], schema)
