@@ -102,11 +102,13 @@ def place(first: Path, tmp_path: Path, store_url: str) -> Iterator[Place]:
     else:
         copy_rows(f"sqlite:///{home}/evergreen.db", store_url)
     place = Place(home, store_url)
-    ensure_days(place.engine, [1])
-    place.answer(300, 5, moved=False)
-    run_cycle(place.loop)
-    yield place
-    place.engine.dispose()
+    try:
+        ensure_days(place.engine, [1])
+        place.answer(300, 5, moved=False)
+        run_cycle(place.loop)
+        yield place
+    finally:
+        place.engine.dispose()
 
 
 def copy_rows(source: str, target: str) -> None:
@@ -119,6 +121,7 @@ def copy_rows(source: str, target: str) -> None:
                 write.execute(table.insert(), rows)
             elif rows:
                 write.execute(table.insert(), [{**row, "expires_at": time.time() + DAY_S} for row in rows])
+        write.exec_driver_sql("select setval(pg_get_serial_sequence('runs', 'id'), (select max(id) from runs))")
     old.dispose()
     new.dispose()
 
