@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from monitoring.errors import EvergreenError
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """Format of the tables below. Bump it together with a new file in `monitoring/migrations/versions`, its number padded
 to four digits being the revision; the file also sets `evergreen_meta.schema_version`."""
 
@@ -156,6 +156,7 @@ runs = sa.Table(
     sa.Column("finished_at", sa.Double),
     sa.Column("version", sa.Integer),  # version it made or moved to
     sa.Column("record", sa.Text, nullable=False, server_default="{}"),  # JSON: decision, data, gates, error
+    sa.Index("ix_runs_kind", "kind", "id"),  # a run is made at every check: what else happened is found among them
 )
 
 checks = sa.Table(

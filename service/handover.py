@@ -147,6 +147,16 @@ def read_reports(folder: Path) -> list[WorkerReport]:
 STATUS: Final = "controller.json"
 
 
+class JobStatus(msgspec.Struct, frozen=True):
+    """A scheduled job of the replica that holds the lease; times are seconds since 1970 UTC."""
+
+    name: str
+    last_success: float | None = None
+    """Since this server started."""
+    next: float | None = None
+    failures: int = 0
+
+
 class ControllerStatus(msgspec.Struct, frozen=True):
     """The status of the controller of one server."""
 
@@ -156,6 +166,8 @@ class ControllerStatus(msgspec.Struct, frozen=True):
     spool_bytes: int = 0
     drain_lag_s: float = 0.0
     store_error: str = ""
+    jobs: tuple[JobStatus, ...] = ()
+    """Of the replica that holds the lease."""
 
 
 def write_status(run_dir: Path, status: ControllerStatus) -> None:

@@ -170,12 +170,23 @@ class Keys:
     def require(self, scope: Scope, authorization: bytes) -> str:
         """Name of the token in an Authorization header. Raises `Denied` when it is none, or has not this scope."""
         token = self._seen.get(authorization) or self._find(authorization)
-        if scope not in token.scopes:
-            raise Denied(
-                403,
-                f"the token {token.name!r} may {', '.join(token.scopes)}, not {scope}; `evergreen token add` makes one",
-            )
-        return token.name
+        return allowed(token, scope)
+
+    def bearer(self, authorization: bytes) -> Token:
+        """The token in an Authorization header. Raises `Denied` when it is none."""
+        return self._seen.get(authorization) or self._find(authorization)
+
+    def tokens(self) -> tuple[Token, ...]:
+        """All that are good now."""
+        return self._tokens
+
+    def named(self, given: bytes) -> Token | None:
+        """The token with these bytes, None when there is none."""
+        digest, found = _digest(given), None
+        for token in self._tokens:  # all of them, so that the time tells nothing
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        return found
 
     def _find(self, authorization: bytes) -> Token:
         kind, _, given = authorization.partition(b" ")
@@ -185,16 +196,23 @@ class Keys:
                 "no bearer token: send `Authorization: Bearer TOKEN`; `evergreen token add NAME --scope …` makes one, "
                 "and var/token has the deployment's own",
             )
-        digest, found = _digest(given.strip()), None
         seen = self._seen
-        for token in self._tokens:  # all of them, so that the time tells nothing
-            if hmac.compare_digest(token.digest, digest):
-                found = token
+        found = self.named(given.strip())
         if found is None:
             raise Denied(403, "this bearer token is not, or no longer, one of this deployment: `evergreen token list`")
         if len(seen) < _MOST_SEEN:
             seen[authorization] = found
         return found
+
+
+def allowed(token: Token, scope: Scope) -> str:
+    """Name of the token. Raises `Denied` when it has not this scope."""
+    if scope not in token.scopes:
+        raise Denied(
+            403,
+            f"the token {token.name!r} may {', '.join(token.scopes)}, not {scope}; `evergreen token add` makes one",
+        )
+    return token.name
 
 
 def _digest(token: bytes) -> str:
@@ -243,6 +261,11 @@ def known_token(settings: Settings) -> str:
             f"cannot read the management token in {settings.token_file}: {error.strerror}; "
             "make it readable for this user or set [security] token"
         ) from None
+
+
+def session_key(settings: Settings) -> bytes:
+    """What the page's cookies are signed with: `var/session.key`, which is made (0600) when missing. Raises OSError."""
+    return _secret(settings.var / "session.key", lambda: secrets.token_hex(32))[0]
 
 
 def open_privacy(settings: Settings) -> Privacy | None:

@@ -25,7 +25,7 @@ IMPORTERS = {
     "skl2onnx": {"training/convert.py"},
     "fastapi": {
         f"service/serving/management/{name}.py"
-        for name in ("adaptation", "application", "managed", "models", "rows", "runs")
+        for name in ("adaptation", "application", "loop", "managed", "models", "rows", "runs")
     },
     "typer": {"service/command/cli.py"},
     "prometheus_client": {"monitoring/metrics.py"},

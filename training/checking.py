@@ -22,9 +22,10 @@ from monitoring.verdict import Outputs, judge_quality
 from monitoring.window import read_window
 from training.artefact import REFERENCE, SCHEMA
 from training.loop import Loop
-from training.manifest import NO_ACTION
+from training.manifest import NO_ACTION, Slices
 from training.policy import History, QualityCheck, RetrainPolicy, growth_needed
 from training.runs import Run
+from training.slices import slices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +48,15 @@ class Seen:
     reference: pd.DataFrame = field(repr=False, compare=False)  # what the window was compared with
     window: pd.DataFrame = field(repr=False, compare=False)
     unfit: Mapping[str, int]  # rows and labels that were left out, by what they were read for
+    slices: Slices  # the champion's groups, the worst first
 
     def known(self) -> dict[str, Any]:
         """What the check's row says of the quality."""
         quality: dict[str, Any] = msgspec.to_builtins(self.quality.measured)
         verdict = msgspec.to_builtins(self.quality.verdict)
         counted = {"answered": self.quality.answered, "until": self.quality.until}
-        return {**quality, **verdict, **counted, "labels": msgspec.to_builtins(self.labels)}
+        known = {"labels": msgspec.to_builtins(self.labels), "slices": msgspec.to_builtins(self.slices)}
+        return {**quality, **verdict, **counted, **known}
 
 
 def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
@@ -87,7 +90,8 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None) -> Seen:
         labels=_labels_say(quality, answered),
     )
     unfit = {"drift": unfit_rows(window), "quality": answered.unfit}
-    return Seen(champion, drift, quality, labels, schema, compared, window, unfit)
+    groups = slices(loop, champion, schema, labels.matured_until)
+    return Seen(champion, drift, quality, labels, schema, compared, window, unfit, groups)
 
 
 def maturity(loop: Loop) -> Maturity:

@@ -38,7 +38,7 @@ from training.policy import Decision, decide
 from training.registry import NoChampion
 from training.retention import retain
 from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
-from training.runs import Run
+from training.runs import PAUSES, Run
 from training.spec import JobSpec
 from training.subprocess_job import JobCrashed, JobStopped
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOVES: Final = ("promote", "rollback", "adaptation")
+MOVES: Final = ("promote", "rollback", "adaptation", *PAUSES)
 """Kinds of runs that only move an alias or a switch: nobody wants to wait for a training to end before them."""
 
 Story = dict[str, Any]
@@ -164,6 +164,11 @@ def run_adaptation(loop: Loop, run: Run) -> Run:
     return _carry_out(loop, run, story, switch)
 
 
+def run_pause(loop: Loop, run: Run) -> Run:
+    """The run that paused the loop, or resumed it: what is done about it is whoever turns the loop's to do."""
+    return _carry_out(loop, run, {}, lambda: Ending("done", "paused" if run.kind == "pause" else "resumed"))
+
+
 def run_erase(loop: Loop, run: Run) -> Run:
     """The run that forgot prediction ids, or a subject by a feature's value; see `training/erasure.py`."""
     story: Story = {}
@@ -220,6 +225,7 @@ def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
         "promote": run_promote,
         "rollback": run_rollback,
         "adaptation": run_adaptation,
+        **dict.fromkeys(PAUSES, run_pause),
         "erase": run_erase,
     }
     if run.kind in steps:

@@ -70,6 +70,31 @@ class TriedWindow(msgspec.Struct, frozen=True):
     chosen: bool = False
 
 
+# -- a check -----------------------------------------------------------------------------------------------------
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """One group of rows."""
+
+    name: str
+    sensitive: bool
+    rows: int
+    value: float
+    error: float
+    """Standard error."""
+
+
+class Slices(msgspec.Struct, frozen=True):
+    """What the labels say of the champion's answers by group; the metric is larger where it is better."""
+
+    metric: str
+    rows: int
+    value: float | None
+    """Of all rows; None where these do not define it."""
+    groups: tuple[Slice, ...]
+    """The worst first, then the sensitive ones that are not among these."""
+
+
 # -- the manifest of a version --------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 State = Literal["queued", "running", "done", "failed"]
 
+PAUSES: Final = ("pause", "resume")
+"""Kinds of runs that say whether the loop works; the newest that ended well does."""
 LOST: Final = "quality lost"
 """Begins the reasons of a check that found it so."""
 _AT_ONCE: Final = 1000
@@ -43,7 +45,7 @@ class Run:
     """One row of the table `runs`; times are seconds since 1970 UTC."""
 
     id: int
-    kind: str  # check | retrain | push | promote | rollback | bootstrap | erase | retention
+    kind: str  # check | retrain | push | promote | rollback | bootstrap | adaptation | pause | resume | erase | …
     state: State
     outcome: str | None  # promoted | kept | refused | no_action | crashed | rolled_back | erased | deleted | …
     trigger: str  # drift | quality | schedule | manual | start
@@ -281,6 +283,15 @@ class Runs:
             ).first()
         return None if row is None else _run(row)
 
+    def paused(self) -> Run | None:
+        """The run that paused the loop, None while it works."""
+        newest = sa.select(sa.func.max(runs.c.id)).where(
+            runs.c.kind.in_(PAUSES), runs.c.outcome.in_(("paused", "resumed"))
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(*runs.c).where(runs.c.id == newest.scalar_subquery())).first()
+        return None if row is None or row.kind != "pause" else _run(row)
+
     def recover(self, token: int, now: float, why: str = "") -> tuple[int, ...]:
         """Ids of the runs that were left running; they are `failed` now.
 
@@ -348,7 +359,12 @@ class Runs:
         with self._engine.begin() as connection:
             for table, old in (
                 (runs, (runs.c.created_at < before) & (said_no | (runs.c.kind == "check"))),
-                (runs, sa.false() if runs_before is None else runs.c.finished_at < runs_before),
+                (
+                    runs,  # but for what says whether the loop works
+                    sa.false()
+                    if runs_before is None
+                    else (runs.c.finished_at < runs_before) & runs.c.kind.not_in(PAUSES),
+                ),
                 (checks, checks.c.at < before),
             ):
                 newest = sa.select(table.c.id).order_by(table.c.id.desc()).limit(1).offset(keep - 1).scalar_subquery()

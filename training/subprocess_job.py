@@ -30,10 +30,13 @@ class JobCrashed(EvergreenError, RuntimeError):
 
 
 class JobStopped(EvergreenError, RuntimeError):
-    """Raised when a job was ended because this process stops."""
+    """Raised when a job was ended because this process stops, or the loop was paused."""
 
     def __init__(self) -> None:
-        super().__init__("the training was ended because the server stops; it is decided again after the next start")
+        super().__init__(
+            "the training was ended because the server stops, or the loop was paused; "
+            "it is decided again after the next start, or once the loop is resumed"
+        )
 
 
 def subprocess_job(spec: JobSpec, *, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> JobResult:

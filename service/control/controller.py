@@ -276,7 +276,8 @@ class Controller:
 
     def _say(self, **changed: object) -> None:
         with self._status_lock:
-            self.status = msgspec.structs.replace(self.status, at=time.time(), **changed)
+            jobs = self.scheduler.jobs() if self.scheduler is not None else ()
+            self.status = msgspec.structs.replace(self.status, at=time.time(), jobs=jobs, **changed)
             try:
                 write_status(self.tree.run_dir, self.status)
             except OSError as error:  # a full disk: the status is only for people

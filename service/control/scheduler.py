@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
+import msgspec
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -19,6 +20,7 @@ from monitoring.retention import DAY_S, forget_drained
 from monitoring.spool import segments
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
+from service.handover import JobStatus
 from service.settings import Settings
 from training.adaptations import Adaptations
 from training.cycle import MOVES, bootstrap, note_failure, reason, run_cycle, run_retention, take_over, work_off
@@ -27,6 +29,7 @@ from training.lease import Lease, LeaseLost
 from training.loop import Loop
 from training.registry import NoChampion
 from training.rollout import forget_workers
+from training.runs import PAUSES
 
 if TYPE_CHECKING:
     from training.checking import Seen
@@ -37,6 +40,8 @@ logger = logging.getLogger("evergreen.scheduler")
 
 COMMANDS_EVERY_S: Final = 0.5
 WORK: Final = ("bootstrap", "retrain", "push", "erase")
+WHILE_PAUSED: Final = ("erase",)
+"""What of `WORK` is done while the loop is paused; a person's moves are done, too."""
 PRUNE_EVERY_S: Final = 3600.0
 RETAIN_EVERY_S: Final = 3600.0
 RETRY_BOOTSTRAP_S: Final = 60.0
@@ -85,6 +90,10 @@ class Scheduler:
         self._bootstrap_after = 0.0
         self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
         self._erasures = 0  # that have ended; a page drawn across one is not kept
+        self._paused = (
+            False  # nothing is checked, trained or promoted by itself; only the holder of the lease changes it
+        )
+        self._last: dict[str, JobStatus] = {}  # by job: how it went since this process began
 
     def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
         """Hold the lease when it is free and work while it is held, until `stopping`."""
@@ -126,8 +135,9 @@ class Scheduler:
             token,
             self.holder,
             on_event=self._on_event,
-            stopped=lambda: self._stopping.is_set() or self.lease.token != token,
+            stopped=lambda: self._stopping.is_set() or self.lease.token != token or self._paused,
         )
+        self._pause(self._loop.runs.paused() is not None)
         left = take_over(self._loop, "" if self._broken is None else reason(self._broken))
         self._broken = None
         if left:
@@ -179,18 +189,21 @@ class Scheduler:
             self._broken = error
             self._fails(loop, name, error)
             self.metrics.job_failures.labels(name).inc()
+            self._ended(name, well=False)
             if not self._store_down:
                 logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
             self._store_down = True
         except Exception as error:
             self._broken = error
             self.metrics.job_failures.labels(name).inc()
+            self._ended(name, well=False)
             logger.exception("the job %r failed", name)
             self._fails(loop, name, error)
         else:
             self._store_down = False
             self._failures.pop(name, None)
             self.metrics.last_success.labels(name).set(time.time())
+            self._ended(name, well=True)
 
     def _fails(self, loop: Loop, name: str, error: Exception) -> None:
         """A row in `runs`, and with it an alert: the first time, when the reason changes, and each hour it lasts."""
@@ -215,9 +228,9 @@ class Scheduler:
             return  # a step is under way; what is queued waits for it
         try:
             self._mend(loop)
-            while not self._stopping.is_set() and work_off(loop, WORK) is not None:
+            while not self._stopping.is_set() and work_off(loop, WHILE_PAUSED if self._paused else WORK) is not None:
                 pass
-            if loop.registry.live().champion is None and time.monotonic() >= self._bootstrap_after:
+            if not self._paused and loop.registry.live().champion is None and time.monotonic() >= self._bootstrap_after:
                 self._bootstrap(loop)
         finally:
             self._turn.release()
@@ -248,6 +261,8 @@ class Scheduler:
 
     def _check(self, loop: Loop) -> None:
         with self._turn:
+            if self._paused:
+                return
             try:
                 run_cycle(loop)
             except NoChampion:
@@ -358,8 +373,35 @@ class Scheduler:
         ]:
             old.unlink(missing_ok=True)
 
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
+        self.metrics.loop_paused.set(int(paused))
+
+    def jobs(self) -> tuple[JobStatus, ...]:
+        """How the jobs went and when they come next, by name; none while this replica does not hold the lease."""
+        jobs = self._jobs
+        if jobs is None:
+            return ()
+        found = []
+        for job in jobs.get_jobs():
+            known = self._last.get(job.id, JobStatus(job.id))
+            waits = self._paused and job.id == "check"
+            at = None if waits or job.next_run_time is None else job.next_run_time.timestamp()
+            found.append(msgspec.structs.replace(known, next=at))
+        return tuple(sorted(found, key=lambda job: job.name))
+
+    def _ended(self, name: str, *, well: bool) -> None:
+        known = self._last.get(name, JobStatus(name))
+        if well:
+            self._last[name] = msgspec.structs.replace(known, last_success=time.time())
+        else:
+            self._last[name] = msgspec.structs.replace(known, failures=known.failures + 1)
+
     def _count_run(self, run: Run) -> None:
         told = run.record
+        if run.outcome in ("paused", "resumed"):
+            self._pause(run.kind == "pause")
+            logger.warning("the loop was %s by %s (run %d): %s", run.outcome, run.who, run.id, run.why or "no reason")
         self.metrics.rows_unfit.labels("training").inc(told.unfit_rows)
         forgets = run.kind in ("erase", "retention")
         if run.kind == "erase" and self._loop is not None:
@@ -368,7 +410,7 @@ class Scheduler:
         for table, rows in told.rows.items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
         if run.kind != "check" or run.state == "failed":
-            if not forgets and run.kind not in ("check", "adaptation"):
+            if not forgets and run.kind not in ("check", "adaptation", *PAUSES):
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
             logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)

@@ -24,7 +24,7 @@ BODY_BYTES: Final = 2**20
 
 
 async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send: Send) -> None:
-    """Let `app` answer a request of `/manage` whose token may ask for it; its name is then `request.state.who`.
+    """Let `app` answer a request of `/manage` whose token or session may ask for it; its name is `request.state.who`.
 
     Raises `Denied`, or `Reject` for a body that is too long by its own account. What `app` raises, once it has
     answered it as a 500, stands in the log with the request's id.
@@ -33,7 +33,7 @@ async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send:
     path, method = scope["path"], scope["method"]
     pushes = path == PUSH.decode() and method == "POST"
     needed: Scope = "read" if method in ("GET", "HEAD") else "push" if pushes else "operate"
-    who = worker.keys.require(needed, given.get(b"authorization", b""))
+    who = worker.sessions.require(needed, given, writes=needed != "read").name
     most = worker.settings.security.max_push_bytes if pushes else BODY_BYTES
     if content_length(given.get(b"content-length", b"0")) > most:
         raise Reject(413, _too_large(most))

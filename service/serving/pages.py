@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,20 @@ from service.serving.asgi import Headers
 WEB: Final = INSTALL_ROOT / "service" / "web"
 SWAGGER: Final = "bentoml/_internal/server/static_content"
 
+_TYPES: Final = {
+    ".html": b"text/html",
+    ".css": b"text/css",
+    ".js": b"text/javascript",
+    ".svg": b"image/svg+xml",
+}
+
 PAGES: Final = {
-    "/": "index.html",
+    **{
+        f"/page/static/{file.name}": f"static/{file.name}"
+        for file in sorted(WEB.glob("static/*.*"))
+        if file.suffix in _TYPES
+    },
+    "/": "static/page.html" if (WEB / "static" / "page.html").exists() else "index.html",
     "/docs": "docs.html",
     "/docs/page.css": "page.css",
     "/docs/docs.js": "docs.js",
@@ -25,8 +38,6 @@ PAGES: Final = {
     "/docs/swagger-ui.css": f"{SWAGGER}/swagger-ui.css",
 }
 """Path -> its file: ours, or one of another package."""
-
-_TYPES: Final = {".html": b"text/html", ".css": b"text/css", ".js": b"text/javascript"}
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data:; connect-src 'self'; "
@@ -39,17 +50,21 @@ def page(path: str) -> tuple[bytes, bytes, Headers]:
     """(content type, body, headers) of one of `PAGES`."""
     package, found, name = PAGES[path].partition("/")
     folder = WEB
-    if found:
+    if package == "static":
+        folder = WEB / package
+    elif found:
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.submodule_search_locations
         folder = Path(spec.submodule_search_locations[0])
     file = folder / (name or package)
+    content = file.read_bytes()
     # Swagger UI sets style attributes; nothing else of it asks for leave.
     policy = _POLICY.format(styles=" 'unsafe-inline'" if path == "/docs" else "")
     headers = [
         (b"content-security-policy", policy.encode()),
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
-        (b"cache-control", b"no-cache" if file.suffix == ".html" else b"max-age=3600"),
+        (b"cache-control", b"no-cache" if file.suffix == ".html" or package == "static" else b"max-age=3600"),
+        (b"etag", b'"%s"' % hashlib.blake2b(content, digest_size=12).hexdigest().encode()),
     ]
-    return _TYPES[file.suffix] + b"; charset=utf-8", file.read_bytes(), headers
+    return _TYPES[file.suffix] + b"; charset=utf-8", content, headers

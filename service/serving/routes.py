@@ -28,12 +28,17 @@ TEMPLATES: Final = (
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer"), "/v2/models/{model}/infer"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/ready"), "/v2/models/{model}/ready"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?"), "/v2/models/{model}"),
-    (re.compile(r"/manage/(models|runs|retrain|rollback|drift|status|erasures|openapi\.json|docs)"), None),
+    (re.compile(r"/manage/(models|runs|retrain|rollback|pause|resume|drift|status|erasures|openapi\.json|docs)"), None),
     (re.compile(r"/manage/models/[^/]+/promote"), "/manage/models/{version}/promote"),
     (re.compile(r"/manage/models/[^/]+"), "/manage/models/{version}"),
     (re.compile(r"/manage/runs/[^/]+"), "/manage/runs/{id}"),
     (re.compile(r"/manage/labels/[^/]+"), "/manage/labels/{id}"),
     (re.compile(r"/manage/reports/[^/]+"), "/manage/reports/{id}"),
+    (re.compile(r"/page/(session|state|quality|decisions|drift|distribution|segments|traffic|events)"), None),
+    (re.compile(r"/page/drift/[^/]+/.+"), "/page/drift/{check}/{feature}"),
+    (re.compile(r"/page/runs/[^/]+"), "/page/runs/{id}"),
+    (re.compile(r"/page/versions/[^/]+/[^/]+"), "/page/versions/{a}/{b}"),
+    (re.compile(r"/page/static/[^/]+"), "/page/static/{name}"),
 )
 
 
@@ -68,11 +73,17 @@ async def answer(worker: Worker, scope: Scope, receive: Receive, send: Send) -> 
 
         application = await asyncio.to_thread(_management, worker)
         await guarded(application, worker, scope, receive, send)
+    elif path.startswith("/page/") and path not in PAGES:
+        from service.web.answer import answer_page
+
+        await answer_page(worker, scope, receive, send)
     elif path == FRAMEWORK:
         return False
     elif path in PAGES and scope["method"] in ("GET", "HEAD"):
         content_type, body, headers = await asyncio.to_thread(page, path)
-        await respond(send, 200, body, content_type, headers)
+        known = next((value for name, value in scope["headers"] if name == b"if-none-match"), None)
+        same = known is not None and (b"etag", known) in headers
+        await respond(send, 304 if same else 200, b"" if same else body, content_type, headers)
     else:
         await refuse(send, 404, f"{path[:80]}: no such route; the API is described at /docs")
     return True

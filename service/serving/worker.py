@@ -22,6 +22,7 @@ from service.serving.predictor import LiveModel, ServedModel
 from service.serving.readiness import WHY_STOPPING, FirstStart, why_no_model
 from service.serving.sources import Sources
 from service.settings import Settings
+from service.web.session import Sessions
 
 logger = logging.getLogger("evergreen.worker")
 
@@ -56,6 +57,7 @@ class Worker:
         )
         self.privacy = open_privacy(settings)
         self.keys = Keys(settings)
+        self.sessions = Sessions(settings, self.keys)
         self.sources = Sources(self.metrics, settings.security)
         self.live: Live | None = None
         self.stopping = False

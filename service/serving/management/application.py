@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from monitoring.store import connect
-from service.serving.management import adaptation, models, rows, runs
+from service.serving.management import adaptation, loop, models, rows, runs
 from service.serving.management.managed import Managed
 from training.manifest import FormatError
 from training.registry import Registry, UnknownVersion
@@ -76,7 +76,7 @@ def application(worker: Worker) -> FastAPI:
         worker, engine, Runs(engine), Registry(engine, settings.models_dir, settings.model.name)
     )
     weakref.finalize(app, engine.dispose)  # its connections are closed with it
-    for each in (models, adaptation, rows, runs):
+    for each in (models, adaptation, loop, rows, runs):
         app.include_router(each.router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request
 
+from service.serving.management.loop import refuse_while_paused
 from service.serving.management.managed import Accepted, Here, NumberInPath, Text, Why
 from training.registry import Version
 
@@ -44,7 +45,11 @@ def model(here: Here, version: NumberInPath) -> dict[str, Any]:
 
 @router.post("/manage/models", status_code=202, openapi_extra=MODEL_FILE)
 async def push(here: Here, request: Request, why: Annotated[Text, Query(max_length=1000)] = "") -> Accepted:
-    """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one."""
+    """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one.
+
+    Refused while the loop is paused.
+    """
+    await asyncio.to_thread(refuse_while_paused, here)
     here.settings.pushes_dir.mkdir(parents=True, exist_ok=True)
     path = here.settings.pushes_dir / f"{secrets.token_hex(8)}.skops"
     try:
@@ -79,7 +84,8 @@ def rollback(here: Here, request: Request, body: Why | None = None) -> Accepted:
 
 @router.post("/manage/retrain", status_code=202)
 def retrain(here: Here, request: Request, body: Why | None = None) -> Accepted:
-    """Train a candidate now; it is promoted if it passes the gates."""
+    """Train a candidate now; it is promoted if it passes the gates. Refused while the loop is paused."""
+    refuse_while_paused(here)
     return here.queue("retrain", body.why if body else "", request)
 
 

@@ -13,7 +13,7 @@ from service.handover import read_reports, read_status
 from service.serving.management.adaptation import in_force
 from service.serving.management.managed import LARGEST_ID, Here, NumberInPath, Text
 from service.serving.management.sentence import sentence
-from service.serving.management.standing import standing
+from service.serving.management.standing import paused_by, standing
 from training.rollout import live_workers
 from training.runs import Check, Run
 
@@ -69,7 +69,7 @@ def report(here: Here, check_id: NumberInPath) -> FileResponse:
 def status(here: Here) -> dict[str, Any]:
     """The deployment at a glance."""
     live = here.registry.live()
-    stands = standing(here)
+    stands = standing(here, paused_by(here.runs.paused()))
     checks = here.runs.checks(limit=1)
     controller = read_status(here.worker.run_dir)
     current = here.worker.model.current

@@ -47,6 +47,11 @@ def standing(here: Managed, paused: str | None = None) -> Standing:
     )
 
 
+def paused_by(run: Run | None) -> str | None:
+    """Who paused the loop and why, of the run that did."""
+    return None if run is None else f"{run.who}: {run.why}" if run.why else run.who
+
+
 def quality_of(known: Mapping[str, Any]) -> KnownQuality:
     """The quality that a check's row holds."""
     metric, value, error = known.get("metric", ""), known.get("value"), known.get("error")

@@ -1,0 +1,39 @@
+"""What a version's artefact and manifest say, as the page needs it; kept, for a version hardly changes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from monitoring.schema import FeatureSchema
+from training.artefact import SCHEMA
+from training.registry import UnknownVersion
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from monitoring.feature import Task
+    from service.serving.management.managed import Managed
+
+
+def schema_of(here: Managed, version: int) -> FeatureSchema | None:
+    """The schema of a version, None when its artefact is not on this host."""
+    try:
+        return _read(here.registry.path(version) / SCHEMA)
+    except UnknownVersion:
+        return None
+
+
+def task_of(here: Managed) -> Task | None:
+    """What the champion answers, None while there is none."""
+    current = here.worker.model.current
+    if current is not None:
+        return current.schema.task
+    champion = here.registry.live().champion
+    schema = None if champion is None else schema_of(here, champion)
+    return None if schema is None else schema.task
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path) -> FeatureSchema:
+    return FeatureSchema.from_json(path.read_bytes())

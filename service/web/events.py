@@ -1,0 +1,128 @@
+"""`/page/events`: what has changed, told to every open page of this worker; one look at the store serves them all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import sqlalchemy as sa
+
+from service.serving.request import Reject
+from service.web.meter import EVERY_S
+from service.web.shapes import Changed
+
+if TYPE_CHECKING:
+    from service.serving.asgi import Receive, Send
+    from service.web.page import Page
+
+logger = logging.getLogger("evergreen.page")
+
+MOST_STREAMS: Final = 20
+"""Of one worker; whoever comes then polls."""
+LOOK_EVERY_S: Final = 1.0
+KEEP_ALIVE_S: Final = 15.0
+STATE_EVERY_S: Final = 15.0
+"""How often the state is told to have changed although the store has not: the record's lag, say."""
+
+
+class Events:
+    """The streams of one worker. One task looks at the store while there is a stream, and none otherwise."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._listeners: set[asyncio.Queue[Changed]] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    async def stream(self, receive: Receive, send: Send, good: Callable[[], bool]) -> None:
+        """Answer a request with events until the client leaves, `good` says no, or the server stops.
+
+        Raises `Reject` when there are `MOST_STREAMS` already.
+        """
+        if len(self._listeners) >= MOST_STREAMS:
+            raise Reject(503, f"{MOST_STREAMS} pages listen to this worker already: poll /page/state instead", 5)
+        mine: asyncio.Queue[Changed] = asyncio.Queue(8)
+        self._listeners.add(mine)
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        left = asyncio.create_task(_left(receive))
+        try:
+            headers = [
+                (b"content-type", b"text/event-stream"),
+                (b"cache-control", b"no-store"),
+                (b"x-accel-buffering", b"no"),
+            ]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            with suppress(sa.exc.SQLAlchemyError):
+                await self._page.look()
+            await _say(send, b"retry: 2000\n\n" + _event(Changed(topics=(), revision=self._page.revision)))
+            said = time.monotonic()
+            while good() and not self._page.here.worker.stopping and not left.done():
+                try:
+                    await _say(send, _event(await asyncio.wait_for(mine.get(), LOOK_EVERY_S)))
+                    said = time.monotonic()
+                except TimeoutError:
+                    if time.monotonic() - said >= KEEP_ALIVE_S:
+                        await _say(send, b": still here\n\n")
+                        said = time.monotonic()
+            if not left.done():
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._listeners.discard(mine)
+            left.cancel()
+
+    async def _look(self) -> None:
+        """Look at the store once a second while anybody listens, and tell what has changed."""
+        page, before = self._page, self._page.seen
+        measured = told = 0.0
+        failing = False
+        while self._listeners:
+            began = time.monotonic()
+            topics: tuple[str, ...] = ()
+            try:
+                seen = await page.look(LOOK_EVERY_S / 2)
+                topics, before, failing = seen.topics(before), seen, False
+            except (sa.exc.SQLAlchemyError, Reject) as error:
+                if not failing:
+                    logger.warning("what has changed is not known: %s", str(error).splitlines()[0])
+                failing = True
+            if began - measured >= EVERY_S:
+                with suppress(Reject, OSError):
+                    await page.compute(page.meter.look)
+                topics, measured = (*topics, "traffic"), began
+            if began - told >= STATE_EVERY_S:
+                topics, told = (*topics, "state"), began
+            if topics:
+                self._tell(Changed(topics=tuple(dict.fromkeys(topics)), revision=page.revision))
+            await asyncio.sleep(max(0.05, LOOK_EVERY_S - (time.monotonic() - began)))
+
+    def _tell(self, changed: Changed) -> None:
+        for queue in self._listeners:
+            try:
+                queue.put_nowait(changed)
+            except asyncio.QueueFull:  # a client that does not read: it asks for everything when it does
+                logger.debug("a page does not read its events")
+
+
+@lru_cache(maxsize=1)
+def events_of(page: Page) -> Events:
+    """The streams of this page."""
+    return Events(page)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _say(send: Send, text: bytes) -> None:
+    await send({"type": "http.response.body", "body": text, "more_body": True})
+
+
+def _event(changed: Changed) -> bytes:
+    return b"event: changed\ndata: " + msgspec.json.encode(changed) + b"\n\n"

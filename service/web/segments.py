@@ -1,0 +1,76 @@
+"""`/page/segments`: for which groups of rows the champion is worst, as the newest check found it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from monitoring.store import checks
+from service.web.shapes import Segments, Slice
+from training.manifest import Slices
+
+if TYPE_CHECKING:
+    from service.serving.management.managed import Managed
+
+
+class Known(msgspec.Struct):
+    slices: Slices | None = None
+
+
+def newest_slices(connection: sa.Connection, version: int | None = None) -> tuple[Any, Slices] | None:
+    """(id, at, version) of the newest check (of this version), and what it found; None when there is none."""
+    wanted = sa.select(checks.c.id, checks.c.at, checks.c.version, checks.c.quality).order_by(checks.c.id.desc())
+    if version is not None:
+        wanted = wanted.where(checks.c.version == version)
+    row = connection.execute(wanted.limit(1)).first()
+    if row is None or row.quality is None:
+        return None
+    found = msgspec.json.decode(row.quality, type=Known).slices
+    return None if found is None else (row, found)
+
+
+def feature_of(name: str) -> str:
+    """The feature of a group's name: `city=Ulm`, `age in (30, 40]`, `city missing`."""
+    for mark in ("=", " in (", " missing"):
+        if mark in name:
+            return name.partition(mark)[0]
+    return name
+
+
+def segments(here: Managed) -> Segments:
+    with here.engine.connect() as connection:
+        found = newest_slices(connection)
+    if found is None:
+        note = "no check has looked at groups of rows yet"
+        return Segments(check=None, at=None, version=None, metric="", value=None, rows=0, slices=(), note=note)
+    row, known = found
+    note = ""
+    if known.value is None:
+        note = f"{known.metric} is not defined on the {known.rows} matured rows there are"
+    elif not known.groups:
+        needed = here.settings.gates.min_segment_rows
+        note = f"no group of the {known.rows} matured rows has the {needed} rows that a judgement needs"
+    whole = known.value or 0.0
+    return Segments(
+        check=row.id,
+        at=row.at,
+        version=row.version,
+        metric=known.metric,
+        value=known.value,
+        rows=known.rows,
+        slices=tuple(
+            Slice(
+                name=one.name,
+                feature=feature_of(one.name),
+                sensitive=one.sensitive,
+                rows=one.rows,
+                value=one.value,
+                error=one.error,
+                difference=one.value - whole,
+            )
+            for one in known.groups
+        ),
+        note=note,
+    )

@@ -1,0 +1,126 @@
+"""A deployment with a past, its page asked in this process: on SQLite, or the same rows on PostgreSQL."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from monitoring.store import connect, ensure_days, metadata, open_store, predictions
+from service.configuration import load
+from service.handover import ControllerStatus, Live, LiveVersion, write_live, write_status
+from service.serving.front import Front
+from service.serving.worker import Worker
+from tests.fronts import run as requests
+from tests.places import START, Place
+from tests.stand_in import TOKEN
+from training.cycle import bootstrap, run_cycle
+from training.lease import CONTROLLER, Lease
+
+
+class Paged(NamedTuple):
+    """A worker of a deployment."""
+
+    front: Front
+    worker: Worker
+    engine: sa.Engine
+    place: Place
+
+    def ask(self, method: str, path: str, *, token: str | None = TOKEN, **options: Any) -> httpx.Response:
+        headers = dict(options.pop("headers", {}))
+        if token is not None:
+            headers.setdefault("authorization", f"Bearer {token}")
+        return requests(self.front, (method, path, {**options, "headers": headers}))[0]
+
+    def get(self, path: str, **options: Any) -> Any:
+        """The parsed answer of the page; it must be a 200."""
+        answer = self.ask("GET", path, **options)
+        assert answer.status_code == 200, (path, answer.text)
+        return answer.json()
+
+
+async def beyond(scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError(f"{scope['path']} is not the framework's")
+
+
+@pytest.fixture(scope="session")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployment with a past: three checks, and a training that was promoted as version 2."""
+    home = tmp_path_factory.mktemp("grown") / "home"
+    home.mkdir()
+    open_store(f"sqlite:///{home}/evergreen.db").dispose()
+    place = Place(home)
+    assert Lease(place.engine, CONTROLLER, "test", 86_400).acquire()
+    assert bootstrap(place.loop) is not None
+    for rows, moved in ((60, False), (600, True)):
+        place.answer(rows, rows, moved=moved)
+        ended = run_cycle(place.loop)
+    assert (ended.outcome, place.registry.live().previous) == ("promoted", 1)
+    place.answer(300, 7, moved=True)
+    run_cycle(place.loop)
+    with place.engine.begin() as connection:
+        connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
+    place.engine.dispose()
+    return home
+
+
+@contextmanager
+def paged(deployment: Path, home: Path, store_url: str | None = None) -> Iterator[Paged]:
+    """A copy of a deployment in `home`; its store copied to `store_url` when that is another kind of one."""
+    shutil.copytree(deployment, home)
+    place = Place(home)
+    url = f"sqlite:///{home}/evergreen.db"
+    if store_url is not None and not store_url.startswith("sqlite"):
+        url = store_url
+        copy(place.engine, url)
+    settings = load(
+        environ={
+            "EVERGREEN_HOME": str(home),
+            "EVERGREEN_STORE__URL": url,
+            "EVERGREEN_STORE__VAR": str(home),
+            "EVERGREEN_MODEL__NAME": "credit",
+            "EVERGREEN_SECURITY__TOKEN": TOKEN,
+            "EVERGREEN_SERVE__WORKERS": "1",
+        }
+    )
+    champion = place.registry.champion()
+    write_live(
+        settings.live_file, Live(model="credit", champion=LiveVersion(champion, str(place.registry.path(champion))))
+    )
+    worker = Worker(settings, home / "run", "api-1")
+    worker.start()
+    write_status(home / "run", ControllerStatus(at=START, holder="me"))
+    engine = connect(url)
+    try:
+        yield Paged(Front(beyond, lambda: worker), worker, engine, place)
+    finally:
+        worker.close()
+        engine.dispose()
+        place.engine.dispose()
+
+
+def copy(source: sa.Engine, url: str) -> None:
+    """All rows of a store into an empty one at `url`."""
+    target = open_store(url)
+    with source.connect() as old:
+        ensure_days(target, {int(at // 86_400) for at in old.scalars(sa.select(predictions.c.at))})
+        with target.begin() as new:
+            for table in metadata.sorted_tables:
+                if table.name == "evergreen_meta":
+                    continue
+                rows = [row._asdict() for row in old.execute(sa.select(table))]
+                if table is predictions:  # `Place` answers on no day in particular
+                    rows = [{**row, "day": int(row["at"] // 86_400)} for row in rows]
+                if rows:
+                    new.execute(table.insert(), rows)
+            for name in ("runs", "checks"):
+                new.exec_driver_sql(
+                    f"select setval(pg_get_serial_sequence('{name}', 'id'), (select max(id) from {name}))"
+                )
+    target.dispose()
