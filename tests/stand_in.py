@@ -256,6 +256,7 @@ class StandIn:
                     "answered": 500,
                     "until": 1.7e9,
                     "compared": [],
+                    "slices": None,
                 },
                 "decision": {
                     "train": True,
