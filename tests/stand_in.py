@@ -51,6 +51,7 @@ class StandIn:
         self.refuses: Callable[[int], tuple[int, str] | None] = lambda request: None
         """(status, error) that a `/predict` request, by its number, is answered with instead."""
         self.refuses_labels = False
+        self.paused = False
         self.predict_requests = 0
         self.queued: list[tuple[str, str, Any]] = []
         """(kind, why, payload) of each write to /manage."""
@@ -178,9 +179,14 @@ class StandIn:
             case "POST", ["adaptation"]:
                 asked = Switch.model_validate_json(body)
                 return self.queue("adaptation", asked.why, asked.state)
-            case "POST", ["retrain" | "rollback" as kind]:
+            case "POST", ["resume"] if not self.paused:
+                reason(body)
+                return 409, {"error": "the loop is not paused: nothing is to be resumed"}
+            case "POST", ["retrain" | "rollback" | "pause" | "resume" as kind]:
                 return self.queue(kind, reason(body), None)
-            case _, ["status" | "models" | "runs" | "drift" | "retrain" | "rollback" | "adaptation"]:
+            case _, [
+                "status" | "models" | "runs" | "drift" | "retrain" | "rollback" | "adaptation" | "pause" | "resume"
+            ]:
                 return 405, {"error": "Method Not Allowed"}
             case _:
                 return 404, {"error": "no such route"}
@@ -251,6 +257,7 @@ class StandIn:
                     "answered": 500,
                     "until": 1.7e9,
                     "compared": [],
+                    "slices": None,
                 },
                 "decision": {
                     "train": True,

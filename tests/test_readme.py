@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from monitoring.metrics import Metrics
-from service.command.cli import app
+from service.command.cli import EXIT_CODES, app
 from service.settings_table import table
 
 README = Path(__file__).parent.parent / "README.md"
@@ -49,6 +49,14 @@ def test_every_command_the_readme_shows_exists() -> None:
     known = {command.name for command in (*app.registered_commands, *app.registered_groups)}
 
     assert set(re.findall(r"\bevergreen ([a-z]+)\b(?=[ `\n])", "\n".join(_shown()))) <= known
+
+
+def test_the_exit_codes_are_the_command_s() -> None:
+    plain = README.read_text().replace("`", "")
+
+    codes = [line.split(maxsplit=1) for line in EXIT_CODES.splitlines() if line[:1].isdigit()]
+    assert len(codes) == 7
+    assert [code for code, words in codes if f"| {code} | {words} |" not in plain] == []
 
 
 def test_every_make_target_the_readme_shows_exists() -> None:

@@ -36,7 +36,7 @@ INTERRUPTED: Final = 130
 EXIT_CODES: Final = """Exit codes:
 
 \b
-0    it worked; with --wait: promoted, rolled back, switched, erased as asked
+0    it worked; with --wait: promoted, rolled back, switched, paused, erased as asked
 1    it failed: another error of the service, of a file, of the store
 2    it was asked wrongly: an option, a setting
 3    the champion stays: a gate refused the candidate, or there was nothing to do
@@ -436,6 +436,34 @@ def rollback(
     good = ("rolled_back", "promoted")
     with _client(config, url, token) as client:
         _asked(client, client.rollback(why), wait, as_json, good=good, timeout_s=CHANGE_WAIT_S)
+
+
+@command("pause")
+def pause(
+    why: WhyOption = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until the loop is paused")] = True,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pause the loop: no check, no training, no promotion; predictions and labels go on."""
+    with _client(config, url, token) as client:
+        _asked(client, client.pause(why), wait, as_json, good=("paused",), timeout_s=CHANGE_WAIT_S)
+
+
+@command("resume")
+def resume(
+    why: WhyOption = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until the loop works again")] = True,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a paused loop work again."""
+    with _client(config, url, token) as client:
+        _asked(client, client.resume(why), wait, as_json, good=("resumed",), timeout_s=CHANGE_WAIT_S)
 
 
 @command("adaptation")

@@ -136,6 +136,13 @@ class Client:
     def rollback(self, why: str = "") -> int:
         return self._queued("POST", "/manage/rollback", {"why": why})
 
+    def pause(self, why: str = "") -> int:
+        """No check, training or promotion until `resume`; predictions go on. The queued run."""
+        return self._queued("POST", "/manage/pause", {"why": why})
+
+    def resume(self, why: str = "") -> int:
+        return self._queued("POST", "/manage/resume", {"why": why})
+
     def erase(self, ids: Sequence[str] = (), *, feature: str = "", value: Any = None, why: str = "") -> int:
         """Forget predictions by `ids`, or everyone whose record has this `value` of `feature`; the queued run."""
         whom = {"ids": list(ids)} if ids else {"feature": feature, "value": value}

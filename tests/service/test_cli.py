@@ -243,12 +243,18 @@ def test_retrain_and_rollback_and_promote_carry_their_reason(service: StandIn) -
     assert ask(service, "rollback", "--why", "complaints", "--no-wait").exit_code == 0
     assert ask(service, "promote", "3", "--why", "I know better", "--no-wait").exit_code == 0
     assert ask(service, "adaptation", "off", "--why", "an audit", "--no-wait").exit_code == 0
+    assert ask(service, "pause", "--why", "an audit", "--no-wait").exit_code == 0
+    assert "409 the loop is not paused" in ask(service, "resume").stderr
+    service.paused = True
+    assert ask(service, "resume", "--why", "it is over", "--no-wait").exit_code == 0
 
     assert service.queued == [
         ("retrain", "new fees", None),
         ("rollback", "complaints", None),
         ("promote", "I know better", 3),
         ("adaptation", "an audit", "off"),
+        ("pause", "an audit", None),
+        ("resume", "it is over", None),
     ]
 
 
@@ -267,6 +273,7 @@ def test_retrain_and_rollback_and_promote_carry_their_reason(service: StandIn) -
         (("promote", "2"), "done", "no_action", 3),
         (("adaptation", "off"), "done", "off", 0),
         (("adaptation", "on"), "failed", "crashed", 4),
+        (("pause",), "done", "paused", 0),
     ],
 )
 def test_the_exit_code_says_what_came_of_it(

@@ -51,7 +51,10 @@ def test_a_steady_deployment_is_two_sentences() -> None:
             quality(state="lost"),
             "0.812 ± 0.024 on the newest 1,000 matured rows, worse than its holdout promised (0.829)",
         ),
-        (quality(state="not known yet"), "rows, whether that is what its holdout promised is not known yet;"),
+        (
+            quality(state="not known yet"),
+            "matured rows, not known yet whether as good as its holdout promised (0.829);",
+        ),
         (
             quality(low=None, high=None, holdout=None),
             "auc 0.812 on the newest 1,000 matured rows, as good as its holdout",

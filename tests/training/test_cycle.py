@@ -23,10 +23,11 @@ from training.artefact import SCHEMA
 from training.cycle import bootstrap, run_cycle, take_over, work_off
 from training.gates import GatePolicy
 from training.lease import CONTROLLER, Lease, LeaseLost
+from training.manifest import NO_ACTION
 from training.pipeline import build
 from training.policy import RetrainPolicy
 from training.rollout import WorkerState
-from training.runs import NO_ACTION, Run
+from training.runs import Run
 from training.spec import JobResult, JobSpec
 from training.subprocess_job import subprocess_job
 

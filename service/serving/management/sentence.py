@@ -108,11 +108,10 @@ def _quality(known: KnownQuality | None) -> str:
     if known.value is None:
         return f"its quality is not known yet: {known.why or 'no row was judged by a label'}"
     chance = "" if known.high is None or known.low is None else f" ± {(known.high - known.low) / 2:.2g}"
-    found = f"{known.metric} {known.value:.3g}{chance} on the newest {known.rows:,} matured rows"
-    if known.state == "not known yet":
-        return f"{found}, whether that is what its holdout promised is not known yet"
     promised = "" if known.holdout is None else f" ({known.holdout:.3g})"
-    return f"{found}, {'as good as' if known.state == 'held' else 'worse than'} its holdout promised{promised}"
+    compared = {"held": "as good as", "lost": "worse than"}.get(known.state, "not known yet whether as good as")
+    found = f"{known.metric} {known.value:.3g}{chance} on the newest {known.rows:,} matured rows"
+    return f"{found}, {compared} its holdout promised{promised}"
 
 
 def _labels(standing: Standing) -> str:
