@@ -109,13 +109,14 @@ def copy(source: sa.Engine, url: str) -> None:
     """All rows of a store into an empty one at `url`."""
     target = open_store(url)
     with source.connect() as old:
-        days = set(old.scalars(sa.select(predictions.c.day)))
-        ensure_days(target, days)
+        ensure_days(target, {int(at // 86_400) for at in old.scalars(sa.select(predictions.c.at))})
         with target.begin() as new:
             for table in metadata.sorted_tables:
                 if table.name == "evergreen_meta":
                     continue
                 rows = [row._asdict() for row in old.execute(sa.select(table))]
+                if table is predictions:  # `Place` answers on no day in particular
+                    rows = [{**row, "day": int(row["at"] // 86_400)} for row in rows]
                 if rows:
                     new.execute(table.insert(), rows)
             for name in ("runs", "checks"):

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from monitoring.store import runs
 from service.web.shapes import Decision, Decisions
+from service.web.span import with_ids
 from service.web.told import chips, sentence_of, story_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def decisions(here: Managed, before: int | None, limit: int) -> Decisions:
             before, goes_on = folded[limit - 1][-1].id, True
         shown = folded[:limit]
         newest = [group[0].id for group in shown]
-        records = dict(connection.execute(sa.select(runs.c.id, runs.c.record).where(runs.c.id.in_(newest))).all())
+        records = {row.id: row.record for row in with_ids(connection, (runs.c.id, runs.c.record), newest)}
     return Decisions(
         decisions=tuple(_decision(group, records[group[0].id]) for group in shown),
         before=before if goes_on and shown else None,

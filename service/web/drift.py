@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import sqlalchemy as sa
 
 from monitoring.drift import FeatureDrift, Finding
 from monitoring.store import checks
 from service.web.champion import schema_of
 from service.web.shapes import Drift, DriftCheck, DriftFeature
-from service.web.span import Asked, chosen_checks
+from service.web.span import Asked, chosen_checks, with_ids
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
@@ -55,11 +54,7 @@ class Newest(msgspec.Struct):
 def drift(here: Managed, asked: Asked) -> Drift:
     with here.engine.connect() as connection:
         ids, span = chosen_checks(connection, asked, MOST_COLUMNS)
-        rows = connection.execute(
-            sa.select(checks.c.id, checks.c.at, checks.c.version, checks.c.drift)
-            .where(checks.c.id.in_(ids))
-            .order_by(checks.c.id)
-        ).all()
+        rows = with_ids(connection, (checks.c.id, checks.c.at, checks.c.version, checks.c.drift), ids)
     decode = msgspec.json.Decoder(Seen).decode
     seen = [Seen() if row.drift is None else decode(row.drift) for row in rows]
     newest = Newest()

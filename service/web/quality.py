@@ -12,7 +12,7 @@ from monitoring.store import adaptations, checks, runs
 from service.serving.management.standing import quality_of
 from service.web.champion import task_of
 from service.web.shapes import MOST_POINTS, LossSeries, Mark, Quality, QualitySeries
-from service.web.span import Asked, chosen_checks
+from service.web.span import Asked, chosen_checks, with_ids
 from service.web.told import sentence_of, story_of
 
 if TYPE_CHECKING:
@@ -50,11 +50,7 @@ class Known(msgspec.Struct):
 def quality(here: Managed, asked: Asked) -> Quality:
     with here.engine.connect() as connection:
         ids, span = chosen_checks(connection, asked)
-        rows = connection.execute(
-            sa.select(checks.c.id, checks.c.at, checks.c.version, checks.c.quality)
-            .where(checks.c.id.in_(ids))
-            .order_by(checks.c.id)
-        ).all()
+        rows = with_ids(connection, (checks.c.id, checks.c.at, checks.c.version, checks.c.quality), ids)
         losses = _losses(connection, asked, here)
         marks = _marks(connection, asked)
     decode = msgspec.json.Decoder(Known).decode
@@ -121,7 +117,7 @@ def _marks(connection: sa.Connection, asked: Asked) -> tuple[Mark, ...]:
             version=row.version,
             text=sentence_of(row, story_of(row.record)),
         )
-        for row in connection.execute(sa.select(*table).where(table.id.in_(newest)))
+        for row in with_ids(connection, list(table), newest)
         if row.finished_at is not None and row.outcome != "no_action"
     ]
     made = adaptations.c

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -33,16 +34,20 @@ def edges_of(span: Span, asked: Asked, bins: int) -> list[float]:
     return np.linspace(since, until, bins + 1).tolist() if since < until else []
 
 
-def about_then(connection: sa.Connection, since: float, until: float) -> list[sa.ColumnElement[bool]]:
-    """That a row was answered from `since` on and before `until`.
+def _each(connection: sa.Connection, columns: Sequence[Any], edges: Sequence[float], rows: int) -> Iterator[Any]:
+    """For each edge, these columns of the first rows answered from it on and before the next.
 
     On PostgreSQL the partitions of those days are looked at alone: a row's day is that of its segment's birth, an hour
     before it at most.
     """
-    then = [predictions.c.at >= since, predictions.c.at < until]
-    if connection.dialect.name != "postgresql":
-        return then
-    return [predictions.c.day.between(int(since // DAY_S) - 1, int(until // DAY_S)), *then]
+    at = predictions.c.at
+    then = [at >= sa.bindparam("since", type_=sa.Double), at < sa.bindparam("until", type_=sa.Double)]
+    if connection.dialect.name == "postgresql":
+        then.append(predictions.c.day.between(sa.bindparam("first"), sa.bindparam("last")))
+    wanted = sa.select(*columns).where(*then).order_by(at).limit(rows)
+    for since, until in pairwise(edges):
+        days = {"first": int(since // DAY_S) - 1, "last": int(until // DAY_S)}
+        yield connection.execute(wanted, {"since": since, "until": until, **days}).all()
 
 
 def sample(connection: sa.Connection, edges: list[float], rows: int) -> list[list[Any]]:
@@ -56,11 +61,7 @@ def sample(connection: sa.Connection, edges: list[float], rows: int) -> list[lis
         .scalar_subquery()
     )
     columns = predictions.c.at, predictions.c.prediction, predictions.c.probabilities, label.label("label")
-    found = []
-    for since, until in pairwise(edges):
-        wanted = sa.select(*columns).where(*about_then(connection, since, until)).order_by(predictions.c.at).limit(rows)
-        found.append(list(connection.execute(wanted)))
-    return found
+    return [list(group) for group in _each(connection, columns, edges, rows)]
 
 
 def labelled_sample(
@@ -76,11 +77,8 @@ def labelled_sample(
         .correlate(predictions)
         .scalar_subquery()
     )
-    found: list[tuple[float, float | None]] = []
-    for since, until in pairwise(edges_of(span, Asked(since=first), moments)):
-        wanted = sa.select(at, received).where(*about_then(connection, since, until)).order_by(at).limit(rows)
-        found += [(row[0], row[1]) for row in connection.execute(wanted)]
-    return found
+    edges = edges_of(span, Asked(since=first), moments)
+    return [(row[0], row[1]) for group in _each(connection, (at, received), edges, rows) for row in group]
 
 
 def paces(connection: sa.Connection, edges: list[float], most: int) -> list[tuple[int, float | None]]:
@@ -90,7 +88,7 @@ def paces(connection: sa.Connection, edges: list[float], most: int) -> list[tupl
     """
     looks = ", ".join(f"({a!r}, {b!r})" for a, b in pairwise(edges))
     inside = "at >= a and at < b"
-    if connection.dialect.name == "postgresql":  # as `about_then`
+    if connection.dialect.name == "postgresql":  # as `_each`
         inside += " and day >= cast(a / 86400 as integer) - 1 and day <= cast(b / 86400 as integer)"
     wanted = sa.text(
         f"with given(x, y) as (values {looks}), "

@@ -1,0 +1,228 @@
+"""What changes in the store is told to every open page within two seconds; streams are few and end with their token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from monitoring.store import aliases, checks, workers
+from service.keys import add, revoke
+from service.web import events
+from service.web.events import MOST_STREAMS
+from service.web.page import page_of
+from tests.paged import Paged, grown, paged
+from tests.stand_in import TOKEN
+from tests.wired import request, serving
+from training.runs import Runs
+
+__all__ = ["grown"]  # a fixture
+
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+
+WITHIN_S = 2.0
+"""From the store having it to the page knowing it; the test allows as much again for a busy machine."""
+
+
+@pytest.fixture
+def there(grown: Path, tmp_path: Path, store_url: str) -> Iterator[Paged]:
+    with paged(grown, tmp_path / "home", store_url) as found:
+        yield found
+
+
+@pytest.fixture
+def here(grown: Path, tmp_path: Path) -> Iterator[Paged]:
+    with paged(grown, tmp_path / "home") as found:
+        yield found
+
+
+@asynccontextmanager
+async def listening(port: int, token: str = TOKEN) -> AsyncIterator[Callable[[], Awaitable[dict[str, Any] | None]]]:
+    """A function that gives the next event's data, None when the server ended the stream."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request(b"", path="/page/events", method="GET", authorization=f"Bearer {token}"))
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+    assert " 200 " in head.split("\r\n")[0] and "text/event-stream" in head, head
+
+    async def following() -> dict[str, Any] | None:
+        while True:
+            line = (await reader.readline()).decode()
+            if not line:
+                return None
+            if line.startswith("data: "):
+                found: dict[str, Any] = json.loads(line.removeprefix("data: "))
+                return found
+            if line.strip() == "0":  # the last chunk
+                return None
+
+    try:
+        yield following
+    finally:
+        writer.close()
+
+
+async def told(following: Callable[[], Awaitable[dict[str, Any] | None]], topic: str) -> float:
+    """Seconds until an event names this topic."""
+    began = time.monotonic()
+    while True:
+        event = await asyncio.wait_for(following(), 15)
+        assert event is not None
+        if topic in event["topics"]:
+            return time.monotonic() - began
+
+
+def a_run(there: Paged) -> None:
+    Runs(there.engine).queue("retrain", trigger="manual", who="ana", why="", now=1.0)
+
+
+def a_check(there: Paged) -> None:
+    with there.engine.begin() as connection:
+        row = connection.execute(sa.select(checks).order_by(checks.c.id.desc()).limit(1)).one()._asdict()
+        connection.execute(checks.insert().values({**row, "id": row["id"] + 1}))
+
+
+def a_flip(there: Paged) -> None:
+    with there.engine.begin() as connection:
+        connection.execute(aliases.update().where(aliases.c.alias == "champion").values(version=1))
+
+
+def a_worker(there: Paged) -> None:
+    with there.engine.begin() as connection:
+        row = {"replica": "r", "slot": "api-1", "serving": 2, "ready": "[2]", "failed": "{}", "seen_at": time.time()}
+        connection.execute(workers.insert().values(row))
+
+
+@pytest.mark.parametrize(
+    ("write", "topic"),
+    [(a_run, "decisions"), (a_check, "drift"), (a_flip, "traffic"), (a_worker, "state")],
+    ids=["a run", "a check", "a flip", "a worker"],
+)
+def test_a_write_to_the_store_is_told_within_two_seconds(there: Paged, write: Any, topic: str) -> None:
+    async def watch(port: int) -> float:
+        async with listening(port) as following:
+            first = await following()
+            assert first is not None and first["revision"]
+            await asyncio.sleep(6.5)  # what is told at first, and each 5 s, is over
+            while True:
+                try:
+                    await asyncio.wait_for(following(), 0.2)
+                except TimeoutError:
+                    break
+            write(there)
+            return await told(following, topic)
+
+    with serving(there.worker) as served:
+        assert asyncio.run(watch(served.port)) < 2 * WITHIN_S
+
+
+def test_one_look_a_second_serves_all_streams_and_none_is_taken_when_nobody_listens(
+    here: Paged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    @sa.event.listens_for(page_of(here.worker).here.engine, "before_cursor_execute")
+    def count(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "max(checks.id)" in statement:
+            looks.append(time.monotonic())
+
+    async def watch(port: int) -> int:
+        async with listening(port) as one, listening(port) as two, listening(port) as three:
+            for following in (one, two, three):
+                assert await following() is not None
+            await asyncio.sleep(4)
+            return len(looks)
+
+    with serving(here.worker) as served:
+        seen = asyncio.run(watch(served.port))
+        time.sleep(2.5)
+        after = len(looks)
+        time.sleep(2.5)
+
+    assert 2 <= seen <= 7
+    assert len(looks) == after
+
+
+def test_more_streams_than_a_worker_serves_are_told_to_poll(here: Paged) -> None:
+    async def watch(port: int) -> tuple[bytes, bytes]:
+        streams = [listening(port) for _ in range(MOST_STREAMS)]
+        for stream in streams:
+            await stream.__aenter__()
+        answers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request(b"", path="/page/events", method="GET", authorization=f"Bearer {TOKEN}"))
+            answers.append(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10))
+            writer.close()
+            if len(answers) == 1:  # one leaves, another may come
+                await streams.pop().__aexit__(None, None, None)
+                await asyncio.sleep(1.5)
+        for stream in streams:
+            await stream.__aexit__(None, None, None)
+        return answers[0], answers[1]
+
+    with serving(here.worker) as served:
+        refused, taken = asyncio.run(watch(served.port))
+
+    assert b" 503 " in refused and b"retry-after" in refused.lower()
+    assert b" 200 " in taken
+
+
+@pytest.mark.parametrize("end", ["revoked", "stopping"])
+def test_a_stream_ends_with_its_token_and_with_the_server(here: Paged, end: str) -> None:
+    token = add(here.worker.settings.tokens_file, "viewer", ["read"], 0.0)
+    here.worker.keys.look()
+
+    async def watch(port: int) -> None:
+        async with listening(port, token) as following:
+            assert await following() is not None
+            if end == "revoked":
+                revoke(here.worker.settings.tokens_file, "viewer")
+                here.worker.keys.look()
+            else:
+                here.worker.stopping = True
+            while await asyncio.wait_for(following(), 10) is not None:
+                pass
+
+    with serving(here.worker) as served:
+        asyncio.run(watch(served.port))
+
+
+def test_while_the_store_is_down_streams_stay_and_tell_again_when_it_is_back(here: Paged) -> None:
+    def rename(old: str, new: str) -> None:
+        with here.engine.begin() as connection:
+            connection.execute(sa.text(f"alter table {old} rename to {new}"))
+
+    async def watch(port: int) -> float:
+        async with listening(port) as following:
+            assert await following() is not None
+            rename("runs", "runs_elsewhere")
+            await asyncio.sleep(2.5)
+            rename("runs_elsewhere", "runs")
+            a_run(here)
+            return await told(following, "decisions")
+
+    with serving(here.worker) as served:
+        assert asyncio.run(watch(served.port)) < 10
+
+
+def test_a_stream_that_is_quiet_says_that_it_is_there(here: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.5)
+    monkeypatch.setattr(events, "STATE_EVERY_S", 3600.0)
+    monkeypatch.setattr(events, "EVERY_S", 3600.0)
+
+    async def watch(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(b"", path="/page/events", method="GET", authorization=f"Bearer {TOKEN}"))
+        found = await asyncio.wait_for(reader.readuntil(b": still here"), 20)
+        writer.close()
+        return found
+
+    with serving(here.worker) as served:
+        assert b"event: changed" in asyncio.run(watch(served.port))
