@@ -229,7 +229,7 @@ export function driftPanel() {
     close: () => sized.disconnect(),
     draw(body, found) {
       data = found;
-      if (!strip.isConnected) render(body, lead, strip, legend, pager, detail);
+      if (!strip.isConnected) render(body, lead, strip, legend, detail, pager);
       const any = data.checks.length > 0 && data.features.length > 0;
       for (const part of [strip, legend, pager]) part.hidden = !any;
       const moved = data.features.filter((feature) => feature.moved && feature.counted && !feature.output);
