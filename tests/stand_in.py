@@ -31,6 +31,7 @@ from service.serving.management.adaptation import Switch
 from service.serving.management.managed import LARGEST_ID, Why
 from service.serving.management.sentence import KnownQuality, Standing, sentence
 from service.serving.request import Reject, check_content_type
+from training.manifest import Slice, Slices
 
 TOKEN = "a-token-of-the-tests"
 VERSIONS = (3, 2, 1)
@@ -172,9 +173,9 @@ class StandIn:
             case "POST", ["adaptation"]:
                 asked = Switch.model_validate_json(body)
                 return self.queue("adaptation", asked.why, asked.state)
-            case "POST", ["retrain" | "rollback" as kind]:
+            case "POST", ["retrain" | "rollback" | "pause" as kind]:
                 return self.queue(kind, reason(body), None)
-            case _, ["status" | "models" | "runs" | "drift" | "retrain" | "rollback" | "adaptation"]:
+            case _, ["status" | "models" | "runs" | "drift" | "retrain" | "rollback" | "pause" | "adaptation"]:
                 return 405, {"error": "Method Not Allowed"}
             case _:
                 return 404, {"error": "no such route"}
@@ -241,6 +242,9 @@ class StandIn:
                     "state": "lost",
                     "words": "quality lost: served auc 0.71 on 500 rows answered, 0.83 on the champion's holdout",
                     "labels": msgspec.to_builtins(labels),
+                    "slices": msgspec.to_builtins(
+                        Slices("auc", 500, 0.71, (Slice("sex=male", True, 240, 0.68, 0.03),))
+                    ),
                     "answered": 500,
                     "until": 1.7e9,
                     "compared": [],
