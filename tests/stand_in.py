@@ -31,6 +31,7 @@ from service.serving.management.adaptation import Switch
 from service.serving.management.managed import LARGEST_ID, Why
 from service.serving.management.sentence import KnownQuality, Standing, sentence
 from service.serving.request import Reject, check_content_type
+from training.manifest import Slice, Slices
 
 TOKEN = "a-token-of-the-tests"
 VERSIONS = (3, 2, 1)
@@ -257,7 +258,9 @@ class StandIn:
                     "answered": 500,
                     "until": 1.7e9,
                     "compared": [],
-                    "slices": None,
+                    "slices": msgspec.to_builtins(
+                        Slices("auc", 500, 0.71, (Slice("sex=male", True, 240, 0.68, 0.03),))
+                    ),
                 },
                 "decision": {
                     "train": True,

@@ -118,6 +118,8 @@ document.querySelector("#skip").addEventListener("click", (event) => {
   main.focus();
 });
 
+document.querySelector(".brand").addEventListener("click", () => view?.make === overview && scrollTo(0, 0));
+
 whenSignedOut(() => enter("Your session has ended. Sign in again: the page stays where it is."));
 addEventListener("hashchange", open);
 setInterval(() => document.hidden || tick(), 5_000);

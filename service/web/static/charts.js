@@ -47,6 +47,7 @@ export class TimeChart {
   #plot = null;
   #data = null;
   #marks = [];
+  #hints = [];
   #sized;
   #clusters = "";
 
@@ -58,7 +59,7 @@ export class TimeChart {
     this.toggle = h("button", { class: "text-button", type: "button", "aria-expanded": "false", "aria-controls": `${id}-table`, on: { click: () => this.#tabled() } }, "Table");
     this.canvas = h("div", { class: "plot", "aria-hidden": "true" });
     this.canvas.style.setProperty("min-height", `${height}px`);
-    this.lane = h("div", { class: "marks", role: "group", "aria-label": `What happened: ${label}`, on: { keydown: (event) => this.#walk(event) } });
+    this.lane = h("div", { class: "marks", role: "group", "aria-label": `What happened: ${label}`, on: { keydown: (event) => this.#walk(event), pointerover: (event) => this.#hint(event), focusin: (event) => this.#hint(event), pointerleave: () => this.#unhint(), focusout: () => this.#unhint() } });
     this.strips = h("div", { class: "ribbons", hidden: !ribbons.length });
     this.tip = h("div", { class: "tip", "aria-hidden": "true", hidden: true });
     this.table = h("div", { class: "chart-table", id: `${id}-table`, hidden: true, tabindex: "0", role: "region", "aria-label": `${label}, as a table` });
@@ -217,10 +218,11 @@ export class TimeChart {
         groups.push({ from: px, marks: [mark] });
       }
     }
-    for (const { marks } of groups) {
-      const ruled = marks.find(({ kind }) => kind !== QUIET);
+    for (const group of groups) {
+      const ruled = group.marks.find(({ kind }) => kind !== QUIET);
       if (!ruled) continue;
       const x = Math.round(plot.valToPos(ruled.at, "x", true));
+      group.from = x / devicePixelRatio;
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
     }
@@ -263,6 +265,7 @@ export class TimeChart {
 
   #place(groups) {
     this.lane.hidden = this.#marks.length === 0;
+    this.#hints = [];
     render(
       this.lane,
       groups.map(({ from, marks }, index) => {
@@ -271,6 +274,7 @@ export class TimeChart {
         const first = marks.toSorted((a, b) => RANK.indexOf(b.kind) - RANK.indexOf(a.kind))[0];
         const text = marks.slice(-6).map(({ at, kind, text: said }) => `${moment(at)} ${nameOf(kind)}: ${said}`);
         if (marks.length > 1) text.unshift(`${marks.length} events${marks.length > 6 ? ", the last of them" : ""}:`);
+        this.#hints.push([from, text]);
         const target = marks.length === 1 || kinds.length === 1 ? marks.at(-1) : first;
         const props = {
           class: `mark is-${first.kind}${quiet ? " is-quiet" : ""}`,
@@ -278,7 +282,7 @@ export class TimeChart {
           "data-key": `mark-${target.run ?? target.at}`,
           tabindex: index === groups.length - 1 ? "0" : "-1",
           style: { left: `${from}px` },
-          on: { pointerenter: () => this.#hint(from, text), pointerleave: () => this.#unhint(), focus: () => this.#hint(from, text), blur: () => this.#unhint() },
+          data: { index },
         };
         const body = [symbol(first.kind), marks.length > 1 && !quiet && h("span", { class: "many" }, String(marks.length))];
         return target.run ? h("a", { ...props, href: `#/runs/${target.run}` }, body) : h("span", { ...props, role: "note" }, body);
@@ -298,7 +302,10 @@ export class TimeChart {
     next?.focus();
   }
 
-  #hint(x, lines) {
+  #hint({ target }) {
+    const mark = target.closest(".mark");
+    if (!mark) return;
+    const [x, lines] = this.#hints[Number(mark.dataset.index)];
     render(this.tip, lines.map((line) => h("p", {}, line)));
     this.#tipAt(x, 30);
   }

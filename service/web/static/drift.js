@@ -142,7 +142,7 @@ export function driftPanel() {
         h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "share moved"), h("td", { class: "importance" }), h("td", {}), Array.from({ length: width }, (_, index) => {
           const share = data.share[from + index];
           const bar = h("span", { class: `share${data.detected[from + index] ? " is-detected" : ""}` });
-          bar.style.setProperty("height", `${Math.round((share ?? 0) * 24)}px`);
+          bar.style.setProperty("height", `${share ? Math.max(3, Math.round(share * 26)) : 0}px`);
           return h("td", { title: share === null ? "not measured" : `${percent(share)} moved${data.detected[from + index] ? ", drift" : ""}` }, bar);
         }))),
       ),
@@ -229,10 +229,11 @@ export function driftPanel() {
     close: () => sized.disconnect(),
     draw(body, found) {
       data = found;
-      if (!strip.isConnected) render(body, lead, strip, legend, pager, detail);
+      if (!strip.isConnected) render(body, lead, strip, legend, detail, pager);
       const any = data.checks.length > 0 && data.features.length > 0;
       for (const part of [strip, legend, pager]) part.hidden = !any;
-      const moved = data.features.filter((feature) => feature.moved && feature.counted);
+      const moved = data.features.filter((feature) => feature.moved && feature.counted && !feature.output);
+      const output = data.features.some((feature) => feature.moved && feature.output);
       render(
         lead,
         !any
@@ -240,8 +241,8 @@ export function driftPanel() {
           : data.skipped
             ? `The newest check measured nothing: ${data.skipped}`
             : moved.length
-              ? `${count(moved.length, "feature")} moved at the newest check: ${moved.slice(0, 5).map(nameOf).join(", ")}${moved.length > 5 ? " …" : ""}.`
-              : "At the newest check nothing that counts has moved.",
+              ? `${count(moved.length, "feature")} moved at the newest check: ${moved.slice(0, 5).map(nameOf).join(", ")}${moved.length > 5 ? " …" : ""}${output ? "; the prediction moved too" : ""}.`
+              : `At the newest check no feature that counts has moved${output ? "; the prediction has" : ""}.`,
       );
       lead.className = any ? "chart-note" : "empty";
       if (any) draw();

@@ -28,9 +28,11 @@ export function histogram(sets, labels, { label, height = 180, edges = true }) {
   const floor = height - 22;
   const y = (share) => floor - (share / top) * (floor - 14);
   const parts = [];
+  const ticks = [];
   const step = STEPS.find((one) => top / one < 4) ?? 0.5;
   for (let tick = step; tick <= top; tick += step) {
-    parts.push(s("line", { x1: 0, x2: "100%", y1: y(tick), y2: y(tick), class: "grid" }), text(1, y(tick) - 4, percent(tick, step < 0.01 ? 1 : 0), "end", "tick"));
+    parts.push(s("line", { x1: 0, x2: "100%", y1: y(tick), y2: y(tick), class: "grid" }));
+    ticks.push(text(1, y(tick) - 4, percent(tick, step < 0.01 ? 1 : 0), "end", "tick"));
   }
   sets.forEach(({ kind, name }, index) => {
     const slot = sets.length === 1 ? 0.86 : kind === "reference" ? 0.9 : 0.44;
@@ -47,7 +49,7 @@ export function histogram(sets, labels, { label, height = 180, edges = true }) {
       parts.push(text(edge / bins, height - 6, labels[edge], edge === 0 ? "start" : edge === bins ? "end" : "middle", "tick"));
     }
   }
-  return drawing(height, label, parts);
+  return drawing(height, label, parts, ticks);
 }
 
 /** The same for categories: a row for each, names in words. */

@@ -1,4 +1,4 @@
-// Numbers, times and spans as people read them: dates in the reader's own form, exact UTC in the title.
+// Numbers as the server's sentences write them; times in the reader's own form, exact UTC in the title.
 
 import { h } from "./dom.js";
 
@@ -7,7 +7,7 @@ const numbers = new Map();
 
 function numberFormat(options) {
   const key = JSON.stringify(options);
-  if (!numbers.has(key)) numbers.set(key, new Intl.NumberFormat(undefined, options));
+  if (!numbers.has(key)) numbers.set(key, new Intl.NumberFormat("en", options));
   return numbers.get(key);
 }
 

@@ -39,6 +39,7 @@ function asked({ name, since, until }) {
 
 export function overview(main, jump, [part], query, shows) {
   let span = spanOf(query);
+  let closed = false;
   const context = {
     /** The span as a query, for the addresses of series. */
     get span() {
@@ -84,7 +85,15 @@ export function overview(main, jump, [part], query, shows) {
 
   const load = (some) => Promise.all(some.map((panel) => panel.load(context)));
   document.title = "Evergreen";
-  load(reading).then(() => part && show(part));
+  // Who comes back to this entry of the history finds the place that was left.
+  const place = history.state?.y ?? 0;
+  const keepPlace = () => history.replaceState({ y: Math.round(scrollY) }, "");
+  load(reading).then(() => {
+    if (closed) return;
+    if (part && !place) show(part);
+    else scrollTo(0, place);
+    addEventListener("scrollend", keepPlace);
+  });
 
   return {
     changed(topics) {
@@ -101,10 +110,12 @@ export function overview(main, jump, [part], query, shows) {
       if (before !== JSON.stringify(span)) {
         chosen();
         load(reading.filter(({ spanned }) => spanned));
-      }
+      } else scrollTo(0, history.state?.y ?? 0);
       return true;
     },
     close() {
+      closed = true;
+      removeEventListener("scrollend", keepPlace);
       panels.forEach((panel) => panel.leave());
     },
   };

@@ -106,7 +106,7 @@ function draw(body, story) {
       due !== null && figure("Had to be", due ? "not worse" : "better", due ? "it was due: promoted unless probably worse" : "promoted only if probably better")),
     (why || decision.length > 0) && part("Why", why && !decision.some((reason) => why.includes(reason)) && h("p", {}, why), decision.length > 0 && h("ul", { class: "plain" }, decision.map((reason) => h("li", {}, told(reason))))),
     error && part("What went wrong", h("p", { class: "trouble" }, told(error)), stderr && h("details", { "data-key": "stderr" }, h("summary", {}, "What the job wrote"), h("pre", { tabindex: "0" }, stderr))),
-    phases.length > 0 && part("How long it took", timeline(phases.map((phase) => ({ ...phase, note: duration(phase.seconds) })), `Phases: ${phases.map(({ name, seconds }) => `${name} ${duration(seconds)}`).join(", ")}`)),
+    phases.length > 1 && part("How long it took", timeline(phases.map((phase) => ({ ...phase, note: duration(phase.seconds) })), `Phases: ${phases.map(({ name, seconds }) => `${name} ${duration(seconds)}`).join(", ")}`)),
     chips.length > 0 && part("Gates", gates(chips)),
     quality && part("Challenger and champion", compared(quality)),
     tried.length > 0 && part("Study", trials(tried)),

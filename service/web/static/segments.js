@@ -28,7 +28,7 @@ export const segmentsPanel = () =>
         render(body, empty(check === null ? "Not known yet: slices appear with the first check that has enough matured rows with labels" : "Nothing to show", note ? ` (${note}).` : "."));
         return;
       }
-      const widest = Math.max(...slices.map(({ difference, error }) => Math.abs(difference) + 1.96 * (error ?? 0)));
+      const widest = Math.max(Math.abs(value) / 100, ...slices.map(({ difference, error }) => Math.abs(difference) + 1.96 * (error ?? 0)));
       render(
         body,
         h("p", { class: "chart-note" }, `${metricName(metric)}, larger is better. All ${count(rows, "row")}: `, h("b", {}, fixed(value)), ". Check ", h("span", {}, number(check)), ", ", when(at), "."),
