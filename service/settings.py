@@ -24,6 +24,7 @@ from monitoring.drift import DriftPolicy
 from monitoring.errors import EvergreenError
 from monitoring.fits import CATEGORY_CHARS, LONGEST_CATEGORY
 from monitoring.log import LogPolicy
+from monitoring.messages import LoggingPolicy
 from monitoring.quality import QualityPolicy
 from monitoring.retention import RetentionPolicy
 from training.experts import AdaptPolicy
@@ -264,6 +265,7 @@ class Settings(BaseModel):
     retention: RetentionPolicy = RetentionPolicy()
     export: ExportSettings = ExportSettings()
     privacy: PrivacySettings = PrivacySettings()
+    logging: LoggingPolicy = LoggingPolicy()
 
     @property
     def var(self) -> Path:

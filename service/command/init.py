@@ -49,6 +49,7 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "retention": ("predictions_days", "labels_days"),
     "export": ("to",),
     "privacy": ("hash", "drop"),
+    "logging": ("format", "level"),
 }
 """Keys that the written file shows, by section; the README has all of them."""
 

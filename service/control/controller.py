@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import sqlalchemy as sa
 
-from monitoring.drain import Drainer, SpoolBusy, backlog
+from monitoring.drain import Drainer, DrainFailed, SpoolBusy, backlog
+from monitoring.messages import said
 from monitoring.metrics import Metrics, total
 from monitoring.spool import segments
 from monitoring.store import open_store
@@ -79,7 +80,7 @@ class Controller:
         give_way(CONTROLLER_NICE)
         forget_trees(self.settings.var / "run")
         if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
-            print(f"management token: kept in {self.settings.token_file}", flush=True)
+            logger.info("management token: kept in %s", self.settings.token_file)
         threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "lead": self._lead}
         for name, work in threads.items():
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
@@ -145,7 +146,7 @@ class Controller:
                         failing = False
                     except Exception as error:  # any trouble of the store: the spool keeps the rows
                         if not failing:
-                            logger.warning("%s", error)
+                            logger.warning("%s", error if isinstance(error, DrainFailed) else said(error))
                         failing = True
                         self._say_waiting(drainer.backlog())
                         if stopping:
@@ -213,7 +214,7 @@ class Controller:
                 if not trouble and isinstance(error, OSError):
                     logger.warning("%s cannot be written (%s); the workers keep what they serve", file.path, error)
                 elif not trouble:
-                    logger.warning("the store does not answer (%s); the workers keep what they serve", error)
+                    logger.warning("the store does not answer (%s); the workers keep what they serve", said(error))
                 trouble = str(error).splitlines()[0]
                 if isinstance(error, sa.exc.SQLAlchemyError):
                     self._say(store_error=trouble)

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from monitoring.errors import first_line, without_values
 from monitoring.evidence import State
+from monitoring.messages import said
 from monitoring.metrics import Metrics
 from monitoring.report import write_html
 from monitoring.retention import DAY_S, forget_drained
 from monitoring.spool import segments
+from service.control import chronicle
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
 from service.settings import Settings
@@ -97,9 +100,9 @@ class Scheduler:
             )
             if held != leading:
                 leading = held
-                logger.info(
-                    "scheduled work runs here" if held else "scheduled work stops here: %s", *self._reason(held)
-                )
+                told = {"event": "lease_taken" if held else "lease_lost", "holder": self.holder}
+                words = "scheduled work runs here" if held else "scheduled work stops here: %s"
+                logger.log(logging.INFO if held else logging.WARNING, words, *self._reason(held), extra=told)
                 (self._begin if held else self._end)()
                 self.metrics.scheduler_leader.set(int(held))
                 say_leader(held)
@@ -180,12 +183,12 @@ class Scheduler:
             self._fails(loop, name, error)
             self.metrics.job_failures.labels(name).inc()
             if not self._store_down:
-                logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
+                logger.warning("%s: the store does not answer (%s)", name, first_line(error))
             self._store_down = True
         except Exception as error:
             self._broken = error
             self.metrics.job_failures.labels(name).inc()
-            logger.exception("the job %r failed", name)
+            logger.error("the job %r failed (%s)", name, said(error), exc_info=error)
             self._fails(loop, name, error)
         else:
             self._store_down = False
@@ -244,7 +247,8 @@ class Scheduler:
             told = run.record
             why = told.error or ("; ".join(told.verdict.reasons) if told.verdict else None)
             self.bootstrap_state = f"training the first version ended as {run.outcome} (run {run.id}): {why}"[:500]
-            logger.error("%s", self.bootstrap_state)
+            words = (run.outcome, run.id, without_values(why or ""))
+            logger.error("training the first version ended as %s (run %d): %s", *words, extra={"run": run.id})
 
     def _check(self, loop: Loop) -> None:
         with self._turn:
@@ -275,6 +279,7 @@ class Scheduler:
     # --- what happened, for metrics and alerts --------------------------------------------------------------------
 
     def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        chronicle.write(name, fields)
         if name == "checked":
             self._count_check(fields)
         elif name == "judged":
@@ -371,5 +376,4 @@ class Scheduler:
             if not forgets and run.kind not in ("check", "adaptation"):
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
-            logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)
             self.alarm("run", {**facts, "error": told.error})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from monitoring.decode import InvalidRequest
+from monitoring.errors import without_values
 from monitoring.fits import LONGEST_CATEGORY
 from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
@@ -26,7 +26,7 @@ from service.keys import Denied
 from service.serving import tuning
 from service.serving.asgi import Headers, Receive, Scope
 from service.serving.feedback import check_labels
-from service.serving.ids import new_ids
+from service.serving.ids import new_ids, new_request_id
 from service.serving.large import check_values
 from service.serving.predictor import ServedModel
 from service.serving.request import FORWARDED, Reject, content_length
@@ -320,7 +320,11 @@ class Lane:
         return f"the body has {size} bytes or more; send at most {self.max_bytes} ([serve] max_request_bytes)"
 
     def refusal(self, path: str, error: Exception, request_id: bytes) -> tuple[int, Headers, bytes]:
-        """(status, headers, body) for a request that ended with this error; counted and, the client's fault, noted."""
+        """(status, headers, body) for a request that ended with this error; counted and, the client's fault, noted.
+
+        The answer has an `X-Request-Id` in any case, and so has the line in the log.
+        """
+        request_id = request_id or new_request_id()
         status, message, reason, retry_after_s, closes = 500, "", "", None, False
         if isinstance(error, Reject):
             status, message, retry_after_s, closes = error.status, error.message, error.retry_after_s, error.closes
@@ -331,8 +335,8 @@ class Lane:
         elif isinstance(error, OverLimit):
             status, message, retry_after_s = 429, str(error), error.retry_after_s
         else:
-            request_id = request_id or new_ids(1)[0].encode()
-            logger.error("unexpected error on %s, request %s", path, request_id.decode(), exc_info=error)
+            told = {"request": request_id.decode(), "route": path, "status": 500}
+            logger.error("unexpected error on %s, request %s", path, request_id.decode(), exc_info=error, extra=told)
             message = f"an error of ours; the server's log has the details under request {request_id.decode()}"
         body = msgspec.json.encode({"error": message})
         headers = [JSON, (b"content-length", b"%d" % len(body))]
@@ -342,13 +346,16 @@ class Lane:
             headers.append((b"www-authenticate", b"Bearer"))
         if status == 405:
             headers.append((b"allow", b"POST"))
-        if request_id:
-            headers.append((b"x-request-id", request_id))
+        headers.append((b"x-request-id", request_id))
         if self.worker.stopping or closes or status == 413:
             headers.append((b"connection", b"close"))
         self.count(path, status)
+        if status != 500:
+            reason = reason or without_values(message)
+            told = {"request": request_id.decode(), "route": path, "status": status}
+            logger.info("refused a request: %s", reason, extra=told)
         if 400 <= status < 500:
-            self.note_rejection(path, status, reason or _without_values(message))
+            self.note_rejection(path, status, reason)
         return status, headers, body
 
     def count(self, route: str, status: int, requests: int = 1) -> None:
@@ -373,14 +380,6 @@ class Lane:
         for (route, status, reason), count in rejections.most_common(100):
             line = {"route": route, "status": status, "count": count, "reason": reason}
             self.log.append(REJECTION, time.time(), 1, msgspec.json.encode(line))
-
-
-_INDEX: Final = re.compile(r"\[\d+\]")
-_VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
-
-
-def _without_values(message: str) -> str:
-    return _INDEX.sub("[]", _VALUE.sub("", message))[:200]
 
 
 def unpredictable(model: ServedModel, error: ValueError) -> Reject:

@@ -8,6 +8,7 @@ from typing import Final
 
 from service.serving.answer import JSON, Lane
 from service.serving.asgi import App, Message, Receive, Scope, Send
+from service.serving.ids import new_request_id
 from service.serving.request import Reject, check_content_encoding, check_content_type, echoed
 from service.serving.routes import answer, template
 from service.serving.wire import LaneProtocol
@@ -73,9 +74,8 @@ class Front:
             async with lane.whole_body(scope, receive) as content:
                 status, body = await handler(content, source)
             lane.count(path, status)
-            headers = [JSON, (b"content-length", b"%d" % len(body))]
-            if request_id:
-                headers.append((b"x-request-id", request_id))
+            named = (b"x-request-id", request_id or new_request_id())
+            headers = [JSON, (b"content-length", b"%d" % len(body)), named]
             if lane.worker.stopping:
                 headers.append((b"connection", b"close"))
         except ConnectionResetError:
@@ -86,12 +86,16 @@ class Front:
         await send({"type": "http.response.body", "body": body})
 
     async def _elsewhere(self, lane: Lane, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 0
+        status, route = 0, template(path)
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = echoed(given) or new_request_id()
+        scope.setdefault("state", {}).update(request_id=request_id.decode(), route=route)
 
         async def counting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", request_id)]}
             await send(message)
 
         try:
@@ -105,12 +109,11 @@ class Front:
             return  # the client left before its request was whole; nothing was done
         except Exception as error:
             if status:
-                lane.count(template(path), 500)
+                lane.count(route, 500)
                 raise
-            given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-            status, headers, body = lane.refusal(template(path), error, echoed(given))
+            status, headers, body = lane.refusal(route, error, request_id)
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
         else:
             if status:  # none: the client left, and nothing was answered
-                lane.count(template(path), status)
+                lane.count(route, status)

@@ -23,6 +23,7 @@ import msgspec
 from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.errors import EvergreenError
 from monitoring.fits import CATEGORY_CHARS
+from monitoring.messages import said
 from monitoring.schema import FeatureSchema
 from service.handover import Live, LiveAdaptation, LiveVersion
 
@@ -272,7 +273,10 @@ class LiveModel:
             if champion and champion is not self.current:
                 self.current = champion
                 adaptation = "" if champion.adaptation is msgspec.UNSET else f", adaptation {champion.adaptation}"
-                logger.info("serving %s:%d (%s%s)", champion.name, champion.version, champion.engine, adaptation)
+                told: dict[str, Any] = {"event": "swap", "version": champion.version, "engine": champion.engine}
+                told["adaptation"] = None if champion.adaptation is msgspec.UNSET else champion.adaptation
+                words = (champion.name, champion.version, champion.engine, adaptation)
+                logger.info("serving %s:%d (%s%s)", *words, extra=told)
                 changed = True
             keep = {v.version for v in live.wanted()} | ({self.current.version} if self.current else set())
             self._loaded = {version: model for version, model in self._loaded.items() if version in keep}
@@ -292,7 +296,8 @@ class LiveModel:
             failure = _failed_again(self._failures.get(wanted.version), error, now)
             self._failures[wanted.version] = failure
             wait_s = failure.retry_at - now
-            logger.error("%s:%d does not load (%s); next try in %.0f s", name, wanted.version, failure.reason, wait_s)
+            failed = (name, wanted.version, said(error), wait_s)
+            logger.error("%s:%d does not load (%s); next try in %.0f s", *failed, extra={"version": wanted.version})
             self.on_load("failed", time.perf_counter() - started)
             return True
         self._failures.pop(wanted.version, None)
@@ -315,7 +320,7 @@ class LiveModel:
             warm_up(adapted, self.recent_body)
         except Exception as error:  # whatever is wrong with it, what is in force goes on
             failure = self._unadapted[adaptation] = _failed_again(self._unadapted.get(adaptation), error, now)
-            told = (adaptation.number, wanted.version, failure.reason, failure.retry_at - now)
+            told = (adaptation.number, wanted.version, said(error), failure.retry_at - now)
             logger.error("adaptation %d of version %d does not load (%s); next try in %.0f s", *told)
             self.on_adaptation("failed")
             return True

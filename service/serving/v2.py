@@ -96,7 +96,7 @@ async def _route(lane: Lane, parts: list[str], scope: Scope, receive: Receive) -
                     return 200, {"name": name, "ready": True}
                 case ["infer"]:
                     return 200, await _infer(lane, model, scope, receive)
-    raise Reject(404, f"{scope['path'][:80]}: no such route of the V2 protocol; see /v2/models/{{model}}")
+    raise Reject(404, f"{scope['path'][:80]!r}: no such route of the V2 protocol; see /v2/models/{{model}}")
 
 
 def _model(lane: Lane, name: str, version: str | None) -> ServedModel:
