@@ -28,6 +28,7 @@ from service.control.alarm import Alarm
 from service.control.in_force import InForceFiles
 from service.control.pushes import sweep
 from service.control.scheduler import Scheduler
+from service.control.series import begin
 from service.control.watch import Watch
 from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_reports, write_status
 from service.keys import management_token
@@ -62,6 +63,7 @@ class Controller:
         self.settings = settings
         self.tree = tree
         self.metrics = Metrics(tree.run_dir / "metrics", "controller-1")
+        begin(self.metrics, settings.adapt.names)
         self.replica = f"{socket.gethostname()}:{tree.run_dir.name}"
         self.status = ControllerStatus(at=time.time(), holder=self.replica)
         self._stopping = threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from monitoring.spool import segments
 from service.control import chronicle
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
+from service.control.series import no_adaptation
 from service.settings import Settings
 from training.adaptations import Adaptations
 from training.cycle import MOVES, bootstrap, note_failure, reason, run_cycle, run_retention, take_over, work_off
@@ -47,6 +49,10 @@ REMIND_EVERY_S: Final = 3600.0
 """How often a job that fails again for the same reason is reported: each hour, not at each check."""
 NOTED: Final = ("check", "retention")
 """Jobs whose failure gets a row in `runs`."""
+
+
+UNADAPTS: Final = ("off", "promoted", "rolled_back")
+"""Outcomes of runs after which another output is served: what was known of the adaptation before says nothing of it."""
 
 
 class Failure(NamedTuple):
@@ -305,14 +311,20 @@ class Scheduler:
             if loss is not None:
                 self.metrics.adaptation_loss.labels(output).set(loss)
         self.metrics.adaptation_moved.set(found.moved)
-        for expert, weight in found.weights.items():
-            self.metrics.adaptation_weight.labels(expert).set(weight)
+        for expert in self.settings.adapt.names:
+            self.metrics.adaptation_weight.labels(expert).set(found.weights.get(expert, 0.0))
         if found.harm:
             self.alarm("adaptation_reverted", {"version": version, "why": found.harm})
         elif works_hard and version != self._works_hard:
             self._works_hard = version
             why = f"outputs of version {version} are moved by {found.moved:.2g} for long: a training is due"
             self.alarm("adaptation_works_hard", {"version": version, "moved": found.moved, "why": why})
+
+    def _forget_adaptation(self) -> None:
+        """What was measured of the one in force before is not true any more."""
+        no_adaptation(self.metrics, self.settings.adapt.names)
+        for output in ("raw", "served"):
+            self.metrics.adaptation_loss.labels(output).set(math.nan)
 
     def _count_check(self, fields: Mapping[str, Any]) -> None:
         metrics, seen = self.metrics, fields["seen"]
@@ -372,6 +384,8 @@ class Scheduler:
             delete_reports(self._loop)
         for table, rows in told.rows.items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
+        if run.state == "done" and run.outcome in UNADAPTS:
+            self._forget_adaptation()
         if run.kind != "check" or run.state == "failed":
             if not forgets and run.kind not in ("check", "adaptation"):
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()

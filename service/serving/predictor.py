@@ -220,13 +220,13 @@ class LiveModel:
         extra: columns that requests may have beside the features, for the record only.
         max_chars: characters of one category at most.
         on_load: told ("loaded" | "failed", seconds it took to load) for the metrics.
-        on_adaptation: told ("loaded" | "failed") of each adaptation.
+        on_adaptation: the same of each adaptation.
     """
 
     max_records: int
     trusted: tuple[str, ...] = ()
     on_load: Callable[[str, float], None] = lambda result, seconds: None
-    on_adaptation: Callable[[str], None] = lambda result: None
+    on_adaptation: Callable[[str, float], None] = lambda result, seconds: None
     extra: tuple[str, ...] = ()
     max_chars: int = CATEGORY_CHARS
     current: ServedModel | None = None
@@ -315,6 +315,7 @@ class LiveModel:
             return False
         if not _may_try(self._unadapted.get(adaptation), now):
             return False
+        started = time.perf_counter()
         try:
             adapted = load_adaptation(adaptation, model)
             warm_up(adapted, self.recent_body)
@@ -322,11 +323,11 @@ class LiveModel:
             failure = self._unadapted[adaptation] = _failed_again(self._unadapted.get(adaptation), error, now)
             told = (adaptation.number, wanted.version, said(error), failure.retry_at - now)
             logger.error("adaptation %d of version %d does not load (%s); next try in %.0f s", *told)
-            self.on_adaptation("failed")
+            self.on_adaptation("failed", time.perf_counter() - started)
             return True
         self._unadapted.pop(adaptation, None)
         self._adapted[wanted.version] = (adaptation, adapted)
-        self.on_adaptation("loaded")
+        self.on_adaptation("loaded", time.perf_counter() - started)
         return True
 
     def _check_compatible(self, model: ServedModel) -> None:

@@ -25,6 +25,14 @@ from service.settings import Settings
 
 logger = logging.getLogger("evergreen.worker")
 
+_REFUSED: Final = (400, 401, 403, 413, 415, 422, 429, 500, 503)
+BEGIN_AT_ZERO: Final = {
+    "/predict": (200, *_REFUSED),
+    "/v2/models/{model}/infer": (200, *_REFUSED),
+    "/feedback": (202, *_REFUSED),
+}
+"""Routes and statuses of `evergreen_requests_total` that exist before they were counted."""
+
 REPORT_EVERY_S: Final = 2.0
 MARKS_EVERY_S: Final = 0.1
 """How soon a worker knows that its server stops, however seldom it looks for another version."""
@@ -50,7 +58,7 @@ class Worker:
             settings.serve.max_records,
             tuple(settings.security.trusted_types),
             on_load=self._count_load,
-            on_adaptation=lambda result: self.metrics.adaptation_swaps.labels(result).inc(),
+            on_adaptation=self._count_adaptation,
             extra=settings.privacy.names,
             max_chars=settings.serve.max_category_chars,
         )
@@ -69,7 +77,21 @@ class Worker:
         self.prediction_seconds = HotHistogram(self.metrics.prediction_seconds)
         self.recorded = HotCounter(self.metrics.log_records.labels("appended"))
         self.dropped = HotCounter(self.metrics.log_records.labels("dropped"))
+        self._begin_series()
         self._thread = threading.Thread(target=self._run, name="evergreen-follow", daemon=True)
+
+    def _begin_series(self) -> None:
+        """Let every series that can be named now exist before anything is counted: a rate needs a beginning."""
+        metrics = self.metrics
+        for route, statuses in BEGIN_AT_ZERO.items():
+            for status in statuses:
+                metrics.requests.labels(route, str(status))
+        for outcome in ("accepted", "dropped"):
+            metrics.labels.labels(outcome)
+        for result in ("loaded", "failed", "swapped"):
+            metrics.model_swaps.labels(result)
+            metrics.adaptation_swaps.labels(result)
+        metrics.adaptation_swaps.labels("ended")
 
     def start(self) -> None:
         """Look once at the live file, so that a worker with a champion is ready at once; then keep looking."""
@@ -101,6 +123,10 @@ class Worker:
 
     def _count_load(self, result: str, seconds: float) -> None:
         self.metrics.model_swaps.labels(result).inc()
+        self.metrics.model_swap_seconds.observe(seconds)
+
+    def _count_adaptation(self, result: str, seconds: float) -> None:
+        self.metrics.adaptation_swaps.labels(result).inc()
         self.metrics.model_swap_seconds.observe(seconds)
 
     def _run(self) -> None:
@@ -143,6 +169,7 @@ class Worker:
     def _count_change(self, before: ServedModel | None, now: ServedModel | None) -> None:
         if now is None or now is before:
             return
+        self.metrics.predictions.labels(str(now.version))
         if before is not None and before.version != now.version:
             self.metrics.model_swaps.labels("swapped").inc()
             self.metrics.adaptation_number.labels(str(before.version)).set(0)
