@@ -41,7 +41,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=1, metavar="N", help="requests in one turn of the event loop")
     parser.add_argument("--rounds", type=int, default=40, metavar="N")
     parser.add_argument("--requests", type=int, default=2_000, metavar="N", help="of each kind in a round")
-    parser.add_argument("--trace-to", default="", metavar="URL", help="spans of sampled requests go to this collector")
+    parser.add_argument(
+        "--trace-to", default="", metavar="URL", help="spans of sampled requests go to this collector; without it: none"
+    )
     parser.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)  # the measured process itself
     given = parser.parse_args()
     if given.turns:

@@ -78,6 +78,9 @@ class Metrics:
         self.model_swap_seconds = self._histogram(
             "model_swap_seconds", "Time to load, verify and warm up a version or an adaptation", SWAP_BUCKETS_S
         )
+        self.traces = self._counter(
+            "traces", "Requests and runs whose spans were due, by what became of them", "outcome"
+        )
         self.adaptation_number = self._gauge(
             "adaptation_number", "Adaptation in force of this version (0: none)", "version"
         )

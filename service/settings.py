@@ -27,6 +27,7 @@ from monitoring.log import LogPolicy
 from monitoring.messages import LoggingPolicy
 from monitoring.quality import QualityPolicy
 from monitoring.retention import RetentionPolicy
+from monitoring.traces import TracePolicy
 from training.experts import AdaptPolicy
 from training.gates import GatePolicy
 from training.policy import RetrainPolicy
@@ -266,6 +267,7 @@ class Settings(BaseModel):
     export: ExportSettings = ExportSettings()
     privacy: PrivacySettings = PrivacySettings()
     logging: LoggingPolicy = LoggingPolicy()
+    trace: TracePolicy = TracePolicy()
 
     @property
     def var(self) -> Path:

@@ -14,6 +14,7 @@ from training.adaptation import decode
 from training.artefact import plain
 from training.experts import Made
 from training.manifest import HoldoutQuality, TriedWindow, Verdict
+from training.phases import Phase
 
 RESULT: Final = "result.json"
 START: Final = "adaptation"
@@ -83,6 +84,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     until: float = 0.0  # `_at` of the last record row the challenger was fitted to: the next champion_until
     notes: tuple[str, ...] = ()
+    phases: tuple[Phase, ...] = ()
     adapted: Adapted | None = None  # of a job of kind "adapt"
 
 

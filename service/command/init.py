@@ -50,6 +50,7 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "export": ("to",),
     "privacy": ("hash", "drop"),
     "logging": ("format", "level"),
+    "trace": ("endpoint", "ratio"),
 }
 """Keys that the written file shows, by section; the README has all of them."""
 

@@ -68,6 +68,7 @@ def _checked(fields: Mapping[str, Any]) -> None:
 
 def _ended(run: Run, result: JobResult) -> None:
     told = {"event": "training_ended", "run": run.id, "kind": run.kind, "ok": result.ok, "seconds": result.seconds}
+    told["phases"] = {phase.name: round(phase.seconds, 3) for phase in result.phases} or None
     how = "ended" if result.ok else "ended without a candidate"
     logger.info("run %d (%s): the job %s after %.1f s", run.id, run.kind, how, result.seconds, extra=told)
 

@@ -34,6 +34,7 @@ from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read
 from service.keys import management_token
 from service.process import Tree, forget_trees
 from service.settings import Settings
+from service.tracing import open_tracer
 from training.adaptations import Adaptations
 from training.priority import give_way
 from training.registry import Registry, UnknownVersion
@@ -64,6 +65,7 @@ class Controller:
         self.tree = tree
         self.metrics = Metrics(tree.run_dir / "metrics", "controller-1")
         begin(self.metrics, settings.adapt.names)
+        self.tracer = open_tracer(settings, "controller", self.metrics) if tree.role != "gate" else None
         self.replica = f"{socket.gethostname()}:{tree.run_dir.name}"
         self.status = ControllerStatus(at=time.time(), holder=self.replica)
         self._stopping = threading.Event()
@@ -96,6 +98,8 @@ class Controller:
             self._drained.wait(timeout=self.settings.serve.stop_timeout_s * 0.8)
         for thread in self._threads:
             thread.join(timeout=2)
+        if self.tracer is not None:
+            self.tracer.close()
 
     # --- the threads ---------------------------------------------------------------------------------------------
 
@@ -271,7 +275,7 @@ class Controller:
             return
         sweep(self.settings, engine)
         holder = f"{self.replica}:{os.getpid()}"
-        self.scheduler = Scheduler(self.settings, engine, self.metrics, holder)
+        self.scheduler = Scheduler(self.settings, engine, self.metrics, holder, self.tracer)
         try:
             self.scheduler.run(self._stopping, lambda leader: self._say(leader=leader))
         finally:

@@ -24,6 +24,7 @@ from service.control import chronicle
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
 from service.control.series import no_adaptation
+from service.control.spans import RunSpans
 from service.settings import Settings
 from training.adaptations import Adaptations
 from training.cycle import MOVES, bootstrap, note_failure, reason, run_cycle, run_retention, take_over, work_off
@@ -34,6 +35,7 @@ from training.registry import NoChampion
 from training.rollout import forget_workers
 
 if TYPE_CHECKING:
+    from monitoring.traces import Tracer
     from training.checking import Seen
     from training.runs import Run
     from training.spec import Adapted
@@ -71,15 +73,19 @@ class Scheduler:
         engine: the store.
         metrics: of the controller process.
         holder: name of this process in the lease.
+        tracer: told of trainings.
     """
 
-    def __init__(self, settings: Settings, engine: sa.Engine, metrics: Metrics, holder: str) -> None:
+    def __init__(
+        self, settings: Settings, engine: sa.Engine, metrics: Metrics, holder: str, tracer: Tracer | None = None
+    ) -> None:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
         self.holder = holder
         self.bootstrap_state = ""
         self.alarm = Alarm(settings)
+        self._spans = None if tracer is None else RunSpans(tracer)
         self.lease = Lease(engine, holder=holder, seconds=settings.schedule.lease_s)
         self._stopping: threading.Event = threading.Event()
         self._jobs: BackgroundScheduler | None = None
@@ -286,6 +292,8 @@ class Scheduler:
 
     def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         chronicle.write(name, fields)
+        if self._spans is not None:
+            self._spans.hear(name, fields)
         if name == "checked":
             self._count_check(fields)
         elif name == "judged":

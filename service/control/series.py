@@ -46,6 +46,8 @@ def begin(metrics: Metrics, experts: Iterable[str]) -> None:
     for work in WORK:
         metrics.job_failures.labels(work)
         metrics.last_success.labels(work).set(math.nan)
+    for outcome in ("sent", "dropped", "failed"):
+        metrics.traces.labels(outcome)
     for state in get_args(State):
         metrics.quality_state.labels(state).set(0)
     for gauge in (

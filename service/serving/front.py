@@ -9,7 +9,7 @@ from typing import Final
 from service.serving.answer import JSON, Lane
 from service.serving.asgi import App, Message, Receive, Scope, Send
 from service.serving.ids import new_request_id
-from service.serving.request import Reject, check_content_encoding, check_content_type, echoed
+from service.serving.request import TRACEPARENT, Reject, check_content_encoding, check_content_type, echoed
 from service.serving.routes import answer, template
 from service.serving.wire import LaneProtocol
 from service.serving.worker import Worker
@@ -52,14 +52,10 @@ class Front:
 
     async def _answer(self, lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/predict":
-            handler = lane.predict_body
-        elif path == "/feedback":
-            handler = lane.take_labels
-        else:
+        if path not in ("/predict", "/feedback"):
             await self._elsewhere(lane, path, scope, receive, send)
             return
-        request_id = b""
+        request_id = traceparent = b""
         try:
             if scope["method"] != "POST":
                 raise Reject(405, f"{path} takes POST, not {scope['method']}")
@@ -70,9 +66,14 @@ class Front:
                     check_content_encoding(value)
                 elif name == b"x-request-id":
                     request_id = echoed(value)
+                elif name == TRACEPARENT:
+                    traceparent = value
             source = lane.source("predict" if path == "/predict" else "feedback", scope)
             async with lane.whole_body(scope, receive) as content:
-                status, body = await handler(content, source)
+                if path == "/predict":
+                    status, body = await lane.predict_body(content, source, traceparent)
+                else:
+                    status, body = await lane.take_labels(content, source)
             lane.count(path, status)
             named = (b"x-request-id", request_id or new_request_id())
             headers = [JSON, (b"content-length", b"%d" % len(body)), named]
@@ -81,7 +82,7 @@ class Front:
         except ConnectionResetError:
             return  # the client left before its request was whole; nothing was done
         except Exception as error:
-            status, headers, body = lane.refusal(path, error, request_id)
+            status, headers, body = lane.refusal(path, error, request_id, traceparent)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -53,6 +53,11 @@ INFER: Final = {
         "parameters": {"type": "object"},
     },
 }
+TRACE_ID: Final = {
+    "type": "string",
+    "pattern": "^[0-9a-f]{32}$",
+    "description": "The trace of the request's `traceparent`, or one that began here; absent without either",
+}
 INFERRED: Final = {
     "type": "object",
     "required": ["model_name", "model_version", "outputs"],
@@ -63,8 +68,8 @@ INFERRED: Final = {
         "outputs": {"type": "array", "items": TENSOR},
         "parameters": {
             "type": "object",
-            "properties": {"adaptation": {"type": "integer"}},
-            "description": "Which adaptation of the version's output answered; absent when none is in force",
+            "properties": {"adaptation": {"type": "integer"}, "trace_id": TRACE_ID},
+            "description": "Which adaptation of the version's output answered, in which trace; absent without either",
         },
     },
 }
@@ -108,6 +113,7 @@ def _predict(classes: Sequence[Any], target: dict[str, Any], most: int) -> dict[
             "type": "integer",
             "description": "Number of the adaptation of this version's output; absent when none is in force",
         },
+        "trace_id": TRACE_ID,
         "ids": ids,
         "predictions": {"type": "array", "items": target},
     }

@@ -22,6 +22,7 @@ from service.serving.predictor import LiveModel, ServedModel
 from service.serving.readiness import WHY_STOPPING, FirstStart, why_no_model
 from service.serving.sources import Sources
 from service.settings import Settings
+from service.tracing import open_tracer
 
 logger = logging.getLogger("evergreen.worker")
 
@@ -53,6 +54,7 @@ class Worker:
         self.run_dir = run_dir
         self.slot = slot
         self.metrics = Metrics(run_dir / "metrics", slot)
+        self.tracer = open_tracer(settings, slot, self.metrics) if record else None
         self.log = PredictionLog(settings.spool_dir, settings.log) if record else None
         self.model = LiveModel(
             settings.serve.max_records,
@@ -92,6 +94,8 @@ class Worker:
             metrics.model_swaps.labels(result)
             metrics.adaptation_swaps.labels(result)
         metrics.adaptation_swaps.labels("ended")
+        for outcome in ("sent", "dropped", "failed"):
+            metrics.traces.labels(outcome)
 
     def start(self) -> None:
         """Look once at the live file, so that a worker with a champion is ready at once; then keep looking."""
@@ -105,6 +109,8 @@ class Worker:
             self._thread.join(timeout=2)
         if self.log is not None:
             self.log.close()
+        if self.tracer is not None:
+            self.tracer.close()
         (self.run_dir / "workers" / f"{self.slot}.json").unlink(missing_ok=True)
         self.metrics.close()
 

@@ -16,6 +16,7 @@ from service import sample
 from service.command.traffic import replay_traffic
 from service.keys import known_token
 from tests.artefacts import example_record
+from tests.collector import Collector, collecting
 from tests.real_server import Server, wait_until
 
 QUICK = {
@@ -34,8 +35,14 @@ WORD, NUMBER, TOKEN = "Kanarienvogel", 48271.0625, "evg-canary-token-5d41402abc4
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("home"), **QUICK)
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("home"), TRACE__ENDPOINT=collector.url, TRACE__RATIO="0", **QUICK)
     try:
         yield server.start().wait_ready(240)
     finally:
@@ -55,7 +62,7 @@ def told(server: Server, event: str, **fields: Any) -> list[dict[str, Any]]:
     ]
 
 
-def heard(server: Server, event: str, seconds: float = 200.0, **fields: Any) -> dict[str, Any]:
+def heard(server: Server, event: str, seconds: float = 280.0, **fields: Any) -> dict[str, Any]:
     found: list[dict[str, Any]] = wait_until(event, lambda: told(server, event, **fields), seconds)
     return found[0]
 
@@ -69,7 +76,7 @@ def test_every_line_is_json_with_when_how_grave_and_who(server: Server) -> None:
         assert line["level"] in ("debug", "info", "warning", "error") and line["message"] and line["logger"]
 
 
-def test_each_step_of_the_loop_is_one_line_with_its_run_and_version(server: Server) -> None:
+def test_a_first_version_is_a_training_a_verdict_a_promotion_and_a_swap_in_each_worker(server: Server) -> None:
     heard(server, "lease_taken")
     first = heard(server, "promotion", version=1)
     started, ended = (heard(server, event, run=first["run"]) for event in ("training_started", "training_ended"))
@@ -78,16 +85,36 @@ def test_each_step_of_the_loop_is_one_line_with_its_run_and_version(server: Serv
     assert verdict["passed"] is True and set(verdict["gates"].values()) <= {True, False} and verdict["gates"]
     assert {line["process"] for line in told(server, "swap", version=1)} == {"api-1", "api-2"}
 
+
+def test_a_training_and_a_sampled_request_are_spans_at_the_collector(server: Server, collector: Collector) -> None:
+    number, caller = f"{7:032x}", "00f067aa0ba902b7"
+    header = {"traceparent": f"00-{number}-{caller}-01"}
+    answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}, headers=header)
+
+    assert answer.json()["trace_id"] == number
+    spans = wait_until("the request's spans", lambda: collector.of(number), 60)
+    assert set(spans) == {"POST predict", "decode", "predict", "record"} and spans["POST predict"].parent == caller
+    (run,) = wait_until("the run's", lambda: [one for one in collector.spans if one.name == "bootstrap"], 60)
+    steps = {"collect the data", "job", "read", "fit to judge", "fit to serve", "export", "gates", "roll out"}
+    assert steps < set(collector.of(run.trace_id)) and run.attributes["evergreen.run"] == 1
+    assert set(heard(server, "training_ended", run=1)["phases"]) > {"fit to judge", "gates"}
+
+
+def test_a_check_and_a_training_that_was_asked_for_are_lines_with_their_numbers(server: Server) -> None:
     with server.client() as client:
         frame = sample.frame(400, start=sample.TRAINING_ROWS)
         replay_traffic(server.url, frame, target=sample.TARGET, rate=0.0, label_delay_s=0.0)
         check = heard(server, "check", version=1)
         assert {"check", "rows", "quality", "train"} <= set(check)
         again = client.retrain("to see it in the log")
-        wait_until("the training", lambda: client.run(again)["state"] in ("done", "failed"), 300)
+        wait_until("the training", lambda: client.run(again)["state"] in ("done", "failed"), 280)
         outcome = client.run(again)["outcome"]
         line = heard(server, "promotion" if outcome == "promoted" else "refusal", run=again)
         assert line["outcome"] == outcome and line["trigger"] == "manual" and line["seconds"] > 0
+
+
+def test_an_erasure_and_a_switch_are_lines_and_nothing_is_told_twice(server: Server) -> None:
+    with server.client() as client:
         ids = client.predict([example_record()], ["to-erase"])["ids"]
         erased = client.erase(ids)
         assert heard(server, "erase", run=erased)["rows"]["predictions"] == 1
@@ -159,7 +186,7 @@ def test_nothing_that_was_sent_stands_in_any_log(server: Server) -> None:
             raw.recv(1000)
     with server.client() as client:
         run = client.erase(feature=category, value=WORD, why="the customer asked")
-        wait_until("the erasure", lambda: client.run(run)["state"] in ("done", "failed"), 300)
+        wait_until("the erasure", lambda: client.run(run)["state"] in ("done", "failed"), 280)
         before = len(told(server, "check"))
         wait_until("two checks", lambda: len(told(server, "check")) >= before + 2, 200)
 
