@@ -34,7 +34,9 @@ GIVE_UP_S: Final = 5.0
 """How long one batch is tried."""
 ENDPOINT_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
-_PARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_PARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+_ODD: Final = b"13579bdf"
 
 
 class TracePolicy(BaseModel):
@@ -69,7 +71,7 @@ class Trace:
 
     __slots__ = ("parent", "sampled", "since", "trace_id")
 
-    def __init__(self, trace_id: str, parent: str, *, sampled: bool) -> None:
+    def __init__(self, trace_id: str, parent: str, sampled: bool) -> None:
         self.trace_id = trace_id
         """32 digits, hex."""
         self.parent = parent
@@ -86,10 +88,14 @@ def trace_of(traceparent: bytes) -> Trace | None:
     >>> trace_of(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").trace_id
     '4bf92f3577b34da6a3ce929d0e0e4736'
     """
-    match = _PARENT.fullmatch(traceparent)
-    if match is None or (match[4] and traceparent.startswith(b"00")):  # only later versions may have more fields
+    if _PARENT.fullmatch(traceparent) is None:
         return None
-    return Trace(match[1].decode(), match[2].decode(), sampled=bool(int(match[3], 16) & 1))
+    trace_id, parent, version = traceparent[3:35].decode(), traceparent[36:52].decode(), traceparent[:2]
+    if trace_id == _NO_TRACE or parent == _NO_SPAN or version == b"ff":
+        return None
+    if version == b"00" and len(traceparent) > 55:  # only later versions may have more fields
+        return None
+    return Trace(trace_id, parent, traceparent[54] in _ODD)
 
 
 class Part(NamedTuple):
@@ -141,7 +147,7 @@ class Tracer:
     def begin(self, found: Trace | None) -> Trace | None:
         """The trace of a request whose caller named `found`; some of those without one begin a trace here."""
         if found is None and self._random.random() < self.ratio:
-            return Trace(self.new_id(), "", sampled=True)
+            return Trace(self.new_id(), "", True)
         return found
 
     def new_id(self) -> str:
