@@ -183,7 +183,9 @@ def last_check(server: Server) -> float:
             one.value
             for family in text_string_to_metric_families(text)
             for one in family.samples
-            if one.name == "evergreen_last_success_timestamp_seconds" and one.labels.get("job") == "check"
+            if one.name == "evergreen_last_success_timestamp_seconds"
+            and one.labels.get("work") == "check"
+            and one.value == one.value
         ),
         default=0.0,
     )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from monitoring.errors import EvergreenError
+from monitoring.errors import EvergreenError, first_line
 from monitoring.insert import Reached, forget_segments, insert, is_poison, last_stored
 from monitoring.record import (
     DAMAGED,
@@ -62,7 +62,9 @@ class DrainFailed(EvergreenError, RuntimeError):
     """Raised when the database fails in the middle of a drain. Nothing is lost or doubled by it."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(f"the store cannot take the record now ({error}); the spool keeps it until the next drain")
+        super().__init__(
+            f"the store cannot take the record now ({first_line(error)}); the spool keeps it until the next drain"
+        )
 
 
 def check_free(directory: Path) -> None:

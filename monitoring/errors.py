@@ -54,6 +54,12 @@ A test holds this tree equal to the code.
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+_INDEX: Final = re.compile(r"\[\d+\]")
+_VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
+
 
 class EvergreenError(Exception):
     """Raised for what a person or a program can do something about; the message says what."""
@@ -67,3 +73,18 @@ def in_short(error: BaseException) -> str:
     """What a library's exception says, on one line of at most 200 characters; its class when it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def first_line(error: BaseException) -> str:
+    """What a database says, in short: SQLAlchemy and psycopg quote the row behind the first line."""
+    told = getattr(error, "orig", None) or error
+    return in_short(Exception(str(told).partition("\n")[0] or type(told).__name__))
+
+
+def without_values(message: str) -> str:
+    """A message of ours on at most 200 characters, without what it quotes of a row.
+
+    >>> without_values('records[3].age: expected a number, got "old"')
+    'records[].age: expected a number'
+    """
+    return _INDEX.sub("[]", _VALUE.sub("", message))[:200]

@@ -208,6 +208,8 @@ def _numbers(values: Sequence[Any]) -> list[str]:
 
 def _escaped(texts: Sequence[str | None]) -> list[str]:
     """The texts as COPY reads them; None is its NULL."""
+    if texts[0] is None and texts.count(None) == len(texts):
+        return ["\\N"] * len(texts)
     whole = "\0".join("" if text is None else text for text in texts)
     for character, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
         if character in whole:

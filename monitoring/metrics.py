@@ -26,6 +26,7 @@ _FILE_BYTES: Final = 1 << 16
 """With which client_python begins a file; it doubles one that is full."""
 
 LATENCY_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+SWAP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LONG_BUCKETS_S: Final = (1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 
@@ -76,7 +77,10 @@ class Metrics:
         )
         self.model_swaps = self._counter("model_swaps", "Changes of the model a worker answers with", "result")
         self.model_swap_seconds = self._histogram(
-            "model_swap_seconds", "Time to load, verify and warm up a version", LONG_BUCKETS_S
+            "model_swap_seconds", "Time to load, verify and warm up a version or an adaptation", SWAP_BUCKETS_S
+        )
+        self.traces = self._counter(
+            "traces", "Requests and runs whose spans were due, by what became of them", "outcome"
         )
         self.adaptation_number = self._gauge(
             "adaptation_number", "Adaptation in force of this version (0: none)", "version"
@@ -87,9 +91,6 @@ class Metrics:
 
     def _add_loop(self) -> None:
         """Of the record, checks, trainings and jobs."""
-        self.feature_anomalies = self._counter(
-            "feature_anomalies", "Unusual feature values in checks", "feature", "kind"
-        )
         self.log_spool_bytes = self._gauge("log_spool_bytes", "Bytes of recorded rows that are not yet in the store")
         self.log_drain_lag_seconds = self._gauge(
             "log_drain_lag_seconds", "Age of the oldest row that is not yet in the store"
@@ -101,7 +102,9 @@ class Metrics:
         self.drift_detected = self._gauge("drift_detected", "1 when the last check found drift")
         self.drift_news = self._gauge("drift_news", "1 when a movement began with the last check")
         self.adaptation_loss = self._gauge(
-            "adaptation_loss", "Log loss (mean squared error) on matured rows answered while adapted", "output"
+            "adaptation_loss",
+            "Log loss (mean squared error) on matured rows answered while adapted; NaN: not known",
+            "output",
         )
         self.adaptation_moved = self._gauge(
             "adaptation_moved", "Root mean square of how far the adaptation moves outputs (logits, or errors)"
@@ -127,8 +130,10 @@ class Metrics:
         self.deleted_rows = self._counter(
             "deleted_rows", "Rows of the record deleted by age or on request", "table", "why"
         )
-        self.last_success = self._gauge("last_success_timestamp_seconds", "When a job last ended well", "job")
-        self.job_failures = self._counter("job_failures", "Scheduled jobs that raised", "job")
+        self.last_success = self._gauge(
+            "last_success_timestamp_seconds", "When it last ended well (NaN: not yet)", "work"
+        )
+        self.job_failures = self._counter("job_failures", "Times that recurring work raised", "work")
         self.loop_paused = self._gauge("loop_paused", "1 while a person has paused checks, trainings and promotions")
         self.scheduler_leader = self._gauge("scheduler_leader", "1 while this replica holds the lease")
 

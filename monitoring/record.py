@@ -61,6 +61,8 @@ class Prediction(NamedTuple):
     probabilities: str | None
     adaptation: int | None
     """Number of the version's adaptation that was in force."""
+    trace_id: str | None
+    """Of the request, 32 hex digits."""
 
 
 class Label(NamedTuple):
@@ -258,6 +260,7 @@ class _Answer(msgspec.Struct, gc=False):
     ids: list[_Id] | None = None
     probabilities: list[msgspec.Raw] | None = None
     adaptation: int | None = None
+    trace_id: str | None = None
 
 
 class _Asked(msgspec.Struct, gc=False):
@@ -349,11 +352,11 @@ def _decode_prediction(entry: Entry, segment: int, into: TableRows) -> None:
             f"{entry.rows} rows announced, {rows} records, {len(predictions)} predictions, {len(ids)} ids, "
             f"{'no' if probabilities is None else len(probabilities)} probabilities"
         )
-    at, version, adaptation = entry.at, answer.version, answer.adaptation
+    at, version, made_by = entry.at, answer.version, (answer.adaptation, answer.trace_id)
     if rows == 1:  # most requests: without the loop it takes two thirds of the time
         chance = None if probabilities is None else str(probabilities[0], "utf-8")
         texts = (str(records[0], "utf-8"), str(predictions[0], "utf-8"), chance)
-        into.predictions.append(_new_tuple(Prediction, (day, segment, first, ids[0], at, version, *texts, adaptation)))
+        into.predictions.append(_new_tuple(Prediction, (day, segment, first, ids[0], at, version, *texts, *made_by)))
         return
     into.predictions += [
         _new_tuple(  # Prediction(...) would take as long as all the rest
@@ -368,7 +371,7 @@ def _decode_prediction(entry: Entry, segment: int, into: TableRows) -> None:
                 str(records[row], "utf-8"),
                 str(predictions[row], "utf-8"),
                 None if probabilities is None else str(probabilities[row], "utf-8"),
-                adaptation,
+                *made_by,
             ),
         )
         for row in range(rows)

@@ -226,10 +226,12 @@ def joins(rows: sa.FromClause, sources: Collection[str]) -> sa.ColumnElement[boo
 
 
 # What `_fetch` selects: the columns of `predictions`, then those that order labels, then the label and its source.
+_READ: Final = tuple(column for column in predictions.columns if column.name != "trace_id")
+"""What of a prediction makes a window."""
 _AT: Final = list(predictions.columns.keys()).index("at")
-_LABEL: Final = slice(len(predictions.columns), None)
+_LABEL: Final = slice(len(_READ), None)
 """Comparing these finds the label that counts: the order of `LABEL_ORDER`."""
-_WIDTH: Final = len(predictions.columns) + len(LABEL_ORDER) + 2
+_WIDTH: Final = len(_READ) + len(LABEL_ORDER) + 2
 
 
 def _read(
@@ -279,7 +281,7 @@ def _window(conditions: list[sa.ColumnElement[bool]], limit: int | None, newest:
     """The predictions of the window, in no particular order."""
     order = (predictions.c.at, *_KEY)
     return (
-        sa.select(predictions)
+        sa.select(*_READ)
         .where(*conditions)
         .order_by(*(column.desc() if newest else column for column in order))
         .limit(limit)
@@ -335,8 +337,8 @@ def _frame(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    *_, ids, at, versions, texts, answers, chances, adaptations = columns[: len(predictions.columns)]
-    observed_at, *_, label_texts, senders = columns[len(predictions.columns) :]
+    *_, ids, at, versions, texts, answers, chances, adaptations = columns[: len(_READ)]
+    observed_at, *_, label_texts, senders = columns[len(_READ) :]
     given = targets_of(schema, answers)
     fitting = np.array([value is not None for value in given], dtype=bool)
     probabilities, readable = matrix_of(chances, len(schema.classes))

@@ -14,6 +14,7 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # before bentoml is impor
 
 import bentoml
 
+from monitoring import messages
 from service import process
 from service.configuration import load
 from service.place import numeric_address
@@ -29,6 +30,7 @@ try:
     SLOT = (
         bentoml.server_context.worker_index
     )  # None in the supervisor; a restarted worker has the slot of the one before
+    messages.configure(SETTINGS.logging, "server" if SLOT is None else f"worker-{SLOT}")
     TREE = process.Tree.of(SETTINGS, supervisor=os.getpid() if SLOT is None else os.getppid())
 except SettingsError as error:
     print(f"evergreen: {error}", file=sys.stderr)  # BentoML's own words only say that the import failed
@@ -42,6 +44,7 @@ class Controller:
     def __init__(self) -> None:
         from service.control.controller import Controller as Work
 
+        messages.configure(SETTINGS.logging, "controller")
         process.exit_with_parent(TREE)
         self.work = Work(SETTINGS, TREE)
         self.work.start()
@@ -68,8 +71,10 @@ class PredictionService:
     controller = bentoml.depends(Controller)
 
     def __init__(self) -> None:
+        slot = f"api-{SLOT or 1}"
+        messages.configure(SETTINGS.logging, slot)
         process.exit_with_parent(TREE)
-        set_worker(Worker(SETTINGS, TREE.run_dir, f"api-{SLOT or 1}", record=TREE.records))
+        set_worker(Worker(SETTINGS, TREE.run_dir, slot, record=TREE.records))
         worker().start()
         tuning.tune()
 

@@ -24,8 +24,10 @@ from monitoring.drift import DriftPolicy
 from monitoring.errors import EvergreenError
 from monitoring.fits import CATEGORY_CHARS, LONGEST_CATEGORY
 from monitoring.log import LogPolicy
+from monitoring.messages import LoggingPolicy
 from monitoring.quality import QualityPolicy
 from monitoring.retention import RetentionPolicy
+from monitoring.traces import TracePolicy
 from training.experts import AdaptPolicy
 from training.gates import GatePolicy
 from training.policy import RetrainPolicy
@@ -264,6 +266,8 @@ class Settings(BaseModel):
     retention: RetentionPolicy = RetentionPolicy()
     export: ExportSettings = ExportSettings()
     privacy: PrivacySettings = PrivacySettings()
+    logging: LoggingPolicy = LoggingPolicy()
+    trace: TracePolicy = TracePolicy()
 
     @property
     def var(self) -> Path:

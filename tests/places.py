@@ -154,7 +154,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = bootstrap(replace(place.loop, run_job=partial(subprocess_job, timeout_s=120)))
     assert run is not None and (run.state, run.outcome, run.version) == ("done", "promoted", 1), run
     assert (run.kind, run.trigger, run.document["verdict"]["passed"]) == ("bootstrap", "start", True)
-    assert place.events() == ["training_started", "judged", "run_finished"]
+    assert place.events() == ["training_started", "training_ended", "judged", "run_finished"]
     with place.engine.begin() as connection:
         connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
     place.engine.dispose()

@@ -16,6 +16,12 @@ NOT_IMPORTED = {
     "protobuf": "a bound for skl2onnx",
     "uvloop": "uvicorn takes it when it is there",
 }
+NAMESPACED = {
+    "opentelemetry.trace": "opentelemetry-api",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+}
+"""Packages of a namespace that several distributions share."""
 INSIDES = ("uvicorn", "prometheus-client", "scikit-learn", "bentoml", "evidently")
 """Libraries of which we use more than they promise: `tests/test_insides.py` says what."""
 
@@ -37,9 +43,13 @@ def requirements() -> dict[str, str]:
 
 def imported() -> set[str]:
     """The distributions that the three packages import."""
-    tops = {name.partition(".")[0] for source in ours().values() for name in imports(source)}
-    provided = packages_distributions()
-    return {plain(provided[top][0]) for top in tops - {*PACKAGES, *sys.stdlib_module_names}}
+    names = {name for source in ours().values() for name in imports(source)}
+    shared = {name for name in names if name.startswith("opentelemetry.")}
+    found = {
+        next(owner for package, owner in NAMESPACED.items() if f"{name}.".startswith(f"{package}.")) for name in shared
+    }
+    tops, provided = {name.partition(".")[0] for name in names - shared}, packages_distributions()
+    return found | {plain(provided[top][0]) for top in tops - {*PACKAGES, *sys.stdlib_module_names}}
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:

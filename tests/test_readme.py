@@ -28,7 +28,8 @@ def metrics_table(folder: Path) -> str:
         rows.append(f"| `{collector._name}{suffix}{labels}` | {collector._type} | {collector._documentation} |")
     metrics.close()
     served = "| `evergreen_model_info{model,version,engine,worker}` | gauge | The version each worker answers with |"
-    return "\n".join(["| metric | type | what |", "|---|---|---|", served, *rows])
+    built = "| `evergreen_build_info{version,python,bentoml,sklearn}` | gauge | What this server is made of; always 1 |"
+    return "\n".join(["| metric | type | what |", "|---|---|---|", built, served, *rows])
 
 
 def between(text: str, name: str) -> str:

@@ -30,6 +30,7 @@ IMPORTERS = {
     "typer": {"service/command/cli.py"},
     "prometheus_client": {"monitoring/metrics.py"},
     "onnxruntime": {"training/session.py"},
+    "opentelemetry": {"monitoring/traces.py"},
 }
 
 

@@ -17,6 +17,7 @@ from training.fitting import fit_rows, has_all_classes, labels_of, refreshed
 from training.gates import LOSSES, GatePolicy, Truth, difference, score
 from training.judgement import Judged, Unseen, finish, schema_of
 from training.manifest import TriedWindow
+from training.phases import phase
 from training.pipeline import Parameters, predict
 from training.split import Split, TrainPolicy, holdout_facts, split, without
 from training.tune import search
@@ -33,13 +34,17 @@ def train(spec: JobSpec, out: Path) -> JobResult:
     """Fit, judge on the blocks, and make what goes into service."""
     policy, gates = TrainPolicy.model_validate(spec.training), GatePolicy.model_validate(spec.gates)
     schema = schema_of(spec)
-    frame = read_snapshot(Path(spec.snapshot), schema)
     first = spec.champion is None
-    rows = split(frame, schema, policy, gates.min_holdout_rows, champion_until=spec.champion_until, first=first)
-    parameters, trials = _tuned(frame.iloc[rows.train], schema, spec, policy)
-    window, pipeline, tried = _best_window(frame, rows, schema, spec, policy, parameters)
+    with phase("read"):
+        frame = read_snapshot(Path(spec.snapshot), schema)
+        rows = split(frame, schema, policy, gates.min_holdout_rows, champion_until=spec.champion_until, first=first)
+    with phase("tune"):
+        parameters, trials = _tuned(frame.iloc[rows.train], schema, spec, policy)
+    with phase("fit to judge"):
+        window, pipeline, tried = _best_window(frame, rows, schema, spec, policy, parameters)
     learnt = rows.all[-window:]
-    final = fit_rows(frame.iloc[learnt], schema, parameters, spec.seed) if policy.last_fit else pipeline
+    with phase("fit to serve"):
+        final = fit_rows(frame.iloc[learnt], schema, parameters, spec.seed) if policy.last_fit else pipeline
     chosen = next(one.name for one in tried if one.chosen)
     data = {
         "snapshot": content_digest(frame),

@@ -416,6 +416,7 @@ def _judge_and_promote(loop: Loop, run: Run, spec: JobSpec, story: Story, *, los
     """Run the job, and when its verdict is good register the artefact and bring it into service."""
     _tell(loop, "training_started", run=run, spec=spec)
     result = loop.run_job(spec)
+    _tell(loop, "training_ended", run=run, spec=spec, result=result)
     story["job"] = {"seconds": result.seconds, "windows": result.windows, "notes": result.notes}
     if not result.ok:
         story["error"] = result.error

@@ -26,6 +26,7 @@ from monitoring.errors import CannotGoOn
 from training.adapt_job import make_adaptation
 from training.candidate import train
 from training.drawing import draw
+from training.phases import begin_job, passed
 from training.priority import end_with_parent, give_way
 from training.pushed import judge_pushed
 from training.spec import RESULT, JobError, JobResult, JobSpec, write_result
@@ -70,6 +71,7 @@ def confine(spec: JobSpec) -> None:
 def run(spec: JobSpec) -> JobResult:
     """Do the job and write `result.json`; whatever fails becomes a result with the reason."""
     begin = time.perf_counter()
+    begin_job()
     out = Path(spec.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULT).unlink(missing_ok=True)
@@ -87,7 +89,7 @@ def run(spec: JobSpec) -> JobResult:
     except Exception as error:  # of a library, or a fault of ours: the loop needs a result, the log the trace
         traceback.print_exc()
         result = JobResult(ok=False, error=f"{spec.kind} failed with {type(error).__name__}: {error}")
-    result = msgspec.structs.replace(result, seconds=time.perf_counter() - begin)
+    result = msgspec.structs.replace(result, seconds=time.perf_counter() - begin, phases=passed())
     write_result(out, result)
     return result
 

@@ -21,6 +21,7 @@ from training.gates import LOSSES, Answers, GatePolicy, Latency, Truth, differen
 from training.importance import importance
 from training.loaded import LoadedModel, load_model
 from training.manifest import HoldoutQuality, TriedWindow
+from training.phases import phase
 from training.pipeline import predict
 from training.spec import JobError, JobResult, JobSpec, write_made
 from training.split import Split, TrainPolicy, known_rows
@@ -68,24 +69,20 @@ def finish(
     if final is not judged.pipeline and (doubt := _doubt(final, said, features, truth, schema, gates)):
         final, notes = judged.pipeline, (*notes, f"the last fit did not pass ({doubt}): the judged model is served")
         manifest["data"]["last_fit"] = False
-    complete = export(
-        final,
-        schema,
-        out,
-        check_frame=features,
-        reference=_with_answers(known, _answers(judged.pipeline, known[list(schema.names)], schema), schema),
-        manifest={
-            "name": spec.name,
-            "created_at": spec.created_at,
-            "origin": spec.origin,
-            "seed": spec.seed,
-            "git": spec.git,
-            "label": spec.version,
-            "until": until,
-            "notes": list(notes),
-            **manifest,
-        },
-    )
+    given = {
+        "name": spec.name,
+        "created_at": spec.created_at,
+        "origin": spec.origin,
+        "seed": spec.seed,
+        "git": spec.git,
+        "label": spec.version,
+        "until": until,
+        "notes": list(notes),
+        **manifest,
+    }
+    with phase("export"):
+        reference = _with_answers(known, _answers(judged.pipeline, known[list(schema.names)], schema), schema)
+        complete = export(final, schema, out, check_frame=features, reference=reference, manifest=given)
     new = load_model(out, complete, schema, spec.trusted)
     challenger = Answers(said, twin=new.has_twin, parity=complete.parity.reason if complete.parity else "")
     champion = None
@@ -93,7 +90,8 @@ def finish(
         old = _champion(spec, schema)
         challenger = msgspec.structs.replace(challenger, latency=_latency(new, old, features))
         champion = Answers(_served(spec, judged.rows.holdout, old.answer(features)))
-    verdict = judge(challenger, champion, features, labels, schema, gates, due=spec.due)
+    with phase("gates"):
+        verdict = judge(challenger, champion, features, labels, schema, gates, due=spec.due)
     quality = _quality(said, None if champion is None else champion.values, labels, truth, schema, gates, spec.seed)
     found = {
         "importance": importance(new.answer, features, schema, seed=spec.seed),

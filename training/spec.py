@@ -15,6 +15,7 @@ from training.adaptation import decode
 from training.artefact import plain
 from training.experts import Made
 from training.manifest import HoldoutQuality, TriedWindow, Verdict
+from training.phases import Phase
 
 RESULT: Final = "result.json"
 DRAWN: Final = "report.html"
@@ -91,6 +92,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     until: float = 0.0  # `_at` of the last record row the challenger was fitted to: the next champion_until
     notes: tuple[str, ...] = ()
+    phases: tuple[Phase, ...] = ()
     adapted: Adapted | None = None  # of a job of kind "adapt"
 
 

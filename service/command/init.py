@@ -49,6 +49,8 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "retention": ("predictions_days", "labels_days"),
     "export": ("to",),
     "privacy": ("hash", "drop"),
+    "logging": ("format", "level"),
+    "trace": ("endpoint", "ratio"),
 }
 """Keys that the written file shows, by section; the README has all of them."""
 

@@ -8,6 +8,7 @@ that nothing outlives it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -20,11 +21,14 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
+from monitoring.messages import configure
 from service.keys import management_token
 from service.place import check_packages, check_port, numeric_address
 from service.process import CLOSING, INSTALL_ROOT, STOPPING, SUPERVISOR
 from service.settings import ROLE_VARIABLE, RUN_DIR_VARIABLE, Settings
 from training.priority import end_with_parent
+
+logger = logging.getLogger("evergreen.serve")
 
 NOTICE_S: Final = 1.0
 """How long `/readyz` answers 503 before requests are refused: load balancers ask about that often."""
@@ -59,12 +63,15 @@ def run(
     settings: Settings,
     *,
     role: str = "serve",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code: 0 after an orderly stop, 1 when the server ended by itself.
 
+    `say` is told what a person should read; without it, it is printed, or is a line of the log where that is JSON.
     Raises `ServeError` when it cannot start, `monitoring.drain.SpoolBusy` when a server runs on this `var` already.
     """
+    chosen = configure(settings.logging, "serve")
+    say = say or (logger.info if chosen == "json" else print)
     check_packages(Path.cwd())
     check_port(settings.serve.host, settings.serve.port)
     if role == "serve":

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import sqlalchemy as sa
 
-from monitoring.drain import Drainer, SpoolBusy, backlog
+from monitoring.drain import Drainer, DrainFailed, SpoolBusy, backlog
+from monitoring.messages import said
 from monitoring.metrics import Metrics, total
 from monitoring.spool import segments
 from monitoring.store import open_store
@@ -28,11 +29,13 @@ from service.control.in_force import InForceFiles
 from service.control.pushes import sweep
 from service.control.reports import LOOK_EVERY_S, Reports
 from service.control.scheduler import Scheduler
+from service.control.series import begin
 from service.control.watch import Watch
 from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_reports, write_status
 from service.keys import management_token
 from service.process import Tree, forget_trees
 from service.settings import Settings
+from service.tracing import open_tracer
 from training.adaptations import Adaptations
 from training.priority import give_way
 from training.registry import Registry, UnknownVersion
@@ -62,6 +65,8 @@ class Controller:
         self.settings = settings
         self.tree = tree
         self.metrics = Metrics(tree.run_dir / "metrics", "controller-1")
+        begin(self.metrics, settings.adapt.names)
+        self.tracer = open_tracer(settings, "controller", self.metrics) if tree.role != "gate" else None
         self.replica = f"{socket.gethostname()}:{tree.run_dir.name}"
         self.status = ControllerStatus(at=time.time(), holder=self.replica)
         self._stopping = threading.Event()
@@ -80,7 +85,7 @@ class Controller:
         give_way(CONTROLLER_NICE)
         forget_trees(self.settings.var / "run")
         if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
-            print(f"management token: kept in {self.settings.token_file}", flush=True)
+            logger.info("management token: kept in %s", self.settings.token_file)
         threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "reports": self._reports}
         threads["lead"] = self._lead
         for name, work in threads.items():
@@ -95,6 +100,8 @@ class Controller:
             self._drained.wait(timeout=self.settings.serve.stop_timeout_s * 0.8)
         for thread in self._threads:
             thread.join(timeout=2)
+        if self.tracer is not None:
+            self.tracer.close()
 
     # --- the threads ---------------------------------------------------------------------------------------------
 
@@ -147,7 +154,7 @@ class Controller:
                         failing = False
                     except Exception as error:  # any trouble of the store: the spool keeps the rows
                         if not failing:
-                            logger.warning("%s", error)
+                            logger.warning("%s", error if isinstance(error, DrainFailed) else said(error))
                         failing = True
                         self._say_waiting(drainer.backlog())
                         if stopping:
@@ -215,7 +222,7 @@ class Controller:
                 if not trouble and isinstance(error, OSError):
                     logger.warning("%s cannot be written (%s); the workers keep what they serve", file.path, error)
                 elif not trouble:
-                    logger.warning("the store does not answer (%s); the workers keep what they serve", error)
+                    logger.warning("the store does not answer (%s); the workers keep what they serve", said(error))
                 trouble = str(error).splitlines()[0]
                 if isinstance(error, sa.exc.SQLAlchemyError):
                     self._say(store_error=trouble)
@@ -279,7 +286,7 @@ class Controller:
             return
         sweep(self.settings, engine)
         holder = f"{self.replica}:{os.getpid()}"
-        self.scheduler = Scheduler(self.settings, engine, self.metrics, holder)
+        self.scheduler = Scheduler(self.settings, engine, self.metrics, holder, self.tracer)
         try:
             self.scheduler.run(self._stopping, lambda leader: self._say(leader=leader))
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,12 +15,17 @@ import msgspec
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from monitoring.errors import first_line, without_values
 from monitoring.evidence import State
+from monitoring.messages import said
 from monitoring.metrics import Metrics
 from monitoring.retention import DAY_S, forget_drained
 from monitoring.spool import segments
+from service.control import chronicle
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
+from service.control.series import no_adaptation
+from service.control.spans import RunSpans
 from service.handover import JobStatus
 from service.report_files import ReportFiles
 from service.settings import Settings
@@ -32,6 +38,7 @@ from training.rollout import forget_workers
 from training.runs import PAUSES
 
 if TYPE_CHECKING:
+    from monitoring.traces import Tracer
     from training.runs import Run
     from training.spec import Adapted
 
@@ -50,6 +57,10 @@ NOTED: Final = ("check", "retention")
 """Jobs whose failure gets a row in `runs`."""
 
 
+UNADAPTS: Final = ("off", "promoted", "rolled_back")
+"""Outcomes of runs after which another output is served: what was known of the adaptation before says nothing of it."""
+
+
 class Failure(NamedTuple):
     """Failures of one job in a row, all for the same reason."""
 
@@ -66,15 +77,19 @@ class Scheduler:
         engine: the store.
         metrics: of the controller process.
         holder: name of this process in the lease.
+        tracer: told of trainings.
     """
 
-    def __init__(self, settings: Settings, engine: sa.Engine, metrics: Metrics, holder: str) -> None:
+    def __init__(
+        self, settings: Settings, engine: sa.Engine, metrics: Metrics, holder: str, tracer: Tracer | None = None
+    ) -> None:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
         self.holder = holder
         self.bootstrap_state = ""
         self.alarm = Alarm(settings)
+        self._spans = None if tracer is None else RunSpans(tracer)
         self.lease = Lease(engine, holder=holder, seconds=settings.schedule.lease_s)
         self._stopping: threading.Event = threading.Event()
         self._jobs: BackgroundScheduler | None = None
@@ -104,9 +119,9 @@ class Scheduler:
             )
             if held != leading:
                 leading = held
-                logger.info(
-                    "scheduled work runs here" if held else "scheduled work stops here: %s", *self._reason(held)
-                )
+                told = {"event": "lease_taken" if held else "lease_lost", "holder": self.holder}
+                words = "scheduled work runs here" if held else "scheduled work stops here: %s"
+                logger.log(logging.INFO if held else logging.WARNING, words, *self._reason(held), extra=told)
                 (self._begin if held else self._end)()
                 self.metrics.scheduler_leader.set(int(held))
                 say_leader(held)
@@ -189,13 +204,13 @@ class Scheduler:
             self.metrics.job_failures.labels(name).inc()
             self._ended(name, well=False)
             if not self._store_down:
-                logger.warning("%s: the store does not answer (%s)", name, str(error).splitlines()[0])
+                logger.warning("%s: the store does not answer (%s)", name, first_line(error))
             self._store_down = True
         except Exception as error:
             self._broken = error
             self.metrics.job_failures.labels(name).inc()
             self._ended(name, well=False)
-            logger.exception("the job %r failed", name)
+            logger.error("the job %r failed (%s)", name, said(error), exc_info=error)
             self._fails(loop, name, error)
         else:
             self._store_down = False
@@ -255,7 +270,8 @@ class Scheduler:
             told = run.record
             why = told.error or ("; ".join(told.verdict.reasons) if told.verdict else None)
             self.bootstrap_state = f"training the first version ended as {run.outcome} (run {run.id}): {why}"[:500]
-            logger.error("%s", self.bootstrap_state)
+            words = (run.outcome, run.id, without_values(why or ""))
+            logger.error("training the first version ended as %s (run %d): %s", *words, extra={"run": run.id})
 
     def _check(self, loop: Loop) -> None:
         with self._turn:
@@ -288,6 +304,9 @@ class Scheduler:
     # --- what happened, for metrics and alerts --------------------------------------------------------------------
 
     def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        chronicle.write(name, fields)
+        if self._spans is not None:
+            self._spans.hear(name, fields)
         if name == "checked":
             self._count_check(fields)
         elif name == "judged":
@@ -313,14 +332,20 @@ class Scheduler:
             if loss is not None:
                 self.metrics.adaptation_loss.labels(output).set(loss)
         self.metrics.adaptation_moved.set(found.moved)
-        for expert, weight in found.weights.items():
-            self.metrics.adaptation_weight.labels(expert).set(weight)
+        for expert in self.settings.adapt.names:
+            self.metrics.adaptation_weight.labels(expert).set(found.weights.get(expert, 0.0))
         if found.harm:
             self.alarm("adaptation_reverted", {"version": version, "why": found.harm})
         elif works_hard and version != self._works_hard:
             self._works_hard = version
             why = f"outputs of version {version} are moved by {found.moved:.2g} for long: a training is due"
             self.alarm("adaptation_works_hard", {"version": version, "moved": found.moved, "why": why})
+
+    def _forget_adaptation(self) -> None:
+        """What was measured of the one in force before is not true any more."""
+        no_adaptation(self.metrics, self.settings.adapt.names)
+        for output in ("raw", "served"):
+            self.metrics.adaptation_loss.labels(output).set(math.nan)
 
     def _count_check(self, fields: Mapping[str, Any]) -> None:
         metrics, seen = self.metrics, fields["seen"]
@@ -387,9 +412,10 @@ class Scheduler:
         forgets = run.kind in ("erase", "retention")
         for table, rows in told.rows.items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
+        if run.state == "done" and run.outcome in UNADAPTS:
+            self._forget_adaptation()
         if run.kind != "check" or run.state == "failed":
             if not forgets and run.kind not in ("check", "adaptation", *PAUSES):
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}
-            logger.info("run %d (%s): %s, version %s", run.id, run.kind, run.outcome, run.version)
             self.alarm("run", {**facts, "error": told.error})

@@ -217,8 +217,9 @@ class _Place:
         for place, record in enumerate(records):
             chance = None if chances is None else encode(chances[place]).decode()
             key, at, said = (day, segment, place << 16), float(stream.at[start + place]), encode(predictions[place])
+            texts = (record.decode(), said.decode(), chance)
             rows.predictions.append(
-                Prediction(*key, str(start + place), at, model.version, record.decode(), said.decode(), chance, number)
+                Prediction(*key, str(start + place), at, model.version, *texts, adaptation=number, trace_id=None)
             )
         known = stream.known(stop)
         known = known[~self._labelled[known]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,14 +18,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from monitoring.decode import InvalidRequest
+from monitoring.errors import without_values
 from monitoring.fits import LONGEST_CATEGORY
 from monitoring.metrics import HotCounter
 from monitoring.record import FEEDBACK, PREDICTION, REJECTION
+from monitoring.traces import Part, Told, Trace, trace_of
 from service.keys import Denied
 from service.serving import tuning
 from service.serving.asgi import Headers, Receive, Scope
 from service.serving.feedback import check_labels
-from service.serving.ids import new_ids
+from service.serving.ids import new_ids, new_request_id
 from service.serving.large import check_values
 from service.serving.predictor import ServedModel
 from service.serving.request import FORWARDED, Reject, content_length
@@ -72,6 +73,7 @@ class PredictAnswer(msgspec.Struct, omit_defaults=True):
     predictions: list[Any]
     probabilities: list[list[float]] | None = None
     classes: tuple[Any, ...] | None = None
+    trace_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True):
@@ -91,6 +93,7 @@ class Asked(NamedTuple):
     body: bytes
     started: float  # time.perf_counter() when the whole request was there
     source: str = ""  # name of the token it came with
+    trace: Trace | None = None
 
 
 class Lane:
@@ -111,6 +114,7 @@ class Lane:
         self.max_records = serve.max_records
         self.in_flight = 0
         self.log = worker.log
+        self.tracer = worker.tracer
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="evergreen-predict")
         self._requests: dict[tuple[str, int], HotCounter] = {}
         self._predictions: dict[int, HotCounter] = {}
@@ -135,25 +139,32 @@ class Lane:
         if self.in_flight + more > self.max_in_flight:
             raise Reject(503, f"{self.max_in_flight} requests are in flight on this worker; try again", 1)
 
-    async def predict_body(self, body: bytes, source: str) -> tuple[int, bytes]:
+    def trace_of(self, traceparent: bytes) -> Trace | None:
+        """The trace of a request that is decoded; None when it names none and gets no spans."""
+        found = trace_of(traceparent) if traceparent else None
+        return found if self.tracer is None else self.tracer.begin(found)
+
+    async def predict_body(self, body: bytes, source: str, traceparent: bytes) -> tuple[int, bytes]:
         """Status and answer of a whole request of `/predict`; `source` is the name of its token."""
         started = time.perf_counter()
         model = self.model
         if len(body) <= INLINE_BYTES:
-            return 200, await self.predict(model, Asked(model.decoder.decode(body), body, started, source))
+            batch = model.decoder.decode(body)
+            return 200, await self.predict(model, Asked(batch, body, started, source, self.trace_of(traceparent)))
 
-        def work() -> tuple[Batch, Answers]:
+        def work() -> tuple[Batch, Answers, Trace | None, float]:
             most = self._most_values(model)
             check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
             batch = model.decoder.decode(body)
-            return batch, model.predict(batch)
+            trace = self.trace_of(traceparent)
+            return batch, model.predict(batch), trace, trace.since if trace is not None else 0.0
 
         try:
-            batch, found = await self.in_thread(work)
+            batch, found, trace, begun = await self.in_thread(work)
         except ValueError as error:
             raise unpredictable(model, error) from error
         self.count_source("predictions", source, batch.n)  # here: counters are written by the event loop alone
-        return 200, self.settle(model, (Asked(batch, body, started, source),), *found)[0]
+        return 200, self.settle(model, (Asked(batch, body, started, source, trace),), *found, begun)[0]
 
     def _most_values(self, model: ServedModel) -> int:
         """In a body of `/predict`: one for each feature and other column of each record, its id, and a few around."""
@@ -174,6 +185,7 @@ class Lane:
     async def predict(self, model: ServedModel, asked: Asked) -> bytes:
         """Predict, record and count a decoded request: the answer's JSON, as it also stands in the record."""
         self.count_source("predictions", asked.source, asked.batch.n)
+        begun = 0.0 if self.tracer is None else time.perf_counter()
         try:
             if asked.batch.n > INLINE_ROWS or model.engine != "onnx":
                 found = await self.in_thread(lambda: model.predict(asked.batch))
@@ -181,7 +193,7 @@ class Lane:
                 found = model.predict(asked.batch)
         except ValueError as error:
             raise unpredictable(model, error) from error
-        return self.settle(model, (asked,), *found)[0]
+        return self.settle(model, (asked,), *found, begun)[0]
 
     def count_source(self, kind: Kind, source: str, rows: int) -> None:
         """Raises `OverLimit`. Rows without a token are counted only when they are limited, too."""
@@ -194,13 +206,17 @@ class Lane:
         requests: Sequence[Asked],
         predictions: list[Any],
         probabilities: list[list[float]] | None,
+        begun: float = 0.0,
     ) -> list[bytes]:
         """Write the answers of these requests, record them with one write, and count them; the answers' JSON.
 
-        `predictions` and `probabilities` are those of all their rows, in order.
+        `predictions` and `probabilities` are those of all their rows, in order; `begun` is when the model began, for
+        their spans.
         """
+        tracer = self.tracer
+        predicted = 0.0 if tracer is None else time.perf_counter()
         answers, records, start = [], [], 0
-        for batch, body, _, _ in requests:
+        for batch, body, _, _, trace in requests:
             end = start + batch.n
             answer = self._encode(
                 PredictAnswer(
@@ -211,11 +227,13 @@ class Lane:
                     predictions[start:end],
                     None if probabilities is None else probabilities[start:end],
                     None if probabilities is None else model.classes,
+                    msgspec.UNSET if trace is None else trace.trace_id,
                 )
             )
             answers.append(answer)
             records.append((batch.n, (answer, body if self._redact is None else self._redact(body))))
             start = end
+        encoded = 0.0 if tracer is None else time.perf_counter()
         if self.log is not None:
             kept = self.log.append_all(PREDICTION, time.time(), records)
             self.worker.recorded.inc(kept)
@@ -230,7 +248,23 @@ class Lane:
             self._predictions[model.version].inc(start)
         now = time.perf_counter()
         self.worker.prediction_seconds.observe(*[now - request.started for request in requests])
+        if tracer is not None:
+            self._tell(requests, model.version, (begun, predicted, encoded, now))
         return answers
+
+    def _tell(self, requests: Sequence[Asked], version: int, times: tuple[float, float, float, float]) -> None:
+        """Put down what took how long, of the requests that get spans."""
+        assert self.tracer is not None
+        to_epoch = self.tracer.offset
+        begun, predicted, encoded, now = (moment + to_epoch for moment in times)
+        for request in requests:
+            trace = request.trace
+            if trace is None or not trace.sampled:
+                continue
+            started, decoded = request.started + to_epoch, trace.since + to_epoch
+            parts = (Part("decode", started, decoded), Part("predict", begun, predicted), Part("record", encoded, now))
+            facts = {"http.response.status_code": 200, "evergreen.version": version, "evergreen.rows": request.batch.n}
+            self.tracer.take(Told("POST predict", trace.trace_id, trace.parent, started, now, parts, facts))
 
     async def take_labels(self, body: bytes, source: str) -> tuple[int, bytes]:
         """Status and answer of a whole request of `/feedback`: its labels are in the record."""
@@ -319,8 +353,14 @@ class Lane:
     def _too_large(self, size: int) -> str:
         return f"the body has {size} bytes or more; send at most {self.max_bytes} ([serve] max_request_bytes)"
 
-    def refusal(self, path: str, error: Exception, request_id: bytes) -> tuple[int, Headers, bytes]:
-        """(status, headers, body) for a request that ended with this error; counted and, the client's fault, noted."""
+    def refusal(
+        self, path: str, error: Exception, request_id: bytes, traceparent: bytes = b"", started: float = 0.0
+    ) -> tuple[int, Headers, bytes]:
+        """(status, headers, body) for a request that ended with this error; counted and, the client's fault, noted.
+
+        The answer has an `X-Request-Id` in any case, and so has the line in the log.
+        """
+        request_id = request_id or new_request_id()
         status, message, reason, retry_after_s, closes = 500, "", "", None, False
         if isinstance(error, Reject):
             status, message, retry_after_s, closes = error.status, error.message, error.retry_after_s, error.closes
@@ -331,8 +371,8 @@ class Lane:
         elif isinstance(error, OverLimit):
             status, message, retry_after_s = 429, str(error), error.retry_after_s
         else:
-            request_id = request_id or new_ids(1)[0].encode()
-            logger.error("unexpected error on %s, request %s", path, request_id.decode(), exc_info=error)
+            told = {"request": request_id.decode(), "route": path, "status": 500}
+            logger.error("unexpected error on %s, request %s", path, request_id.decode(), exc_info=error, extra=told)
             message = f"an error of ours; the server's log has the details under request {request_id.decode()}"
         body = msgspec.json.encode({"error": message})
         headers = [JSON, (b"content-length", b"%d" % len(body))]
@@ -342,14 +382,26 @@ class Lane:
             headers.append((b"www-authenticate", b"Bearer"))
         if isinstance(error, Reject) and status == 405:
             headers.append((b"allow", error.allow.encode()))
-        if request_id:
-            headers.append((b"x-request-id", request_id))
+        headers.append((b"x-request-id", request_id))
         if self.worker.stopping or closes or status == 413:
             headers.append((b"connection", b"close"))
         self.count(path, status)
+        if traceparent and self.tracer is not None:
+            self._tell_refusal(
+                trace_of(traceparent), started, {"http.response.status_code": status, "http.route": path}
+            )
+        if status != 500:
+            reason = reason or without_values(message)
+            told = {"request": request_id.decode(), "route": path, "status": status}
+            logger.info("refused a request: %s", reason, extra=told)
         if 400 <= status < 500:
-            self.note_rejection(path, status, reason or _without_values(message))
+            self.note_rejection(path, status, reason)
         return status, headers, body
+
+    def _tell_refusal(self, trace: Trace | None, started: float, facts: dict[str, Any]) -> None:
+        if trace is not None and trace.sampled and self.tracer is not None:
+            begin, end = (moment + self.tracer.offset for moment in (started or trace.since, trace.since))
+            self.tracer.take(Told("POST refused", trace.trace_id, trace.parent, begin, end, (), facts, failed=True))
 
     def count(self, route: str, status: int, requests: int = 1) -> None:
         try:
@@ -373,14 +425,6 @@ class Lane:
         for (route, status, reason), count in rejections.most_common(100):
             line = {"route": route, "status": status, "count": count, "reason": reason}
             self.log.append(REJECTION, time.time(), 1, msgspec.json.encode(line))
-
-
-_INDEX: Final = re.compile(r"\[\d+\]")
-_VALUE: Final = re.compile(r", got .*|\"(?:[^\"\\]|\\.)*\"|'[^']*'", re.DOTALL)
-
-
-def _without_values(message: str) -> str:
-    return _INDEX.sub("[]", _VALUE.sub("", message))[:200]
 
 
 def unpredictable(model: ServedModel, error: ValueError) -> Reject:

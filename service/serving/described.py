@@ -42,6 +42,11 @@ ANY: Final = ("400", "405", "408", "414", "431", "500")
 BODY: Final = (*ANY, "401", "403", "413", "415", "429", "503")
 """What an operation with a body may answer."""
 
+TRACE_ID: Final = {
+    "type": "string",
+    "pattern": "^[0-9a-f]{32}$",
+    "description": "The trace of the request's `traceparent`, or one that began here; absent without either",
+}
 ADAPTATION: Final = {
     "type": "integer",
     "description": "Number of the adaptation of this version's output; absent when none is in force",

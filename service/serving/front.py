@@ -8,7 +8,8 @@ from typing import Final
 
 from service.serving.answer import JSON, Lane
 from service.serving.asgi import App, Message, Receive, Scope, Send
-from service.serving.request import Reject, check_content_encoding, check_content_type, echoed
+from service.serving.ids import new_request_id
+from service.serving.request import TRACEPARENT, Reject, check_content_encoding, check_content_type, echoed
 from service.serving.routes import answer, template
 from service.serving.wire import LaneProtocol
 from service.serving.worker import Worker
@@ -51,14 +52,10 @@ class Front:
 
     async def _answer(self, lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/predict":
-            handler = lane.predict_body
-        elif path == "/feedback":
-            handler = lane.take_labels
-        else:
+        if path not in ("/predict", "/feedback"):
             await self._elsewhere(lane, path, scope, receive, send)
             return
-        request_id = b""
+        request_id = traceparent = b""
         try:
             if scope["method"] != "POST":
                 raise Reject(405, f"{path} takes POST, not {scope['method']}")
@@ -69,29 +66,37 @@ class Front:
                     check_content_encoding(value)
                 elif name == b"x-request-id":
                     request_id = echoed(value)
+                elif name == TRACEPARENT:
+                    traceparent = value
             source = lane.source("predict" if path == "/predict" else "feedback", scope)
             async with lane.whole_body(scope, receive) as content:
-                status, body = await handler(content, source)
+                if path == "/predict":
+                    status, body = await lane.predict_body(content, source, traceparent)
+                else:
+                    status, body = await lane.take_labels(content, source)
             lane.count(path, status)
-            headers = [JSON, (b"content-length", b"%d" % len(body))]
-            if request_id:
-                headers.append((b"x-request-id", request_id))
+            named = (b"x-request-id", request_id or new_request_id())
+            headers = [JSON, (b"content-length", b"%d" % len(body)), named]
             if lane.worker.stopping:
                 headers.append((b"connection", b"close"))
         except ConnectionResetError:
             return  # the client left before its request was whole; nothing was done
         except Exception as error:
-            status, headers, body = lane.refusal(path, error, request_id)
+            status, headers, body = lane.refusal(path, error, request_id, traceparent)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _elsewhere(self, lane: Lane, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 0
+        status, route = 0, template(path)
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = echoed(given) or new_request_id()
+        scope.setdefault("state", {}).update(request_id=request_id.decode(), route=route)
 
         async def counting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", request_id)]}
             await send(message)
 
         try:
@@ -105,12 +110,11 @@ class Front:
             return  # the client left before its request was whole; nothing was done
         except Exception as error:
             if status:
-                lane.count(template(path), 500)
+                lane.count(route, 500)
                 raise
-            given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-            status, headers, body = lane.refusal(template(path), error, echoed(given))
+            status, headers, body = lane.refusal(route, error, request_id)
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
         else:
             if status:  # none: the client left, and nothing was answered
-                lane.count(template(path), status)
+                lane.count(route, status)

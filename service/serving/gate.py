@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 
 from service.serving.connection import PUSH
-from service.serving.request import Reject, content_length, echoed
+from service.serving.request import Reject, content_length
 
 if TYPE_CHECKING:
     from service.serving.asgi import App, Message, Receive, Send
@@ -37,8 +36,8 @@ async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send:
     most = worker.settings.security.max_push_bytes if pushes else BODY_BYTES
     if content_length(given.get(b"content-length", b"0")) > most:
         raise Reject(413, _too_large(most))
-    request_id = echoed(given.get(b"x-request-id", b"")).decode() or str(uuid.uuid4())
-    scope.setdefault("state", {}).update(who=who, request_id=request_id)
+    request_id, route = scope["state"]["request_id"], scope["state"]["route"]
+    scope["state"]["who"] = who
     received, started, gone = 0, False, False
 
     async def bounded() -> Message:
@@ -56,7 +55,6 @@ async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send:
             return  # nobody is there; and what the framework says of that is no error of ours
         if message["type"] == "http.response.start":
             started = True
-            message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
         await send(message)
 
     try:
@@ -64,7 +62,8 @@ async def guarded(app: App, worker: Worker, scope: Asgi, receive: Receive, send:
     except Exception:  # the application has answered it
         if gone:
             raise ConnectionResetError from None
-        logger.exception("unexpected error on %s %s, request %s", method, path[:200], request_id)
+        told = {"request": request_id, "route": route, "status": 500}
+        logger.exception("unexpected error on %s %s, request %s", method, route, request_id, extra=told)
 
 
 def _too_large(most: int) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from monitoring.decode import Batch
 from service.serving.answer import INLINE_ROWS, Asked, unpredictable
 from service.serving.asgi import Headers
-from service.serving.request import FORWARDED, check_content_encoding, check_content_type, echoed
+from service.serving.request import RARE, TRACEPARENT, check_content_encoding, check_content_type, echoed
 
 if TYPE_CHECKING:
     from service.serving.answer import Lane
@@ -52,7 +52,7 @@ class Group:
     def take(self, connection: Connection, headers: Headers, body: bytes) -> bool:
         """Answer this request, now or at the end of the turn; False when it needs a thread, and nothing was done."""
         started = time.perf_counter()
-        lane, request_id, authorization, known = self._lane, b"", b"", connection.known
+        lane, request_id, authorization, known, traceparent = self._lane, b"", b"", connection.known, b""
         model = lane.worker.model.current
         if model is not None and model.engine != "onnx":
             return False
@@ -66,8 +66,11 @@ class Group:
                     check_content_encoding(value)
                 elif name == b"authorization":
                     authorization = value
-                elif name in FORWARDED:
-                    known = lane.worker.keys.open_to("")
+                elif name in RARE:
+                    if name == TRACEPARENT:
+                        traceparent = value
+                    else:
+                        known = lane.worker.keys.open_to("")
             source = "" if known and not authorization else lane.worker.keys.require("predict", authorization)
             lane.admit(1)
             model = model or lane.model
@@ -77,14 +80,15 @@ class Group:
             if source or lane.worker.sources.limited:
                 lane.count_source("predictions", source, batch.n)
         except Exception as error:  # the same words as on the long way
-            connection.refuse(*lane.refusal(PATH, error, request_id))
+            connection.refuse(*lane.refusal(PATH, error, request_id, traceparent, started))
             return True
         if model is not self._model:
             self.flush()
             self._model = model
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._waiting.append((connection, request_id, Asked(batch, body, started, source)))
+        trace = lane.trace_of(traceparent) if traceparent or lane.tracer is not None else None
+        self._waiting.append((connection, request_id, Asked(batch, body, started, source, trace)))
         self._rows += batch.n
         if self._rows >= GROUP_ROWS:
             self.flush()
@@ -104,6 +108,7 @@ class Group:
 
     def _answer(self, model: ServedModel, waiting: Sequence[_Waiting]) -> None:
         asked = [one for _, _, one in waiting]
+        begun = 0.0 if self._lane.tracer is None else time.perf_counter()
         try:
             found = model.predict(asked[0].batch if len(asked) == 1 else Batch.joined([one.batch for one in asked]))
         except Exception as error:
@@ -114,7 +119,7 @@ class Group:
                 self._refuse(waiting, unpredictable(model, error) if isinstance(error, ValueError) else error)
             return
         try:
-            answers = self._lane.settle(model, asked, *found)
+            answers = self._lane.settle(model, asked, *found, begun)
             self._lane.count(PATH, 200, len(waiting))
         except Exception as error:  # not tried again: the rows may be in the record already
             self._refuse(waiting, error)

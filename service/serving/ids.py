@@ -1,7 +1,8 @@
-"""Prediction ids: UUID version 7, made by the thousand."""
+"""Ids: of predictions, UUID version 7, made by the thousand; and of requests that came without one."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,16 @@ def _pool() -> Iterator[bytes]:
 
 
 _noise: Final = _pool().__next__  # a generator runs in one thread at a time: the event loop's
+
+
+REQUEST_MARK: Final = os.urandom(6).hex().encode() + b"-"
+"""What the ids of requests begin with that came to this process without one; behind it a number, in hex."""
+next_request: Final = itertools.count(1).__next__
+
+
+def new_request_id() -> bytes:
+    """The id of a request that came without one."""
+    return b"%b%x" % (REQUEST_MARK, next_request())
 
 
 _LAST_DIGITS: Final = tuple(f"{number:03x}" for number in range(4096))

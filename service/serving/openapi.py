@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 from monitoring.fits import ID_CHARS, INSTANT_CHARS
 from monitoring.json_schema import json_schema
 from service.serving import openapi_v2
-from service.serving.described import ADAPTATION, BODY, ERROR, Described, JsonObject, errors, json_content, page, ref
+from service.serving.described import (
+    ADAPTATION,
+    BODY,
+    ERROR,
+    TRACE_ID,
+    Described,
+    JsonObject,
+    errors,
+    json_content,
+    page,
+    ref,
+)
 
 if TYPE_CHECKING:
     from service.serving.worker import Worker
@@ -152,6 +163,7 @@ def _shapes(of: Described) -> JsonObject:
         "model": {"type": "string"},
         "version": {"type": "integer"},
         "adaptation": ADAPTATION,
+        "trace_id": TRACE_ID,
         "ids": ids,
         "predictions": {"type": "array", "items": of.target},
     }

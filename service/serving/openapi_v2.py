@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from service.serving.described import ADAPTATION, BODY, JsonObject, errors, json_content, page, ref
+from service.serving.described import ADAPTATION, BODY, TRACE_ID, JsonObject, errors, json_content, page, ref
 from service.serving.tensors import BINARY, DATATYPES, TAKEN, VERSION, metadata
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def shapes(of: Described) -> JsonObject:
                 "model_version": {"type": "string"},
                 "id": {"type": "string"},
                 "outputs": {"type": "array", "items": ref("InferOutput")},
-                "parameters": {"type": "object", "properties": {"adaptation": ADAPTATION}},
+                "parameters": {"type": "object", "properties": {"adaptation": ADAPTATION, "trace_id": TRACE_ID}},
             },
         },
     }

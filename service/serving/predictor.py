@@ -23,6 +23,7 @@ import msgspec
 from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.errors import EvergreenError
 from monitoring.fits import CATEGORY_CHARS
+from monitoring.messages import said
 from monitoring.schema import FeatureSchema
 from service.handover import Live, LiveAdaptation, LiveVersion
 
@@ -219,13 +220,13 @@ class LiveModel:
         extra: columns that requests may have beside the features, for the record only.
         max_chars: characters of one category at most.
         on_load: told ("loaded" | "failed", seconds it took to load) for the metrics.
-        on_adaptation: told ("loaded" | "failed") of each adaptation.
+        on_adaptation: the same of each adaptation.
     """
 
     max_records: int
     trusted: tuple[str, ...] = ()
     on_load: Callable[[str, float], None] = lambda result, seconds: None
-    on_adaptation: Callable[[str], None] = lambda result: None
+    on_adaptation: Callable[[str, float], None] = lambda result, seconds: None
     extra: tuple[str, ...] = ()
     max_chars: int = CATEGORY_CHARS
     current: ServedModel | None = None
@@ -272,7 +273,10 @@ class LiveModel:
             if champion and champion is not self.current:
                 self.current = champion
                 adaptation = "" if champion.adaptation is msgspec.UNSET else f", adaptation {champion.adaptation}"
-                logger.info("serving %s:%d (%s%s)", champion.name, champion.version, champion.engine, adaptation)
+                told: dict[str, Any] = {"event": "swap", "version": champion.version, "engine": champion.engine}
+                told["adaptation"] = None if champion.adaptation is msgspec.UNSET else champion.adaptation
+                words = (champion.name, champion.version, champion.engine, adaptation)
+                logger.info("serving %s:%d (%s%s)", *words, extra=told)
                 changed = True
             keep = {v.version for v in live.wanted()} | ({self.current.version} if self.current else set())
             self._loaded = {version: model for version, model in self._loaded.items() if version in keep}
@@ -292,7 +296,8 @@ class LiveModel:
             failure = _failed_again(self._failures.get(wanted.version), error, now)
             self._failures[wanted.version] = failure
             wait_s = failure.retry_at - now
-            logger.error("%s:%d does not load (%s); next try in %.0f s", name, wanted.version, failure.reason, wait_s)
+            failed = (name, wanted.version, said(error), wait_s)
+            logger.error("%s:%d does not load (%s); next try in %.0f s", *failed, extra={"version": wanted.version})
             self.on_load("failed", time.perf_counter() - started)
             return True
         self._failures.pop(wanted.version, None)
@@ -310,18 +315,19 @@ class LiveModel:
             return False
         if not _may_try(self._unadapted.get(adaptation), now):
             return False
+        started = time.perf_counter()
         try:
             adapted = load_adaptation(adaptation, model)
             warm_up(adapted, self.recent_body)
         except Exception as error:  # whatever is wrong with it, what is in force goes on
             failure = self._unadapted[adaptation] = _failed_again(self._unadapted.get(adaptation), error, now)
-            told = (adaptation.number, wanted.version, failure.reason, failure.retry_at - now)
+            told = (adaptation.number, wanted.version, said(error), failure.retry_at - now)
             logger.error("adaptation %d of version %d does not load (%s); next try in %.0f s", *told)
-            self.on_adaptation("failed")
+            self.on_adaptation("failed", time.perf_counter() - started)
             return True
         self._unadapted.pop(adaptation, None)
         self._adapted[wanted.version] = (adaptation, adapted)
-        self.on_adaptation("loaded")
+        self.on_adaptation("loaded", time.perf_counter() - started)
         return True
 
     def _check_compatible(self, model: ServedModel) -> None:

@@ -13,6 +13,11 @@ LENGTH_DIGITS: Final = 18
 FORWARDED: Final = (b"x-forwarded-for", b"forwarded")
 """Headers by which a proxy on this machine says that the client is elsewhere."""
 
+TRACEPARENT: Final = b"traceparent"
+"""Header by which a caller names the trace that a request belongs to."""
+
+RARE: Final = frozenset({*FORWARDED, TRACEPARENT})
+
 _ID: Final = re.compile(rb"[!-~]{1,200}")
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import re
 from collections.abc import Callable
+from functools import lru_cache
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from monitoring.json_schema import json_schema
+from service.process import DISTRIBUTION
 from service.serving.asgi import Receive, Scope, Send
 from service.serving.pages import PAGES, page
 from service.serving.request import Reject
@@ -102,6 +106,7 @@ def scrape(worker: Worker) -> bytes:
     from service.handover import read_reports
 
     lines = [
+        *_build_info(),
         "# HELP evergreen_model_info The version each worker answers with",
         "# TYPE evergreen_model_info gauge",
     ]
@@ -110,6 +115,26 @@ def scrape(worker: Worker) -> bytes:
             labels = f'model="{worker.settings.model.name}",version="{report.serving}"'
             lines.append(f'evergreen_model_info{{{labels},engine="{report.engine}",worker="{report.slot}"}} 1')
     return exposition(worker.metrics.directory) + ("\n".join(lines) + "\n").encode()
+
+
+@lru_cache(maxsize=1)
+def _build_info() -> tuple[str, ...]:
+    """What this server is made of, as a series that is always 1."""
+    packages = (("version", DISTRIBUTION), ("bentoml", "bentoml"), ("sklearn", "scikit-learn"))
+    known = {label: _version(package) for label, package in packages} | {"python": platform.python_version()}
+    labels = ",".join(f'{label}="{known[label]}"' for label in ("version", "python", "bentoml", "sklearn"))
+    return (
+        "# HELP evergreen_build_info What this server is made of",
+        "# TYPE evergreen_build_info gauge",
+        f"evergreen_build_info{{{labels}}} 1",
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # it runs from files that were never installed
+        return "unknown"
 
 
 def schema_page(worker: Worker) -> dict[str, Any]:

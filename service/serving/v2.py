@@ -17,7 +17,7 @@ from monitoring.decode import InvalidRequest
 from service.serving.answer import INLINE_BYTES, INLINE_ROWS, MOST_TEXT_BYTES, Asked
 from service.serving.asgi import Receive, Scope, Send
 from service.serving.large import check_values
-from service.serving.request import LENGTH_DIGITS, Reject, check_content_encoding
+from service.serving.request import LENGTH_DIGITS, TRACEPARENT, Reject, check_content_encoding
 from service.serving.routes import JSON, respond, template
 from service.serving.tensors import BINARY, TAKEN, VERSION, metadata, output_type
 
@@ -84,7 +84,7 @@ async def _route(lane: Lane, parts: list[str], scope: Scope, receive: Receive) -
                     return 200, {"name": name, "ready": True}
                 case ["infer"]:
                     return 200, await _infer(lane, model, scope, receive)
-    raise Reject(404, f"{scope['path'][:80]}: no such route of the V2 protocol; see /v2/models/{{model}}")
+    raise Reject(404, f"{scope['path'][:80]!r}: no such route of the V2 protocol; see /v2/models/{{model}}")
 
 
 def _model(lane: Lane, name: str, version: str | None) -> ServedModel:
@@ -104,10 +104,12 @@ def _model(lane: Lane, name: str, version: str | None) -> ServedModel:
 
 
 async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive) -> bytes:
-    header = None
+    header, traceparent = None, b""
     for name, value in scope["headers"]:
         if name == b"inference-header-content-length":
             header = value
+        elif name == TRACEPARENT:
+            traceparent = value
         elif name == b"content-encoding":
             check_content_encoding(value)
     source = lane.source("predict", scope)
@@ -116,7 +118,7 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
 
         def read() -> tuple[InferRequest, Asked]:
             request, batch = _asked(body, header, model)
-            return request, Asked(batch, batch.to_json(), started, source)
+            return request, Asked(batch, batch.to_json(), started, source, lane.trace_of(traceparent))
 
         request, asked = await lane.in_thread(read) if len(body) > INLINE_BYTES else read()
         answer = await lane.predict(model, asked)
@@ -154,8 +156,8 @@ def _answer(request: InferRequest, model: ServedModel, predicted: bytes) -> byte
     found: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version), "outputs": outputs}
     if request.id:
         found["id"] = request.id
-    if "adaptation" in answer:
-        found["parameters"] = {"adaptation": answer["adaptation"]}
+    if told := {name: answer[name] for name in ("adaptation", "trace_id") if name in answer}:
+        found["parameters"] = told
     return msgspec.json.encode(found)
 
 

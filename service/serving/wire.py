@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.serving.connection import GuardedProtocol
 from service.serving.group import Group
+from service.serving.ids import REQUEST_MARK, next_request
 from service.serving.request import LENGTH_DIGITS, Reject
 from service.serving.routes import template
 
@@ -60,7 +61,7 @@ class LaneProtocol(GuardedProtocol):
     _ending = False  # close once the answer is written
     _held = 0  # bytes of `_pieces` that the lane knows of
     _dated: object = None
-    _head = b""
+    _head = _marked = b""  # of a 200, up to the request's id; and with the first part of one of ours
 
     @property
     def _short_bytes(self) -> int:
@@ -162,13 +163,18 @@ class LaneProtocol(GuardedProtocol):
         default = self.server_state.default_headers
         if default is not self._dated:  # uvicorn makes a new list each second, for the date
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in default)
-            self._head = STATUS_LINE[200] + lines + b"content-type: application/json\r\ncontent-length: "
-            self._dated = default
-        extra = b"" if not request_id else b"x-request-id: " + request_id + b"\r\n"
+            self._head = STATUS_LINE[200] + lines + b"content-type: application/json\r\nx-request-id: "
+            self._marked, self._dated = self._head + REQUEST_MARK, default
+        extra = b""
         if self._ending or (self.front is not None and self.front.lane.worker.stopping):
             self._ending = True
-            extra += b"connection: close\r\n"
-        self._write(b"%b%d\r\n%b\r\n%b" % (self._head, len(body), extra, body))
+            extra = b"connection: close\r\n"
+        if request_id:
+            named = b"%b%b" % (self._head, request_id)
+            self._write(b"%b\r\ncontent-length: %d\r\n%b\r\n%b" % (named, len(body), extra, body))
+        else:  # an id is made in one formatting with the rest: some 0.2 µs
+            marked, number = self._marked, next_request()
+            self._write(b"%b%x\r\ncontent-length: %d\r\n%b\r\n%b" % (marked, number, len(body), extra, body))
 
     def refuse(self, status: int, headers: Headers, body: bytes) -> None:
         """Write another answer; the group calls it."""

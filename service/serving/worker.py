@@ -22,9 +22,18 @@ from service.serving.predictor import LiveModel, ServedModel
 from service.serving.readiness import WHY_STOPPING, FirstStart, why_no_model
 from service.serving.sources import Sources
 from service.settings import Settings
+from service.tracing import open_tracer
 from service.web.session import Sessions
 
 logger = logging.getLogger("evergreen.worker")
+
+_REFUSED: Final = (400, 401, 403, 413, 415, 422, 429, 500, 503)
+BEGIN_AT_ZERO: Final = {
+    "/predict": (200, *_REFUSED),
+    "/v2/models/{model}/infer": (200, *_REFUSED),
+    "/feedback": (202, *_REFUSED),
+}
+"""Routes and statuses of `evergreen_requests_total` that exist before they were counted."""
 
 REPORT_EVERY_S: Final = 2.0
 MARKS_EVERY_S: Final = 0.1
@@ -46,12 +55,13 @@ class Worker:
         self.run_dir = run_dir
         self.slot = slot
         self.metrics = Metrics(run_dir / "metrics", slot)
+        self.tracer = open_tracer(settings, slot, self.metrics) if record else None
         self.log = PredictionLog(settings.spool_dir, settings.log) if record else None
         self.model = LiveModel(
             settings.serve.max_records,
             tuple(settings.security.trusted_types),
             on_load=self._count_load,
-            on_adaptation=lambda result: self.metrics.adaptation_swaps.labels(result).inc(),
+            on_adaptation=self._count_adaptation,
             extra=settings.privacy.names,
             max_chars=settings.serve.max_category_chars,
         )
@@ -71,7 +81,23 @@ class Worker:
         self.prediction_seconds = HotHistogram(self.metrics.prediction_seconds)
         self.recorded = HotCounter(self.metrics.log_records.labels("appended"))
         self.dropped = HotCounter(self.metrics.log_records.labels("dropped"))
+        self._begin_series()
         self._thread = threading.Thread(target=self._run, name="evergreen-follow", daemon=True)
+
+    def _begin_series(self) -> None:
+        """Let every series that can be named now exist before anything is counted: a rate needs a beginning."""
+        metrics = self.metrics
+        for route, statuses in BEGIN_AT_ZERO.items():
+            for status in statuses:
+                metrics.requests.labels(route, str(status))
+        for outcome in ("accepted", "dropped"):
+            metrics.labels.labels(outcome)
+        for result in ("loaded", "failed", "swapped"):
+            metrics.model_swaps.labels(result)
+            metrics.adaptation_swaps.labels(result)
+        metrics.adaptation_swaps.labels("ended")
+        for outcome in ("sent", "dropped", "failed"):
+            metrics.traces.labels(outcome)
 
     def start(self) -> None:
         """Look once at the live file, so that a worker with a champion is ready at once; then keep looking."""
@@ -85,6 +111,8 @@ class Worker:
             self._thread.join(timeout=2)
         if self.log is not None:
             self.log.close()
+        if self.tracer is not None:
+            self.tracer.close()
         (self.run_dir / "workers" / f"{self.slot}.json").unlink(missing_ok=True)
         self.metrics.close()
 
@@ -103,6 +131,10 @@ class Worker:
 
     def _count_load(self, result: str, seconds: float) -> None:
         self.metrics.model_swaps.labels(result).inc()
+        self.metrics.model_swap_seconds.observe(seconds)
+
+    def _count_adaptation(self, result: str, seconds: float) -> None:
+        self.metrics.adaptation_swaps.labels(result).inc()
         self.metrics.model_swap_seconds.observe(seconds)
 
     def _run(self) -> None:
@@ -145,6 +177,7 @@ class Worker:
     def _count_change(self, before: ServedModel | None, now: ServedModel | None) -> None:
         if now is None or now is before:
             return
+        self.metrics.predictions.labels(str(now.version))
         if before is not None and before.version != now.version:
             self.metrics.model_swaps.labels("swapped").inc()
             self.metrics.adaptation_number.labels(str(before.version)).set(0)

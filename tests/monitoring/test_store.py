@@ -54,7 +54,7 @@ def write_first_release(url: str) -> None:
     engine.dispose()
 
 
-LATER = (store.labels.c.source, store.predictions.c.adaptation)
+LATER = (store.labels.c.source, store.predictions.c.adaptation, store.predictions.c.trace_id)
 """Columns that the first release did not have."""
 NEW = (store.adaptations,)
 """Tables that it did not have."""

@@ -162,7 +162,7 @@ def test_metrics_say_what_the_adaptation_does(server: Server, traffic: Traffic) 
         split = [line.rsplit(" ", 1) for line in lines if line.startswith("evergreen_adaptation_")]
         return {name: float(value) for name, value in split}
 
-    wait_until("a loss", lambda: 'evergreen_adaptation_loss{output="served"}' in measured())
+    wait_until("a loss", lambda: measured()['evergreen_adaptation_loss{output="served"}'] > 0)
     number = wait_until("an adaptation in all workers", lambda: in_force(server))
     found = measured()
 

@@ -151,7 +151,7 @@ def test_metrics_and_the_report_name_it(adapted: Worker, artefact: Path) -> None
 
     assert 'evergreen_adaptation_number{version="1"} 17.0' in said()
     assert 'evergreen_adaptation_swaps_total{result="swapped"} 1.0' in said()
-    assert 'evergreen_model_swaps_total{result="swapped"}' not in said()
+    assert 'evergreen_model_swaps_total{result="swapped"} 0.0' in said()
     assert [(r.serving, r.adaptation, r.unadapted) for r in reports(adapted)] == [(1, 17, "")]
 
     write_live(adapted.settings.live_file, Live("evergreen", LiveVersion(1, str(artefact))))
@@ -189,7 +189,7 @@ def test_a_broken_one_leaves_what_is_in_force_and_is_retried_later_and_later(
     damage(Path(named.path))
     named = LiveAdaptation(18, named.path, named.digest)
     tried: list[str] = []
-    adapted.model.on_adaptation = tried.append
+    adapted.model.on_adaptation = lambda result, seconds: tried.append(result)
     write_live(adapted.settings.live_file, Live("evergreen", LiveVersion(1, str(artefact), named)))
 
     for now in (1.0, 2.0, 5.9, 6.1, 10.0, 16.2):

@@ -90,12 +90,12 @@ def name_a_champion(scheduler: Scheduler, version: int | None) -> None:
 
 
 def checks_failed(scheduler: Scheduler) -> float:
-    return total(scheduler.metrics.directory, "evergreen_job_failures_total", {"job": "check"})
+    return total(scheduler.metrics.directory, "evergreen_job_failures_total", {"work": "check"})
 
 
 def last_success(scheduler: Scheduler) -> float:
     """When a check last ended well; 0 before."""
-    return total(scheduler.metrics.directory, "evergreen_last_success_timestamp_seconds", {"job": "check"})
+    return total(scheduler.metrics.directory, "evergreen_last_success_timestamp_seconds", {"work": "check"})
 
 
 def fails_on(scheduler: Scheduler, times: int) -> None:

@@ -121,7 +121,7 @@ def test_when_the_world_moves_a_better_version_is_trained_judged_and_promoted(pl
     assert place.runs.checks(limit=1)[0].id == story["check"]
     assert place.registry.get(2).origin == "retrain"
     assert place.registry.manifest(2).data.snapshot == story["data"]["snapshot"]
-    assert place.events()[-4:] == ["checked", "training_started", "judged", "run_finished"]
+    assert place.events()[-5:] == ["checked", "training_started", "training_ended", "judged", "run_finished"]
     assert list((place.loop.work_dir).iterdir()) == []
 
 
