@@ -31,6 +31,7 @@ from service.serving.management.adaptation import Switch
 from service.serving.management.managed import LARGEST_ID, Why
 from service.serving.management.sentence import KnownQuality, Standing, sentence
 from service.serving.request import Reject, check_content_type
+from training.manifest import Slice, Slices
 
 TOKEN = "a-token-of-the-tests"
 VERSIONS = (3, 2, 1)
@@ -253,10 +254,12 @@ class StandIn:
                     "state": "lost",
                     "words": "quality lost: served auc 0.71 on 500 rows answered, 0.83 on the champion's holdout",
                     "labels": msgspec.to_builtins(labels),
+                    "slices": msgspec.to_builtins(
+                        Slices("auc", 500, 0.71, (Slice("sex=male", True, 240, 0.68, 0.03),))
+                    ),
                     "answered": 500,
                     "until": 1.7e9,
                     "compared": [],
-                    "slices": None,
                 },
                 "decision": {
                     "train": True,

@@ -91,7 +91,7 @@ def differences(real: Any, other: Any, where: str = "") -> list[str]:
 
 GOOD = {"records": [record("car"), record("home")]}
 LABEL = {"labels": [{"id": "x", "label": True}]}
-WRITES = ("/manage/retrain", "/manage/rollback", "/manage/models/1/promote")
+WRITES = ("/manage/retrain", "/manage/rollback", "/manage/pause", "/manage/models/1/promote")
 
 REQUESTS: list[tuple[str, str, Any, int]] = [
     ("GET", "/readyz", None, 200),
@@ -160,7 +160,7 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
     *[("POST", path, {"who": "me"}, 400) for path in WRITES],
     *[("POST", path, b"{", 400) for path in WRITES],
     *[("DELETE", f"/manage/{name}", None, 405) for name in ("status", "models", "runs", "drift", "adaptation")],
-    *[("GET", f"/manage/{name}", None, 405) for name in ("retrain", "rollback")],
+    *[("GET", f"/manage/{name}", None, 405) for name in ("retrain", "rollback", "pause")],
 ]
 
 
