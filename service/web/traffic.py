@@ -15,7 +15,7 @@ from service.web.shapes import MOST_POINTS, Rate, Ribbon, Traffic
 from service.web.span import Asked
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
     from service.serving.worker import Worker
 
 BINS: Final = 64
