@@ -82,18 +82,25 @@ def labelled_sample(
 
 
 def paces(connection: sa.Connection, edges: list[float], most: int) -> list[tuple[int, float | None]]:
-    """(rows from each edge on before the next, counted up to `most`; when the next one after these was answered).
-
-    One statement, in which each bin costs two looks into an index.
+    """(rows from each edge on before the next, counted up to `most`; when the last one counted was answered, None
+    where fewer were counted). One statement, in which each bin costs a look or two into an index.
     """
-    looks = ", ".join(f"({a!r}, {b!r})" for a, b in pairwise(edges))
-    inside = "at >= a and at < b"
-    if connection.dialect.name == "postgresql":  # as `_each`
-        inside += " and day >= cast(a / 86400 as integer) - 1 and day <= cast(b / 86400 as integer)"
-    wanted = sa.text(
-        f"with given(x, y) as (values {looks}), "
+    given = ", ".join(f"({a!r}, {b!r})" for a, b in pairwise(edges))
+    looks = (
+        f"with given(x, y) as (values {given}), "
         "looks as (select cast(x as double precision) as a, cast(y as double precision) as b from given) "
-        f"select (select count(*) from (select 1 from predictions where {inside} limit {int(most)}) as few), "
-        f"(select at from predictions where {inside} order by at limit 1 offset {int(most)}) from looks order by a"
     )
-    return [(int(count), beyond) for count, beyond in connection.execute(wanted)]
+    if connection.dialect.name == "postgresql":  # the days as in `_each`
+        inside = "at >= a and at < b and day between cast(a / 86400 as integer) - 1 and cast(b / 86400 as integer)"
+        few = f"select count(*) as rows, max(at) as newest from (select at from predictions where {inside} order by at"
+        wanted = (
+            f"{looks} select rows, newest from looks, lateral ({few} limit {int(most)}) as few) as counted order by a"
+        )
+    else:  # SQLite has no LATERAL
+        few = "from predictions where at >= a and at < b"
+        wanted = (
+            f"{looks} select (select count(*) from (select 1 {few} limit {int(most)})), "
+            f"(select at {few} order by at limit 1 offset {int(most) - 1}) from looks order by a"
+        )
+    found = connection.execute(sa.text(wanted), execution_options={"compiled_cache": None})
+    return [(int(rows), newest if rows == most else None) for rows, newest in found]

@@ -595,7 +595,7 @@ class Rate(Shape, frozen=True, kw_only=True):
     rows_s: tuple[Number, ...]
     """Rows answered a second."""
     exact: tuple[bool, ...]
-    """False: estimated from 4 looks at this bin, because it has very many rows."""
+    """False: estimated from the pace of two times 250 rows of this bin, because it has more."""
     bin_s: Number
 
 

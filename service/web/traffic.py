@@ -15,11 +15,11 @@ from service.web.shapes import MOST_POINTS, Rate, Ribbon, Traffic
 from service.web.span import Asked
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
     from service.serving.worker import Worker
 
 BINS: Final = 64
-LOOKS: Final = 4
+LOOKS: Final = 2
 """Of each bin."""
 COUNTED: Final = 250
 """Rows of a look that are counted; of more, the pace of these is taken for that of the whole look."""
@@ -60,10 +60,11 @@ def _rate(connection: sa.Connection, edges: list[float]) -> Rate:
         return Rate(at=(), rows_s=(), exact=(), bin_s=None)
     width = edges[1] - edges[0]
     rows, exact = [], []
-    for since, (count, beyond) in zip(edges, paces(connection, edges, COUNTED), strict=False):
-        exact.append(beyond is None)
-        # The `COUNTED` rows and the next one lie that far apart; at one moment, more is not known than that many.
-        rows.append(float(count) if beyond is None else max(count, count * width / max(beyond - since, 1e-9)))
+    for since, (count, last) in zip(edges, paces(connection, edges, COUNTED), strict=False):
+        exact.append(last is None)
+        # So many rows came until the last one counted; when all came at one moment, no more than these is known.
+        took = 0.0 if last is None else last - since
+        rows.append(count * width / took if took > 0 else float(count))
     by_bin = np.array(rows).reshape(BINS, LOOKS).sum(axis=1) / (width * LOOKS)
     return Rate(
         at=tuple(edges[:-1:LOOKS]),

@@ -5,7 +5,6 @@ Slow work is never done inside the request: it is queued as a run, and the contr
 
 from __future__ import annotations
 
-import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,12 +16,11 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from monitoring.store import connect
 from service.serving.management import adaptation, loop, models, rows, runs
-from service.serving.management.managed import Managed
+from service.serving.management.deployment import managed
 from training.manifest import FormatError
-from training.registry import Registry, UnknownVersion
-from training.runs import Runs, UnknownRun
+from training.registry import UnknownVersion
+from training.runs import UnknownRun
 
 if TYPE_CHECKING:
     from service.serving.worker import Worker
@@ -52,7 +50,6 @@ TROUBLE: Final = {
 def application(worker: Worker) -> FastAPI:
     """The management API of this worker's deployment as an ASGI application."""
     settings = worker.settings
-    engine = connect(settings.store_url)
     app = FastAPI(
         title=f"Evergreen management: {settings.model.name}",
         description=__doc__ or "",
@@ -72,10 +69,7 @@ def application(worker: Worker) -> FastAPI:
         redoc_url=None,
         openapi_url="/manage/openapi.json",
     )
-    app.state.managed = Managed(
-        worker, engine, Runs(engine), Registry(engine, settings.models_dir, settings.model.name)
-    )
-    weakref.finalize(app, engine.dispose)  # its connections are closed with it
+    app.state.managed = managed(worker)
     for each in (models, adaptation, loop, rows, runs):
         app.include_router(each.router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
