@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from monitoring.feature import Task
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
 
 
 def schema_of(here: Managed, version: int) -> FeatureSchema | None:

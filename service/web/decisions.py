@@ -13,7 +13,7 @@ from service.web.span import with_ids
 from service.web.told import chips, sentence_of, story_of
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
 
 MOST_READ: Final = 2000
 """Runs looked at for one page of decisions: a page may be shorter than asked for, and goes on from there."""

@@ -19,7 +19,7 @@ from service.web.span import Asked
 
 if TYPE_CHECKING:
     from monitoring.schema import FeatureSchema
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
 
 NOW_ROWS: Final = 1_000
 MOMENTS: Final = 48

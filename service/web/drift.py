@@ -14,7 +14,7 @@ from service.web.span import Asked, chosen_checks, with_ids
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
 
 MOST_COLUMNS: Final = 250
 """Checks of the strip: a screen shows no more, and each has a score of every feature."""

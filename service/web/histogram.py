@@ -21,7 +21,7 @@ from service.web.sketch import DAY_S, text_of
 
 if TYPE_CHECKING:
     from monitoring.schema import FeatureSchema
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
 
 GONE: Final = "the rows of this window are no longer in the record"
 

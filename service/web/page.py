@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from service.serving.management.deployment import managed
 from service.serving.request import Reject
 from service.web.meter import Meter
 from service.web.references import References
@@ -25,7 +26,7 @@ from service.web.revision import Signature, signature
 from service.web.state import delays
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
     from service.serving.worker import Worker
     from service.web.shapes import DelayHistogram
 
@@ -139,6 +140,4 @@ def etag_of(body: bytes) -> bytes:
 @lru_cache(maxsize=1)
 def page_of(worker: Worker) -> Page:
     """The page of this worker."""
-    from service.serving.management.application import application
-
-    return Page(application(worker).state.managed)
+    return Page(managed(worker))

@@ -16,7 +16,7 @@ from service.web.span import Asked, chosen_checks, with_ids
 from service.web.told import sentence_of, story_of
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
 
 MARKED: Final = ("retrain", "bootstrap", "push", "promote", "rollback", "adaptation", "pause", "resume")
 """Kinds of runs that are marked; whatever failed is, too."""

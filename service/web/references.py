@@ -19,7 +19,7 @@ from training.registry import UnknownVersion
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
 
 logger = logging.getLogger("evergreen.page")
 

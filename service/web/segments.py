@@ -12,7 +12,7 @@ from service.web.shapes import Segments, Slice
 from training.manifest import Slices
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
 
 
 class Known(msgspec.Struct):

@@ -42,7 +42,7 @@ from training.rollout import live_workers
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
     from service.serving.management.sentence import Standing
     from training.rollout import WorkerState
     from training.runs import Check

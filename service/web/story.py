@@ -15,7 +15,7 @@ from training.runs import as_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
     from training.manifest import Manifest, RunRecord
     from training.runs import Run
 

@@ -15,7 +15,7 @@ from service.web.shapes import MOST_POINTS, Rate, Ribbon, Traffic
 from service.web.span import Asked
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
     from service.serving.worker import Worker
 
 BINS: Final = 64
@@ -83,7 +83,7 @@ def _ribbon(connection: sa.Connection, asked: Asked) -> tuple[Ribbon, ...]:
         )
         found += connection.execute(wanted.order_by(table.id.desc()).limit(MOST_POINTS)).all()
     moves = sorted((row for row in found if row.version is not None), key=lambda row: (row.finished_at, row.id))
-    ends = [row.finished_at for row in moves[1:]] + [None]
+    ends = [*(row.finished_at for row in moves[1:]), None][: len(moves)]
     shown = [
         Ribbon(version=row.version, since=row.finished_at, to=end, run=row.id)
         for row, end in zip(moves, ends, strict=True)

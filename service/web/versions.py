@@ -14,7 +14,7 @@ from service.web.told import chips
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
     from training.manifest import Slice, Slices
     from training.registry import Version
 

@@ -282,6 +282,13 @@ def test_a_young_deployment_knows_little_and_says_so(young: Paged) -> None:
     assert traffic.totals.rows == 0
 
 
+def test_before_the_first_version_no_version_was_in_service(young: Paged) -> None:
+    with young.engine.begin() as connection:
+        connection.execute(runs.delete())
+
+    assert shaped(young, "traffic").versions == ()
+
+
 def test_labels_of_one_class_leave_the_quality_unknown_and_nothing_breaks(here: Paged) -> None:
     with here.engine.begin() as connection:
         connection.execute(labels.update().values(label="true"))

@@ -5,7 +5,6 @@ Slow work is never done inside the request: it is queued as a run, and the contr
 
 from __future__ import annotations
 
-import weakref
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,13 +14,12 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from monitoring.store import connect
 from service.serving.management import adaptation, loop, models, reports, rows, runs
-from service.serving.management.managed import Managed
+from service.serving.management.deployment import managed
 from service.serving.management.openapi import PATH, document
 from training.manifest import FormatError
-from training.registry import Registry, UnknownVersion
-from training.runs import Runs, UnknownRun
+from training.registry import UnknownVersion
+from training.runs import UnknownRun
 
 if TYPE_CHECKING:
     from service.serving.worker import Worker
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 def application(worker: Worker) -> FastAPI:
     """The management API of this worker's deployment as an ASGI application."""
     settings = worker.settings
-    engine = connect(settings.store_url)
     app = FastAPI(
         title=f"Evergreen management: {settings.model.name}",
         exception_handlers={
@@ -49,10 +46,7 @@ def application(worker: Worker) -> FastAPI:
         redoc_url=None,
         openapi_url=PATH,
     )
-    app.state.managed = Managed(
-        worker, engine, Runs(engine), Registry(engine, settings.models_dir, settings.model.name)
-    )
-    weakref.finalize(app, engine.dispose)  # its connections are closed with it
+    app.state.managed = managed(worker)
     for each in (models, adaptation, loop, reports, rows, runs):
         app.include_router(each.router)
     app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]

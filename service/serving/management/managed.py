@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 from fastapi import Path as InPath
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
-    import sqlalchemy as sa
+from service.serving.management.deployment import Accepted, Managed
 
-    from service.serving.worker import Worker
-    from service.settings import Settings
-    from training.registry import Registry
-    from training.runs import Runs
+__all__ = ["Accepted", "Here", "Managed", "NumberInPath", "Text", "Why"]
 
 LARGEST_ID: Final = 2**31 - 1
 """The largest number of a version, run or check: a column of 32 bits."""
@@ -42,31 +36,6 @@ class Why(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     why: Text = Field("", max_length=1000)
-
-
-class Accepted(BaseModel):
-    """The run that will do it: poll `GET /manage/runs/{run}`."""
-
-    run: int
-
-
-@dataclass(frozen=True, slots=True)
-class Managed:
-    """The deployment that is managed: the worker that answers, its store, and what stands there."""
-
-    worker: Worker
-    engine: sa.Engine
-    runs: Runs
-    registry: Registry
-
-    @property
-    def settings(self) -> Settings:
-        return self.worker.settings
-
-    def queue(self, kind: str, why: str, request: Request, payload: dict[str, Any] | None = None) -> Accepted:
-        """Queue a run of this kind in the name of whoever asks; the controller that holds the lease does it."""
-        who = request.state.who
-        return Accepted(run=self.runs.queue(kind, trigger="manual", who=who, why=why, now=time.time(), payload=payload))
 
 
 async def _managed(request: Request) -> Managed:

@@ -13,7 +13,7 @@ from service.serving.management.sentence import KnownQuality, Next, Standing, du
 from training.rollout import live_workers
 
 if TYPE_CHECKING:
-    from service.serving.management.managed import Managed
+    from service.serving.management.deployment import Managed
     from training.runs import Check, Run
 
 SIGMAS: Final = 1.96
