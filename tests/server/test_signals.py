@@ -27,6 +27,7 @@ QUICK = {
     "RETRAIN__COOLDOWN_S": "0",
     "RETRAIN__GROWTH": "50",  # trained when asked only
     "TRAINING__NICE": "0",
+    "ADAPT__ENABLED": "false",  # its jobs would only take time
     "RETRAIN__MIN_LABELLED_ROWS": "100",
     "RETRAIN__MIN_NEW_LABELLED_ROWS": "50",
 }
