@@ -30,7 +30,7 @@ PAGES: Final = {
         for file in sorted(WEB.glob("static/*.*"))
         if file.suffix in _TYPES
     },
-    "/": "static/page.html" if (WEB / "static" / "page.html").exists() else "index.html",
+    "/": "static/page.html",
     "/docs": "docs.html",
     "/docs/page.css": "page.css",
     "/docs/docs.js": "docs.js",

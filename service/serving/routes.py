@@ -7,13 +7,12 @@ import platform
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from monitoring.json_schema import json_schema
-from service.process import DISTRIBUTION
+from service.process import DISTRIBUTION, installed_version
 from service.serving.asgi import Receive, Scope, Send
 from service.serving.pages import PAGES, page
 from service.serving.request import Reject
@@ -121,20 +120,13 @@ def scrape(worker: Worker) -> bytes:
 def _build_info() -> tuple[str, ...]:
     """What this server is made of, as a series that is always 1."""
     packages = (("version", DISTRIBUTION), ("bentoml", "bentoml"), ("sklearn", "scikit-learn"))
-    known = {label: _version(package) for label, package in packages} | {"python": platform.python_version()}
+    known = {label: installed_version(package) for label, package in packages} | {"python": platform.python_version()}
     labels = ",".join(f'{label}="{known[label]}"' for label in ("version", "python", "bentoml", "sklearn"))
     return (
         "# HELP evergreen_build_info What this server is made of",
         "# TYPE evergreen_build_info gauge",
         f"evergreen_build_info{{{labels}}} 1",
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # it runs from files that were never installed
-        return "unknown"
 
 
 def schema_page(worker: Worker) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def test_the_management_answers_what_its_document_says_and_nothing_else(tmp_path
         engine = open_store(settings.store_url)
         document = talk.said("/manage/openapi.json")
         well_asked(talk, document)  # nothing is there yet
-        prepare(Registry(engine, settings.models_dir, "evergreen"), Runs(engine), engine, artefact)
+        token = prepare(Registry(engine, settings.models_dir, "evergreen"), Runs(engine), engine, artefact)
         well_asked(talk, document)
         badly_asked(talk, document)
         for method, path, operation in operations(document):
@@ -267,6 +267,8 @@ def test_the_management_answers_what_its_document_says_and_nothing_else(tmp_path
             if operation.get("parameters"):
                 talk.ask(method, path, talk.request(method, f"{path}?limit=0&why={'y' * 1001}", body or b"PK"))
         reports(talk, ReportFiles(settings.reports_dir), Runs(engine))
+        pause(Runs(engine), token)
+        well_asked(talk, document)
         engine.dispose()
         tables_gone(settings.store_url)
         well_asked(talk, document)
@@ -274,8 +276,8 @@ def test_the_management_answers_what_its_document_says_and_nothing_else(tmp_path
     assert exactly(document, seen) == []
 
 
-def prepare(registry: Registry, runs: Runs, engine: Any, artefact: Path) -> None:
-    """Two versions, each in service in its turn, and a check."""
+def prepare(registry: Registry, runs: Runs, engine: Any, artefact: Path) -> int:
+    """Two versions, each in service in its turn, and a check; the token of the lease."""
     lease = Lease(engine, CONTROLLER, "test", 600)
     assert lease.acquire() and lease.token is not None
     for _ in range(2):
@@ -283,6 +285,13 @@ def prepare(registry: Registry, runs: Runs, engine: Any, artefact: Path) -> None
         registry.announce(version, lease.token)
         registry.flip(version, lease.token)
     runs.check(at=time.time(), version=1, drift=None, quality=None, decision={}, token=lease.token)
+    return lease.token
+
+
+def pause(runs: Runs, token: int) -> None:
+    """What the controller writes down when it has paused the loop."""
+    given: dict[str, Any] = {"trigger": "manual", "who": "admin", "why": "an audit", "record": {}}
+    runs.note("pause", outcome="paused", now=time.time(), token=token, **given)
 
 
 def reports(talk: Talk, files: ReportFiles, runs: Runs) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, HTTPException, Request
 
-from service.serving.management.managed import Accepted, Here, Managed, Why
+from service.serving.management.managed import CONFLICT, Accepted, Here, Managed, Why
 
 router = APIRouter()
 
 
-@router.post("/manage/pause", status_code=202)
+@router.post("/manage/pause", status_code=202, responses=CONFLICT)
 def pause(here: Here, request: Request, body: Why | None = None) -> Accepted:
     """Pause checks, trainings and promotions until `resume`; predictions and their record go on.
 
@@ -20,7 +20,7 @@ def pause(here: Here, request: Request, body: Why | None = None) -> Accepted:
     return here.queue("pause", body.why if body else "", request)
 
 
-@router.post("/manage/resume", status_code=202)
+@router.post("/manage/resume", status_code=202, responses=CONFLICT)
 def resume(here: Here, request: Request, body: Why | None = None) -> Accepted:
     """Let the loop work again."""
     if here.runs.paused() is None:

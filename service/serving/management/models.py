@@ -43,7 +43,7 @@ def model(here: Here, version: NumberInPath) -> dict[str, Any]:
     return _version(here.registry.get(version), whole=True)
 
 
-@router.post("/manage/models", status_code=202, openapi_extra=MODEL_FILE)
+@router.post("/manage/models", status_code=202, responses=CONFLICT, openapi_extra=MODEL_FILE)
 async def push(here: Here, request: Request, why: Annotated[Text, Query(max_length=1000)] = "") -> Accepted:
     """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one.
 
@@ -82,7 +82,7 @@ def rollback(here: Here, request: Request, body: Why | None = None) -> Accepted:
     return here.queue("rollback", body.why if body else "", request)
 
 
-@router.post("/manage/retrain", status_code=202)
+@router.post("/manage/retrain", status_code=202, responses=CONFLICT)
 def retrain(here: Here, request: Request, body: Why | None = None) -> Accepted:
     """Train a candidate now; it is promoted if it passes the gates. Refused while the loop is paused."""
     refuse_while_paused(here)

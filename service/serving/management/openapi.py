@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -10,8 +9,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from monitoring.window import LabelStatus
-from service.process import DISTRIBUTION
+from service.process import DISTRIBUTION, installed_version
 from service.serving.described import ANY, ERROR, JsonObject, errors, json_content, page, ref
+from service.web.session import COOKIE, CSRF_HEADER
 from training.runs import Check, Run
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ ANSWERS: Final[dict[str, JsonObject]] = {
 
 def document(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document of these routes, completed: its 422 is a 400 here, and the rest of what can happen."""
-    found = get_openapi(title=app.title, version=_release(), description=_ABOUT, routes=app.routes)
+    found = get_openapi(title=app.title, version=installed_version(DISTRIBUTION), description=_ABOUT, routes=app.routes)
     for path, methods in found["paths"].items():
         for method, operation in methods.items():
             scope = "read" if method == "get" else "push" if path == "/manage/models" else "operate"
@@ -102,17 +102,16 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas |= {"Error": ERROR, "Version": _NAMED, **_shapes()}
     found["tags"] = [{"name": name, "description": f"With the scope `{name}`"} for name in ("read", "operate", "push")]
     found["components"]["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer", "description": "A token with the scope that the route needs"}
+        "bearer": {"type": "http", "scheme": "bearer", "description": "A token with the scope that the route needs"},
+        "session": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": COOKIE,
+            "description": f"Who signed in at the page; each write needs the header `{CSRF_HEADER.decode()}`, too",
+        },
     }
-    found["security"] = [{"bearer": []}]
+    found["security"] = [{"bearer": []}, {"session": []}]
     return found
-
-
-def _release() -> str:
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:  # it runs from files that were never installed
-        return "unknown"
 
 
 def _responses(path: str, method: str, operation: JsonObject) -> JsonObject:

@@ -69,7 +69,8 @@ def sentence(standing: Standing, now: float, zone: tzinfo | None = None) -> str:
     needs = [*standing.alerts, *(f"the gates doubt this version: {doubt}" for doubt in standing.doubts)]
     if needs:
         more = f" (and {len(needs) - 1} more)" if len(needs) > 1 else ""
-        parts.append(f"Needs a look: {needs[0].rstrip('.')}{more}.")
+        first = needs[0].rstrip(".")
+        parts.append(f"Needs a look: {first}{more}" + ("" if first.endswith("?") and not more else "."))
     return " ".join(parts)
 
 
