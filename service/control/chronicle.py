@@ -25,6 +25,8 @@ ENDINGS: Final = {
     "refused": "refusal",
     "erased": "erase",
     "deleted": "retention",
+    "paused": "pause",
+    "resumed": "resume",
 }
 """Outcome of a run -> what its line is about; of other outcomes it is `run`."""
 

@@ -407,7 +407,6 @@ class Scheduler:
         told = run.record
         if run.outcome in ("paused", "resumed"):
             self._pause(run.kind == "pause")
-            logger.warning("the loop was %s by %s (run %d): %s", run.outcome, run.who, run.id, run.why or "no reason")
         self.metrics.rows_unfit.labels("training").inc(told.unfit_rows)
         forgets = run.kind in ("erase", "retention")
         for table, rows in told.rows.items() if forgets else ():

@@ -14,7 +14,7 @@ from monitoring.evidence import State
 from monitoring.metrics import Metrics
 from training.policy import Trigger
 
-WORK: Final = ("commands", "moves", "check", "prune", "retention", "drain", "mirror", "watch", "lead")
+WORK: Final = ("commands", "moves", "check", "prune", "retention", "drain", "mirror", "watch", "reports", "lead")
 """What the controller does again and again: the scheduler's jobs, and its own threads."""
 
 TRIGGERS: Final = (*get_args(Trigger), "start")
@@ -57,6 +57,7 @@ def begin(metrics: Metrics, experts: Iterable[str]) -> None:
         metrics.drift_news,
         metrics.label_waiting,
         metrics.scheduler_leader,
+        metrics.loop_paused,
     ):
         gauge.set(0)
     for unknown in (metrics.drift_share, metrics.label_delay, metrics.label_coverage):
