@@ -364,7 +364,7 @@ def warm_up(model: ServedModel, recent_body: bytes) -> None:
             middle[feature.name] = "2000-01-01T00:00:00Z"
         else:
             middle[feature.name] = feature.minimum
-    for records in ([middle], [middle] * 32):
+    for records in ([middle], [middle] * min(32, model.decoder.max_records)):
         model.predict(model.decoder.decode(json.dumps({"records": records}).encode()))
     absent = dict.fromkeys(middle)
     for body in (json.dumps({"records": [absent]}).encode(), recent_body):

@@ -54,6 +54,12 @@ def test_an_announced_version_is_loaded_and_warm_before_it_serves(versions: Path
     assert model.ready == (2,)
 
 
+def test_a_version_is_loaded_where_one_row_a_request_is_the_most(versions: Path) -> None:
+    model = LiveModel(1)
+    model.follow(live(versions, 1), now=0.0)
+    assert predict(model)[0] == 1
+
+
 def test_a_changed_file_keeps_the_old_model_and_is_retried_later_and_later(versions: Path, tmp_path: Path) -> None:
     shutil.copytree(versions, tmp_path / "copy")
     with (tmp_path / "copy" / "2" / "model.onnx").open("ab") as file:
