@@ -133,7 +133,7 @@ worker.start()
 assert worker.model.current is not None and worker.model.current.engine == "onnx"
 body = json.dumps({"records": [worker.model.current.schema.example()]}).encode()
 import asyncio
-asyncio.run(Lane(worker).predict_body(body, ""))
+asyncio.run(Lane(worker).predict_body(body, "", b""))
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
