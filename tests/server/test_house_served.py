@@ -67,7 +67,7 @@ def test_the_pages_load_nothing_from_elsewhere_and_say_so_to_the_browser(server:
             assert "<script>" not in answer.text
             left += [str(answer.url.join(link).path) for link in links]
 
-        assert {"/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/docs.json"} <= seen
+        assert {"/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/page/static/app.js"} <= seen
         assert client.head("/").status_code == 200
         for gone in ("/static_content/index.css", "/assets/x.js", "/docs/", "/docs/../settings.py", "/docs/index.html"):
             assert client.get(gone).status_code == 404, gone
