@@ -1,0 +1,107 @@
+"""What the deployment of these tests lives through: steady, the world changes, a training, a promotion, a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import skops.io
+
+from tests.artefacts import sample_schema
+from tests.browser.seen import Store, seen, watch
+from training.pipeline import build
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+    from tests.browser.installed import Installed
+
+CALM_UNTIL = 7_500
+"""Row of the sample up to which nothing moves; it begins after the 4,000 that the first version was trained on."""
+LATER_UNTIL = 100_000
+
+
+@dataclass
+class Story:
+    stored: dict[str, float] = field(default_factory=dict)
+    """Thing -> when the API had it, seconds since 1970."""
+    shown: dict[str, float] = field(default_factory=dict)
+    """Thing -> when the page had it."""
+    things: dict[str, str] = field(default_factory=dict)
+    """drift | training | promotion | version | refusal -> the thing's name."""
+    runs: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+def bad_model(folder: Path) -> Path:
+    """A pipeline that learnt the sample's rows with the labels of other rows."""
+    schema, features, labels = sample_schema(rows=800, seed=3)
+    pipeline = build(schema, {"max_iter": 5}, 0).fit(features, labels.sample(frac=1, random_state=0).to_numpy())
+    path = folder / "bad.skops"
+    skops.io.dump(pipeline, path)
+    return path
+
+
+def live_through(server: Installed, page: Page, shoot: Callable[[str], None], folder: Path) -> Story:
+    """`page` is signed in on the overview of a fresh deployment, and sees it all."""
+    story = Story()
+    watch(page)
+    with server.client() as client:
+        store = Store(client)
+        store.start()
+
+        def happens(what: str, thing: str, name: Callable[[], str | None], seconds: float) -> str:
+            """Waits until `name` says what it is called, then until the page shows it."""
+            for _ in range(int(seconds * 10)):
+                assert store.trouble is None, store.trouble
+                if (found := name()) is not None:
+                    break
+                page.wait_for_timeout(100)
+            else:
+                raise AssertionError(f"no {what} within {seconds:.0f} s: {list(store.runs.values())[-5:]}")
+            story.things[what] = found
+            page.wait_for_function("name => window.seen[name]", arg=found, timeout=60_000)
+            return found
+
+        try:
+            calm = server.traffic("--until", str(CALM_UNTIL), "--rate", "150", "--label-delay", "1")
+            page.wait_for_function(
+                "() => new Set([...document.querySelectorAll('.cell')].map(one => one.dataset.column)).size >= 6",
+                timeout=90_000,
+            )
+            shoot("steady")
+            calm.wait(timeout=90)
+            server.traffic(
+                *("--from", str(CALM_UNTIL), "--until", str(LATER_UNTIL), "--rate", "120", "--label-delay", "1"),
+                *("--scenario", "abrupt", "--drift-at", str(CALM_UNTIL)),
+            )
+            before = frozenset(store.found)
+            happens("drift", "news", lambda: store.newest("news", before), 90)
+            page.wait_for_selector("#panel-drift .cell.is-4, #panel-drift .cell.is-3")
+            shoot("in-drift")
+            happens("training", "running", lambda: training(store), 120)
+            happens("promotion", "promotion", lambda: store.newest("promotion", before), 180)
+            happens("version", "version", lambda: store.newest("version", before), 5)
+            checks = page.evaluate("() => Object.keys(window.seen).filter(one => one.startsWith('check')).length")
+            page.wait_for_function(
+                "old => Object.keys(window.seen).filter(one => one.startsWith('check')).length >= old + 4",
+                arg=checks,
+                timeout=90_000,
+            )
+            shoot("after-promotion")
+            before = frozenset(store.found)
+            server.run("push", str(bad_model(folder)), "--why", "to see a refusal", "--token", server.token)
+            happens("refusal", "refusal", lambda: store.newest("refusal", before), 120)
+        finally:
+            store.close()
+        story.stored, story.shown, story.runs = store.found, seen(page), store.runs
+    return story
+
+
+def training(store: Store) -> str | None:
+    """The first retraining that was seen at work."""
+    for number, run in sorted(store.runs.items()):
+        if run["kind"] == "retrain" and f"run {number} running" in store.found:
+            return f"run {number} running"
+    return None
