@@ -72,14 +72,20 @@ class Watched:
         self.page.wait_for_selector("#panel-story h1" if re.match("#/(runs|versions)/", where) else "h1.sentence")
         return self.settled()
 
-    def shoot(self, name: str, height: int = 1500) -> None:
-        """Keeps what the page looks like, from its top, as `docs/images/NAME.png`."""
+    def shoot(self, name: str, panel: str = "", height: int = 1500) -> None:
+        """Keeps what the page looks like as `docs/images/NAME.png`: from its top, or with this panel in view."""
         IMAGES.mkdir(parents=True, exist_ok=True)
-        page = self.page
+        page, before = self.page, self.page.viewport_size
+        assert before is not None
+        page.set_viewport_size({"width": before["width"], "height": height})
         page.mouse.move(0, 0)
-        size = page.evaluate("() => [innerWidth, document.documentElement.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": size[0], "height": min(height, size[1])}
-        page.screenshot(path=IMAGES / f"{name}.png", full_page=True, clip=clip, animations="disabled")  # type: ignore[arg-type]
+        if panel:
+            page.evaluate("id => document.getElementById(id).scrollIntoView()", f"panel-{panel}")
+        else:
+            page.evaluate("() => scrollTo(0, 0)")
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        page.screenshot(path=IMAGES / f"{name}.png", animations="disabled")
+        page.set_viewport_size(before)
 
     def close(self) -> None:
         self.context.close()

@@ -15,11 +15,12 @@ SETTINGS = {
     "DRIFT__WINDOW_ROWS": "750",
     "QUALITY__WINDOW_ROWS": "750",
     "RETRAIN__COOLDOWN_S": "8",
-    "RETRAIN__GROWTH": "1.4",
+    "RETRAIN__GROWTH": "4",
     "RETRAIN__GROWTH_IF_LOST": "1.4",
-    "TRAINING__TRIALS": "4",
+    "TRAINING__TRIALS": "2",
 }
-"""A check every 3 s and not every minute, and a training some 20 s after the world changed; as `evergreen demo` has."""
+"""A check every 3 s and not every minute, and a training soon after the world changed, much as `evergreen demo` has
+it; none for growth alone, which would take the cores from the browser."""
 
 
 class Installed(Server):

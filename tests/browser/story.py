@@ -43,7 +43,7 @@ def bad_model(folder: Path) -> Path:
     return path
 
 
-def live_through(server: Installed, page: Page, shoot: Callable[[str], None], folder: Path) -> Story:
+def live_through(server: Installed, page: Page, shoot: Callable[..., None], folder: Path) -> Story:
     """`page` is signed in on the overview of a fresh deployment, and sees it all."""
     story = Story()
     watch(page)
@@ -78,8 +78,10 @@ def live_through(server: Installed, page: Page, shoot: Callable[[str], None], fo
             )
             before = frozenset(store.found)
             happens("drift", "news", lambda: store.newest("news", before), 90)
-            page.wait_for_selector("#panel-drift .cell.is-4, #panel-drift .cell.is-3")
-            shoot("in-drift")
+            page.click("#panel-drift .cell:text('●') >> nth=-1")
+            page.wait_for_selector(".drift-detail svg")
+            shoot("in-drift", "drift")
+            page.keyboard.press("Escape")
             happens("training", "running", lambda: training(store), 120)
             happens("promotion", "promotion", lambda: store.newest("promotion", before), 180)
             happens("version", "version", lambda: store.newest("version", before), 5)
