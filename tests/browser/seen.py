@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sqlite3
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-    from service.command.client import Client
 
 LOOK_EVERY_S = 0.05
 
@@ -51,11 +53,11 @@ def seen(page: Page) -> dict[str, float]:
 
 
 class Store(threading.Thread):
-    """Asks the API again and again what is in the store, and notes when each thing is there for the first time."""
+    """Reads the store's file again and again, and notes when each thing is there for the first time."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, database: Path) -> None:
         super().__init__(name="store", daemon=True)
-        self.client = client
+        self.database = database
         self.found: dict[str, float] = {}
         self.runs: dict[int, dict[str, Any]] = {}
         self.trouble: Exception | None = None
@@ -63,13 +65,16 @@ class Store(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not self._ended.wait(LOOK_EVERY_S):
-                self._look()
+            with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
+                connection.row_factory = sqlite3.Row
+                while not self._ended.wait(LOOK_EVERY_S):
+                    self._look(connection)
         except Exception as error:  # told by `close`
             self.trouble = error
 
-    def _look(self) -> None:
-        for run in self.client.runs(limit=20):
+    def _look(self, connection: sqlite3.Connection) -> None:
+        wanted = "select id, kind, trigger, state, outcome, version, why from runs order by id desc limit 10"
+        for run in map(dict, connection.execute(wanted)):
             self.runs[run["id"]] = run
             name = f"run {run['id']}"
             self._add(name)
@@ -79,10 +84,12 @@ class Store(threading.Thread):
                 self._add(f"{name} {SHAPES[run['outcome']]}")
                 if run["outcome"] == "promoted":
                     self._add(f"version {run['version']}")
-        for check in self.client.drift(limit=1):
-            self._add(f"check {check['id']}")
-            if any(finding["state"] == "began" for finding in (check["drift"] or {}).get("findings", ())):
-                self._add(f"news {check['id']}")
+        for number, drift in connection.execute("select id, drift from checks order by id desc limit 1"):
+            if f"check {number}" in self.found:
+                continue
+            self._add(f"check {number}")
+            if any(finding["state"] == "began" for finding in json.loads(drift or "{}").get("findings", ())):
+                self._add(f"news {number}")
 
     def _add(self, name: str) -> None:
         self.found.setdefault(name, time.time())

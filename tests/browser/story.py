@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 CALM_UNTIL = 7_500
 """Row of the sample up to which nothing moves; it begins after the 4,000 that the first version was trained on."""
 LATER_UNTIL = 100_000
+PATIENCE_S = 300.0
+"""For what takes seconds on a machine that has nothing else to do."""
 
 
 @dataclass
 class Story:
     stored: dict[str, float] = field(default_factory=dict)
-    """Thing -> when the API had it, seconds since 1970."""
+    """Thing -> when the store had it, seconds since 1970."""
     shown: dict[str, float] = field(default_factory=dict)
     """Thing -> when the page had it."""
     things: dict[str, str] = field(default_factory=dict)
@@ -47,57 +49,56 @@ def live_through(server: Installed, page: Page, shoot: Callable[..., None], fold
     """`page` is signed in on the overview of a fresh deployment, and sees it all."""
     story = Story()
     watch(page)
-    with server.client() as client:
-        store = Store(client)
-        store.start()
+    store = Store(server.home / "var" / "evergreen.db")
+    store.start()
 
-        def happens(what: str, thing: str, name: Callable[[], str | None], seconds: float) -> str:
-            """Waits until `name` says what it is called, then until the page shows it."""
-            for _ in range(int(seconds * 10)):
-                assert store.trouble is None, store.trouble
-                if (found := name()) is not None:
-                    break
-                page.wait_for_timeout(100)
-            else:
-                raise AssertionError(f"no {what} within {seconds:.0f} s: {list(store.runs.values())[-5:]}")
-            story.things[what] = found
-            page.wait_for_function("name => window.seen[name]", arg=found, timeout=60_000)
-            return found
+    def happens(what: str, name: Callable[[], str | None], seconds: float = PATIENCE_S) -> str:
+        """Waits until `name` says what it is called, then until the page shows it."""
+        for _ in range(int(seconds * 10)):
+            assert store.trouble is None, store.trouble
+            if (found := name()) is not None:
+                break
+            page.wait_for_timeout(100)
+        else:
+            raise AssertionError(f"no {what} within {seconds:.0f} s: {list(store.runs.values())[-5:]}")
+        story.things[what] = found
+        page.wait_for_function("name => window.seen[name]", arg=found, timeout=60_000)
+        return found
 
-        try:
-            calm = server.traffic("--until", str(CALM_UNTIL), "--rate", "150", "--label-delay", "1")
-            page.wait_for_function(
-                "() => new Set([...document.querySelectorAll('.cell')].map(one => one.dataset.column)).size >= 6",
-                timeout=90_000,
-            )
-            shoot("steady")
-            calm.wait(timeout=90)
-            server.traffic(
-                *("--from", str(CALM_UNTIL), "--until", str(LATER_UNTIL), "--rate", "120", "--label-delay", "1"),
-                *("--scenario", "abrupt", "--drift-at", str(CALM_UNTIL)),
-            )
-            before = frozenset(store.found)
-            happens("drift", "news", lambda: store.newest("news", before), 90)
-            page.click("#panel-drift .cell:text('●') >> nth=-1")
-            page.wait_for_selector(".drift-detail svg")
-            shoot("in-drift", "drift")
-            page.keyboard.press("Escape")
-            happens("training", "running", lambda: training(store), 120)
-            happens("promotion", "promotion", lambda: store.newest("promotion", before), 180)
-            happens("version", "version", lambda: store.newest("version", before), 5)
-            checks = page.evaluate("() => Object.keys(window.seen).filter(one => one.startsWith('check')).length")
-            page.wait_for_function(
-                "old => Object.keys(window.seen).filter(one => one.startsWith('check')).length >= old + 4",
-                arg=checks,
-                timeout=90_000,
-            )
-            shoot("after-promotion")
-            before = frozenset(store.found)
-            server.run("push", str(bad_model(folder)), "--why", "to see a refusal", "--token", server.token)
-            happens("refusal", "refusal", lambda: store.newest("refusal", before), 120)
-        finally:
-            store.close()
-        story.stored, story.shown, story.runs = store.found, seen(page), store.runs
+    try:
+        calm = server.traffic("--until", str(CALM_UNTIL), "--rate", "150", "--label-delay", "1")
+        page.wait_for_function(
+            "() => new Set([...document.querySelectorAll('.cell')].map(one => one.dataset.column)).size >= 6",
+            timeout=PATIENCE_S * 1000,
+        )
+        shoot("steady")
+        calm.wait(timeout=PATIENCE_S)
+        server.traffic(
+            *("--from", str(CALM_UNTIL), "--until", str(LATER_UNTIL), "--rate", "120", "--label-delay", "1"),
+            *("--scenario", "abrupt", "--drift-at", str(CALM_UNTIL)),
+        )
+        before = frozenset(store.found)
+        happens("drift", lambda: store.newest("news", before))
+        page.click("#panel-drift .cell:text('●') >> nth=-1")
+        page.wait_for_selector(".drift-detail svg")
+        shoot("in-drift", "drift")
+        page.keyboard.press("Escape")
+        happens("training", lambda: training(store))
+        happens("promotion", lambda: store.newest("promotion", before))
+        happens("version", lambda: store.newest("version", before))
+        checks = page.evaluate("() => Object.keys(window.seen).filter(one => one.startsWith('check')).length")
+        page.wait_for_function(
+            "old => Object.keys(window.seen).filter(one => one.startsWith('check')).length >= old + 4",
+            arg=checks,
+            timeout=PATIENCE_S * 1000,
+        )
+        shoot("after-promotion")
+        before = frozenset(store.found)
+        server.run("push", str(bad_model(folder)), "--why", "to see a refusal", "--token", server.token)
+        happens("refusal", lambda: store.newest("refusal", before))
+    finally:
+        store.close()
+    story.stored, story.shown, story.runs = store.found, seen(page), store.runs
     return story
 
 

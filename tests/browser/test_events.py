@@ -16,7 +16,7 @@ def test_it_is_seen_within_two_seconds_of_being_in_the_store(story: Story, what:
     name = story.things[what]
 
     late = story.shown[name] - story.stored[name]
-    print(f"{what} ({name}): seen {late:+.2f} s after the API had it")
+    print(f"{what} ({name}): seen {late:+.2f} s after the store had it")
     assert late <= AT_MOST_S
 
 
