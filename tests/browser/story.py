@@ -68,7 +68,7 @@ def live_through(server: Installed, page: Page, shoot: Callable[..., None], fold
     try:
         calm = server.traffic("--until", str(CALM_UNTIL), "--rate", "150", "--label-delay", "1")
         page.wait_for_function(
-            "() => new Set([...document.querySelectorAll('.cell')].map(one => one.dataset.column)).size >= 6",
+            "() => new Set([...document.querySelectorAll('.cell')].map(one => one.dataset.column)).size >= 4",
             timeout=PATIENCE_S * 1000,
         )
         shoot("steady")
