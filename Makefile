@@ -43,7 +43,7 @@ test-browser: $(READY)
 		as=; test "$$(id -u)" = 0 || as=sudo; \
 		$$as apt-get update -qq && $$as apt-get install -y -qq --no-install-recommends chromium; \
 	} || { echo "the browser tests need Chromium, and it could not be installed: apt-get install chromium"; exit 1; }
-	@$(INSTALLED); $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/browser \
+	@$(INSTALLED); $(BIN)/python -m pytest --maxfail=3 -o faulthandler_timeout=0 tests/browser \
 		--evergreen $$there/env/bin/evergreen $(BROWSER_TESTS)
 
 # The lock carries versions and hashes, and no index address; deploy/ holds what it says without the tools.

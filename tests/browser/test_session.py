@@ -9,8 +9,9 @@ import pytest
 
 from tests.browser.conftest import Open
 from tests.browser.installed import Installed
-from tests.browser.story import Story
+from tests.browser.story import CALM_UNTIL, LATER_UNTIL, Story
 
+RATE = 40
 WARM_UP_S = 20.0
 LOOK_EVERY_S = 5.0
 AT_MOST = 0.10
@@ -33,8 +34,14 @@ def test_an_open_page_with_traffic_does_not_grow(
     def memory() -> float:
         return sum(worker.memory_full_info().uss for worker in server.children("PredictionService")) / 1e6
 
+    seconds = 60 * request.config.getoption("--minutes")
+    rows = int(RATE * (WARM_UP_S + 2 * seconds))
+    server.traffic(
+        *("--from", str(LATER_UNTIL), "--until", str(LATER_UNTIL + rows), "--rate", str(RATE), "--label-delay", "1"),
+        *("--scenario", "abrupt", "--drift-at", str(CALM_UNTIL)),
+    )
     page.wait_for_timeout(WARM_UP_S * 1000)
-    until = time.monotonic() + 60 * request.config.getoption("--minutes")
+    until = time.monotonic() + seconds
     began, sizes = memory(), [heap()]
     while time.monotonic() < until:
         page.wait_for_timeout(LOOK_EVERY_S * 1000)
