@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run demo test lint bench soak wheel lock clean
+.PHONY: run demo test test-browser lint bench soak wheel lock clean
 
 run: $(READY)
 	$(BIN)/evergreen serve
@@ -27,14 +27,24 @@ soak: $(READY)
 	$(BIN)/python -m benchmarks.fits
 	$(BIN)/python -m benchmarks.soak
 
-# The wheel as a stranger has it: in a fresh environment, outside the checkout, the whole loop.
-wheel: $(READY)
-	@set -e; there=$$(mktemp -d); trap 'rm -rf $$there' EXIT; \
+# The wheel as a stranger has it: in a fresh environment, $$there/env, outside the checkout.
+INSTALLED := set -e; there=$$(mktemp -d); trap 'rm -rf $$there' EXIT; \
 	$(BIN)/uv build -q --wheel --no-build-isolation --python $(BIN)/python -o $$there . ; \
 	$(BIN)/uv venv -q --python $(BIN)/python $$there/env; \
 	$(BIN)/uv pip install -q --python $$there/env/bin/python --require-hashes -r deploy/requirements.lock; \
-	$(BIN)/uv pip install -q --python $$there/env/bin/python --no-deps $$there/*.whl; \
-	cd $$there && env/bin/evergreen --version && env/bin/evergreen demo
+	$(BIN)/uv pip install -q --python $$there/env/bin/python --no-deps $$there/*.whl
+
+wheel: $(READY)
+	@$(INSTALLED); cd $$there && env/bin/evergreen --version && env/bin/evergreen demo
+
+# The page of the installed wheel in Debian's Chromium; BROWSER_TESTS="--minutes 30" leaves it open for half an hour.
+test-browser: $(READY)
+	@command -v chromium >/dev/null || { \
+		as=; test "$$(id -u)" = 0 || as=sudo; \
+		$$as apt-get update -qq && $$as apt-get install -y -qq --no-install-recommends chromium; \
+	} || { echo "the browser tests need Chromium, and it could not be installed: apt-get install chromium"; exit 1; }
+	@$(INSTALLED); $(BIN)/python -m pytest --maxfail=3 -o faulthandler_timeout=0 tests/browser \
+		--evergreen $$there/env/bin/evergreen $(BROWSER_TESTS)
 
 # The lock carries versions and hashes, and no index address; deploy/ holds what it says without the tools.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-emit-index-url \

@@ -37,6 +37,9 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float = 60.0) -
 class Server:
     """`evergreen serve` in `home` with the given settings (`SERVE__WORKERS="1"`)."""
 
+    command: tuple[str, ...] = (sys.executable, "-m", "service.command.cli")
+    cwd = ROOT
+
     def __init__(self, home: Path, *, environ: dict[str, str] | None = None, **settings: str) -> None:
         self.home = home
         self.port = free_port()
@@ -57,8 +60,8 @@ class Server:
     def start(self) -> Server:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.command.cli", "serve"],
-                cwd=ROOT,
+                [*self.command, "serve"],
+                cwd=self.cwd,
                 env=self.env,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -188,7 +188,7 @@ export function driftPanel() {
       h(
         "p",
         { class: "note" },
-        newest && feature.sentence ? `${feature.sentence} ` : "",
+        newest && feature.sentence ? `${feature.sentence}. ` : "",
         value === null ? `Not measured. ${newest ? feature.note : ""}` : `${feature.test}: ${fixed(data.scores[row][index])}, had to reach ${fixed(feature.threshold)} to have moved (${number(value, 2)} ×).`,
         newest && feature.unseen ? ` ${count(feature.unseen, "row")} with a category that training never saw.` : "",
         newest && feature.outside ? ` ${count(feature.outside, "row")} outside the range of training.` : "",
