@@ -230,4 +230,4 @@ def test_a_new_version_starts_with_an_adaptation_of_experts_that_are_known_alrea
     assert found is not None and np.isfinite(found.served_loss or np.nan)
     newest = Adaptations(place.engine).newest(2)
     assert newest is not None
-    assert "residual-3000" in newest.record["weights"], "made from the rows it started with, too: it answered only 120"
+    assert "residual-1000" in newest.record["weights"], "made from the rows it started with, too: it answered only 120"
