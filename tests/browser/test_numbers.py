@@ -16,8 +16,7 @@ METRICS = {"auc": "AUC", "f1": "F1"}
 
 
 def texts(page: Page, selector: str) -> list[str]:
-    """As they are in the document: a sheet may show a sentence's first letter as a capital."""
-    return [" ".join(text.split()) for text in page.locator(selector).all_text_contents()]
+    return [" ".join(text.split()) for text in page.locator(selector).all_inner_texts()]
 
 
 def figures(page: Page, panel: str) -> dict[str, str]:
@@ -94,7 +93,9 @@ def test_the_decisions_are_the_runs(server: Installed, story: Story, window: Ope
     agree(
         page,
         lambda: {
-            "sentences": texts(page, "#panel-decisions .decision-text"),
+            "sentences": [  # as they are in the document: the style sheet makes the first letter a capital
+                " ".join(text.split()) for text in page.locator("#panel-decisions .decision-text").all_text_contents()
+            ],
             "runs": page.eval_on_selector_all("a.decision-text", "all => all.map(one => one.dataset.key)"),
             "chips": page.locator("#panel-decisions .chip").count(),
             "total": texts(page, "#panel-decisions .pager span")[0],
