@@ -44,7 +44,7 @@ def with_every_expert(artefact: Path, version: int, seed: int) -> Adaptation:
     truth = np.asarray(schema.labels(frame[sample.TARGET])) == schema.classes[1]
     standing = Standing({name: HEAVY for name in policy.names[1:]}, MATURED_ROWS)
     made = make(Answered(raw, x, truth.astype(int)), "binary", standing, policy, version=version, seed=seed)
-    assert made is not None and len(made.served.experts) == len(policy.names)
+    assert made is not None and {expert.name for expert in made.whole.experts} == set(policy.names)
     return made.served
 
 
