@@ -16,6 +16,10 @@ async def beyond(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"framework"})
 
 
+async def nothing_beyond(scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError(f"{scope['path']} is not the framework's")
+
+
 def run(app: App, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx.Response]:
     async def send() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:

@@ -13,13 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring.store import connect, ensure_days, metadata, open_store, predictions
-from service.configuration import load
-from service.handover import ControllerStatus, Live, LiveVersion, write_live, write_status
 from service.serving.front import Front
 from service.serving.worker import Worker
+from tests.fronts import nothing_beyond
 from tests.fronts import run as requests
-from tests.places import START, Place
+from tests.places import Place
 from tests.stand_in import TOKEN
+from tests.working import working
 from training.cycle import bootstrap, run_cycle
 from training.lease import CONTROLLER, Lease
 
@@ -43,10 +43,6 @@ class Paged(NamedTuple):
         answer = self.ask("GET", path, **options)
         assert answer.status_code == 200, (path, answer.text)
         return answer.json()
-
-
-async def beyond(scope: Any, receive: Any, send: Any) -> None:
-    raise AssertionError(f"{scope['path']} is not the framework's")
 
 
 @pytest.fixture(scope="session")
@@ -79,30 +75,27 @@ def paged(deployment: Path, home: Path, store_url: str | None = None) -> Iterato
     if store_url is not None and not store_url.startswith("sqlite"):
         url = store_url
         copy(place.engine, url)
-    settings = load(
-        environ={
-            "EVERGREEN_HOME": str(home),
-            "EVERGREEN_STORE__URL": url,
-            "EVERGREEN_STORE__VAR": str(home),
-            "EVERGREEN_MODEL__NAME": "credit",
-            "EVERGREEN_SECURITY__TOKEN": TOKEN,
-            "EVERGREEN_SERVE__WORKERS": "1",
-        }
-    )
-    champion = place.registry.champion()
-    write_live(
-        settings.live_file, Live(model="credit", champion=LiveVersion(champion, str(place.registry.path(champion))))
-    )
-    worker = Worker(settings, home / "run", "api-1")
-    worker.start()
-    write_status(home / "run", ControllerStatus(at=START, holder="me"))
     engine = connect(url)
     try:
-        yield Paged(Front(beyond, lambda: worker), worker, engine, place)
+        with working(place, home, url) as worker:
+            yield Paged(Front(nothing_beyond, lambda: worker), worker, engine, place)
     finally:
-        worker.close()
         engine.dispose()
         place.engine.dispose()
+
+
+@pytest.fixture
+def there(grown: Path, tmp_path: Path, store_url: str) -> Iterator[Paged]:
+    """Three checks, two versions, a promotion; on both kinds of store."""
+    with paged(grown, tmp_path / "home", store_url) as found:
+        yield found
+
+
+@pytest.fixture
+def here(grown: Path, tmp_path: Path) -> Iterator[Paged]:
+    """The same, on SQLite."""
+    with paged(grown, tmp_path / "home") as found:
+        yield found
 
 
 def copy(source: sa.Engine, url: str) -> None:

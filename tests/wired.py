@@ -16,6 +16,8 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from monitoring.store import open_store
+from service import keys
 from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
@@ -51,6 +53,21 @@ def working(home: Path, artefact: Path, **settings: str) -> Iterator[Worker]:
 def worker(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
     with working(tmp_path, artefact) as made:
         yield made
+
+
+@pytest.fixture(name="worker")
+def worker_with_store(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
+    """The same, beside a store."""
+    with working(tmp_path, artefact) as made:
+        open_store(made.settings.store_url).dispose()
+        yield made
+
+
+def add(worker: Worker, name: str, *scopes: str) -> str:
+    """A new token with this name, which the worker knows already."""
+    token = keys.add(worker.settings.tokens_file, name, scopes, 0.0)
+    worker.keys.look()
+    return token
 
 
 class Served(NamedTuple):

@@ -14,12 +14,15 @@ from tests.stand_in import TOKEN
 
 
 @contextmanager
-def working(place: Place, home: Path) -> Iterator[Worker]:
-    """A worker that answers with the champion of this place, beside a controller that has said that it is well."""
+def working(place: Place, home: Path, store_url: str = "") -> Iterator[Worker]:
+    """A worker that answers with the champion of this place, beside a controller that has said that it is well.
+
+    `store_url` is where the rows of the place are when they are not its own file.
+    """
     settings = load(
         environ={
             "EVERGREEN_HOME": str(home),
-            "EVERGREEN_STORE__URL": f"sqlite:///{home}/evergreen.db",
+            "EVERGREEN_STORE__URL": store_url or f"sqlite:///{home}/evergreen.db",
             "EVERGREEN_STORE__VAR": str(home),
             "EVERGREEN_MODEL__NAME": "credit",
             "EVERGREEN_SECURITY__TOKEN": TOKEN,
@@ -32,5 +35,7 @@ def working(place: Place, home: Path) -> Iterator[Worker]:
     worker = Worker(settings, home / "run", "api-1")
     worker.start()
     write_status(home / "run", ControllerStatus(at=place.now, holder="me", spool_bytes=512))
-    yield worker
-    worker.close()
+    try:
+        yield worker
+    finally:
+        worker.close()

@@ -25,6 +25,7 @@ import pytest
 from rich.cells import cell_len
 
 from service.serving.front import Front
+from tests.fronts import nothing_beyond
 from tests.places import TOKEN, Place, first, place
 from tests.real_server import ROOT
 from tests.stand_in import TOKEN as SECRET
@@ -73,11 +74,7 @@ def deployed(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @contextmanager
 def serving(place: Place, home: Path) -> Iterator[str]:
     """The address of a worker of this place."""
-
-    async def beyond(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError(f"{scope['path']} is not the framework's")
-
-    with working(place, home) as worker, listening(Front(beyond, lambda: worker)) as url:
+    with working(place, home) as worker, listening(Front(nothing_beyond, lambda: worker)) as url:
         yield url
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +21,14 @@ from service.serving.front import Front
 from service.serving.gate import BODY_BYTES
 from service.serving.worker import Worker
 from tests.artefacts import example_record, sample_schema
-from tests.wired import artefact, records, request, serving, talk, working
+from tests.fronts import nothing_beyond
+from tests.wired import add, artefact, records, request, serving, talk, worker_with_store, working
 
-__all__ = ["artefact"]  # a fixture
+__all__ = ["artefact", "worker_with_store"]  # fixtures
 
 INFER = "/v2/models/evergreen/infer"
 ELSEWHERE = ("10.1.2.3", 4321)
 HERE = ("127.0.0.1", 4321)
-
-
-async def beyond(scope: Any, receive: Any, send: Any) -> None:
-    raise AssertionError("none of these is the framework's")
-
-
-@pytest.fixture
-def worker(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
-    with working(tmp_path, artefact) as made:
-        open_store(made.settings.store_url).dispose()
-        yield made
-
-
-def add(worker: Worker, name: str, *scopes: str) -> str:
-    token = keys.add(worker.settings.tokens_file, name, scopes, 0.0)
-    worker.keys.look()
-    return token
 
 
 def ask(
@@ -59,7 +42,7 @@ def ask(
     **headers: str,
 ) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(Front(beyond, lambda: worker), client=client)
+        transport = httpx.ASGITransport(Front(nothing_beyond, lambda: worker), client=client)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as asking:
             given = {"content-type": "application/json", **headers}
             if token:
@@ -277,7 +260,7 @@ def test_manage_looks_at_the_token_and_the_length_before_the_body(worker: Worker
         headers += [(b"content-type", b"application/json")]
         headers += [(b"content-length", b"%d" % size)] if length else []
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-        await Front(beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
+        await Front(nothing_beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
         return status, read
 
     for path in ("/manage/retrain", "/manage/models"):
@@ -371,7 +354,7 @@ def test_interrupted_pushes_leave_nothing_and_leftovers_are_swept(worker: Worker
         headers = [(b"authorization", b"Bearer " + token.encode()), (b"content-length", b"5000")]
         path = "/manage/models"
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-        await Front(beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
+        await Front(nothing_beyond, lambda: worker)({**scope, "headers": headers, "client": HERE}, receive, send)
 
     folder = worker.settings.pushes_dir
     asyncio.run(interrupted())

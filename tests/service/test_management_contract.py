@@ -12,13 +12,11 @@ import httpx
 import pytest
 
 from monitoring.schema import FeatureSchema
-from service.configuration import load
-from service.handover import ControllerStatus, Live, LiveVersion, write_live, write_status
 from service.serving.front import Front
-from service.serving.worker import Worker
-from tests.fronts import run
-from tests.places import START, Place, first, record
+from tests.fronts import nothing_beyond, run
+from tests.places import Place, first, record
 from tests.stand_in import TOKEN, StandIn
+from tests.working import working
 from training.artefact import SCHEMA
 from training.cycle import run_cycle
 
@@ -46,29 +44,11 @@ def both(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both
         place.answer(rows, rows, moved=moved)
         runs.append(run_cycle(place.loop))
     assert (runs[-1].outcome, place.registry.live().previous) == ("promoted", 1)
-    settings = load(
-        environ={
-            "EVERGREEN_HOME": str(home),
-            "EVERGREEN_STORE__URL": f"sqlite:///{home}/evergreen.db",
-            "EVERGREEN_STORE__VAR": str(home),
-            "EVERGREEN_MODEL__NAME": "credit",
-            "EVERGREEN_SECURITY__TOKEN": TOKEN,
-            "EVERGREEN_SERVE__WORKERS": "1",
-        }
-    )
-    write_live(settings.live_file, Live(model="credit", champion=LiveVersion(2, str(place.registry.path(2)))))
-    worker = Worker(settings, home / "run", "api-1")
-    worker.start()
-    write_status(home / "run", ControllerStatus(at=START, holder="me"))
     stand_in = StandIn(FeatureSchema.from_json((place.registry.path(2) / SCHEMA).read_bytes()))
     for _ in range(3):
         stand_in.queue("retrain", "", None)
-
-    async def beyond(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError(f"{scope['path']} is not the framework's")
-
-    yield Both(Front(beyond, lambda: worker), stand_in)
-    worker.close()
+    with working(place, home) as worker:
+        yield Both(Front(nothing_beyond, lambda: worker), stand_in)
     place.engine.dispose()
 
 

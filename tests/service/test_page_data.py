@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from monitoring.store import checks, labels, predictions, runs
 from service.keys import add
 from service.web import shapes
-from tests.paged import Paged, grown, paged
+from tests.paged import Paged, grown, here, paged, there
 from tests.places import START, first, world
 from training.artefact import REFERENCE
 
-__all__ = ["first", "grown"]  # fixtures
+__all__ = ["first", "grown", "here", "there"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
@@ -32,20 +32,6 @@ PARTS: dict[str, type[Any]] = {
     "segments": shapes.Segments,
     "traffic": shapes.Traffic,
 }
-
-
-@pytest.fixture
-def there(grown: Path, tmp_path: Path, store_url: str) -> Iterator[Paged]:
-    """Three checks, two versions, a promotion; on both kinds of store."""
-    with paged(grown, tmp_path / "home", store_url) as found:
-        yield found
-
-
-@pytest.fixture
-def here(grown: Path, tmp_path: Path) -> Iterator[Paged]:
-    """The same, on SQLite."""
-    with paged(grown, tmp_path / "home") as found:
-        yield found
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,29 +17,17 @@ from service.keys import add, revoke
 from service.web import events
 from service.web.events import MOST_STREAMS
 from service.web.page import page_of
-from tests.paged import Paged, grown, paged
+from tests.paged import Paged, grown, here, there
 from tests.stand_in import TOKEN
 from tests.wired import request, serving
 from training.runs import Runs
 
-__all__ = ["grown"]  # a fixture
+__all__ = ["grown", "here", "there"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 WITHIN_S = 2.0
 """From the store having it to the page knowing it; the test allows as much again for a busy machine."""
-
-
-@pytest.fixture
-def there(grown: Path, tmp_path: Path, store_url: str) -> Iterator[Paged]:
-    with paged(grown, tmp_path / "home", store_url) as found:
-        yield found
-
-
-@pytest.fixture
-def here(grown: Path, tmp_path: Path) -> Iterator[Paged]:
-    with paged(grown, tmp_path / "home") as found:
-        yield found
 
 
 @asynccontextmanager
