@@ -50,7 +50,7 @@ predictions = sa.Table(
     sa.Column("prediction", sa.Text, nullable=False),  # JSON scalar
     sa.Column("probabilities", sa.Text),  # JSON array in the order of the schema's classes, or NULL
     sa.Column("adaptation", sa.Integer),  # number of the version's adaptation in force, NULL when none was
-    sa.Column("trace_id", sa.Text),  # W3C trace of the request, 32 hex digits; NULL when its caller named none
+    sa.Column("trace_id", sa.Text),  # W3C trace of the request, 32 hex digits; NULL when it was in none
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (day)",  # a partition a day, made by the drain: `ensure_days`
 )

@@ -76,10 +76,12 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
         spec = _spec(loop, champion, schema, window, folder, standing, scored_until, answered_by)
         all_below = 0 if reverted is not None else loop.adapt.most_rows
         total, _ = ever_answered(loop, champion, window[AT].to_numpy(), until or math.inf, all_below)
-        spec = msgspec.structs.replace(spec, answered_before=max(total - len(window), 0))
-        if reverted is None:
-            taken = loop.registry.manifest(champion).data.snapshot
-            spec = msgspec.structs.replace(spec, unseen=str(loop.snapshots_dir / f"{taken}.parquet"))
+        taken = loop.registry.manifest(champion).data.snapshot
+        spec = msgspec.structs.replace(
+            spec,
+            answered_before=max(total - len(window), 0),
+            unseen=str(loop.snapshots_dir / f"{taken}.parquet") if reverted is None else None,
+        )
         found = _asked(loop, spec, champion)
         if found is not None:
             _put(loop, table, champion, found, Path(spec.out), float(window[AT].iloc[-1]))

@@ -31,6 +31,8 @@ from training.slices import slices
 if TYPE_CHECKING:
     import pandas as pd
 
+    from training.spec import Adapted
+
 TRAININGS: Final = ("bootstrap", "retrain")
 """Kinds of runs that fit a model; the cool-down counts from them."""
 
@@ -58,11 +60,11 @@ class Seen:
         return {**quality, **verdict, **counted, **raw, "labels": msgspec.to_builtins(self.labels)}
 
 
-def check(loop: Loop, champion: int, labels: Maturity | None = None, raw: QualityVerdict | None = None) -> Seen:
+def check(loop: Loop, champion: int, labels: Maturity | None = None, adapted: Adapted | None = None) -> Seen:
     """Drift and quality of what the champion answered lately, against its own reference and holdout.
 
-    `labels` is what `maturity` says now; it is asked when none is given. `raw` is the verdict on the champion's own
-    output, where it was adapted; None: not looked at, what the last check knew of it stands.
+    `labels` is what `maturity` says now; it is asked when none is given. `adapted` is what came of adapting to these
+    rows, with a verdict on the champion's own output; without one, what the last check knew of that stands.
     """
     import pandas as pd
 
@@ -82,6 +84,7 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None, raw: Qualit
         sources=loop.gates.label_sources,
     )
     last = next(iter(loop.runs.checks(limit=1, version=champion)), None)
+    raw = None if adapted is None else adapted.raw
     if raw is None and window[ADAPTATION].notna().any():
         raw = _raw_before(last)
     quality = _quality(loop, champion, schema, reference, answered, labels, raw)

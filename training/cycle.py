@@ -67,7 +67,7 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     adapted = adapt(loop, champion, labels.matured_until)
     if adapted is not None:
         _tell(loop, "adapted", version=champion, adapted=adapted, works_hard=works_hard(loop, champion))
-    seen = check(loop, champion, labels, None if adapted is None else adapted.raw)
+    seen = check(loop, champion, labels, adapted)
     history = past(loop, seen, besides=asked)
     decision = decide(seen.drift, seen.quality, history, loop.clock(), loop.retrain, manual=asked is not None)
     check_id = _remember(loop, seen, decision)

@@ -19,7 +19,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from monitoring.errors import in_short
+from monitoring.errors import first_line, in_short
 from service.control.deployment import assemble
 from service.report_files import Refused, ReportFiles
 from service.settings import Settings
@@ -68,7 +68,7 @@ class Reports:
             logger.info("a report is made after the next start: the server stops")
         except sa.exc.SQLAlchemyError as error:
             if not self._store_down:
-                logger.warning("the store does not answer (%s); reports wait for it", str(error).splitlines()[0])
+                logger.warning("the store does not answer (%s); reports wait for it", first_line(error))
             self._store_down = True
 
     @contextmanager

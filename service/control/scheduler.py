@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -103,9 +102,8 @@ class Scheduler:
         self._works_hard = 0  # the version whose adaptation was last told to do much
         self._bootstrap_after = 0.0
         self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
-        self._paused = (
-            False  # nothing is checked, trained or promoted by itself; only the holder of the lease changes it
-        )
+        # While true, nothing is checked, trained or promoted by itself; only the holder of the lease changes it.
+        self._paused = False
         self._last: dict[str, JobStatus] = {}  # by job: how it went since this process began
 
     def run(self, stopping: threading.Event, say_leader: Callable[[bool], None]) -> None:
@@ -341,12 +339,6 @@ class Scheduler:
             why = f"outputs of version {version} are moved by {found.moved:.2g} for long: a training is due"
             self.alarm("adaptation_works_hard", {"version": version, "moved": found.moved, "why": why})
 
-    def _forget_adaptation(self) -> None:
-        """What was measured of the one in force before is not true any more."""
-        no_adaptation(self.metrics, self.settings.adapt.names)
-        for output in ("raw", "served"):
-            self.metrics.adaptation_loss.labels(output).set(math.nan)
-
     def _count_check(self, fields: Mapping[str, Any]) -> None:
         metrics, seen = self.metrics, fields["seen"]
         drift, quality = seen.drift, seen.quality.measured
@@ -412,7 +404,7 @@ class Scheduler:
         for table, rows in told.rows.items() if forgets else ():
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
         if run.state == "done" and run.outcome in UNADAPTS:
-            self._forget_adaptation()
+            no_adaptation(self.metrics, self.settings.adapt.names)
         if run.kind != "check" or run.state == "failed":
             if not forgets and run.kind not in ("check", "adaptation", *PAUSES):
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()

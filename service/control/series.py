@@ -63,12 +63,12 @@ def begin(metrics: Metrics, experts: Iterable[str]) -> None:
     for unknown in (metrics.drift_share, metrics.label_delay, metrics.label_coverage):
         unknown.set(math.nan)
     no_adaptation(metrics, experts)
-    for output in ("raw", "served"):
-        metrics.adaptation_loss.labels(output).set(math.nan)
 
 
 def no_adaptation(metrics: Metrics, experts: Iterable[str]) -> None:
-    """Nothing is moved and no expert has a weight."""
+    """Nothing is moved, no expert has a weight, and of a loss nothing is known."""
     metrics.adaptation_moved.set(0)
+    for output in ("raw", "served"):
+        metrics.adaptation_loss.labels(output).set(math.nan)
     for expert in experts:
         metrics.adaptation_weight.labels(expert).set(0)

@@ -8,17 +8,16 @@ from __future__ import annotations
 import logging
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 import sqlalchemy as sa
-from starlette.exceptions import HTTPException
 
-from service.keys import Denied, allowed
-from service.serving.request import Reject, check_content_type, content_length, echoed
+from service.keys import allowed
+from service.serving.management.deployment import TRY_AGAIN_S, store_down
+from service.serving.request import Reject, check_content_type, content_length
 from service.web.decisions import decisions
 from service.web.distribution import distribution
 from service.web.drift import drift
@@ -99,18 +98,18 @@ def _number(text: str) -> bool:
 
 
 async def answer_page(worker: Worker, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request of `/page/...`."""
+    """Answer a request of `/page/...`. Raises `Denied` and `Reject`, for a store that does not answer, too."""
     given = {name: value for name, value in scope["headers"]}
-    request_id = echoed(given.get(b"x-request-id", b"")).decode() or str(uuid.uuid4())
     try:
         status, body, headers = await _answered(worker, scope, given, receive, send)
-    except ConnectionResetError:
-        raise
-    except Exception as error:
-        status, message, extra = _refused(error, scope, request_id)
-        body, headers = msgspec.json.encode({"error": message}), extra
+    except (UnknownRun, UnknownVersion) as error:
+        raise Reject(404, str(error)) from None
+    except FormatError as error:
+        raise Reject(503, str(error)) from None
+    except sa.exc.SQLAlchemyError as error:
+        raise Reject(503, store_down(error), TRY_AGAIN_S) from None
     if status:
-        await _send(send, status, body, [*headers, (b"x-request-id", request_id.encode())])
+        await _send(send, status, body, headers)
 
 
 async def _answered(
@@ -121,7 +120,7 @@ async def _answered(
     if path == "/page/session":
         return await _session(worker, scope, given, receive)
     if method not in ("GET", "HEAD"):
-        raise HTTPException(405, f"{path[:80]} takes GET, not {method}: writes go to /manage", {"allow": "GET, HEAD"})
+        raise Reject(405, f"the page takes GET here, writes go to /manage, got {method} {path[:80]}", allow="GET, HEAD")
     asker = worker.sessions.asker(given)
     allowed(asker.token, "read")
     page = await _page(worker)
@@ -133,7 +132,7 @@ async def _answered(
     query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20))
     found = _route(page, raw, query)
     if found is None:
-        raise HTTPException(404, f"{path[:80]}: the page has no such part")
+        raise Reject(404, f"the page has no such part, got {path[:80]}")
     lasts_s, work = found
     made = await page.answer((raw, *sorted(f"{name}={value}" for name, value in query.items())), lasts_s, work)
     body: bytes = made.body
@@ -169,9 +168,7 @@ async def _session(
     if method == "DELETE":
         return 204, b"", [fresh, (b"set-cookie", cookie_header("", secure=secure, lasts_s=0))]
     if method != "POST":
-        raise HTTPException(
-            405, f"/page/session takes GET, POST and DELETE, not {method}", {"allow": "GET, POST, DELETE"}
-        )
+        raise Reject(405, f"/page/session takes GET, POST and DELETE, not {method}", allow="GET, POST, DELETE")
     check_content_type(given.get(b"content-type", b"application/json"))
     try:
         wanted = msgspec.json.decode(await _body(given, receive), type=SignIn)
@@ -200,27 +197,6 @@ async def _body(given: Mapping[bytes, bytes], receive: Receive) -> bytes:
             raise Reject(413, f"the body has more than {SIGN_IN_BYTES} bytes: it is only a token")
         if not message.get("more_body"):
             return bytes(body)
-
-
-def _refused(error: Exception, scope: Scope, request_id: str) -> tuple[int, str, Headers]:
-    """(status, message, headers) of a request that ended with this error."""
-    if isinstance(error, Denied):
-        return error.status, error.message, []
-    if isinstance(error, Reject):
-        wait = [] if error.retry_after_s is None else [(b"retry-after", b"%d" % error.retry_after_s)]
-        return error.status, error.message, wait
-    if isinstance(error, HTTPException):
-        extra = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-        return error.status_code, error.detail, extra
-    if isinstance(error, UnknownRun | UnknownVersion):
-        return 404, str(error), []
-    if isinstance(error, FormatError):
-        return 503, str(error), []
-    if isinstance(error, sa.exc.SQLAlchemyError):
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        return 503, f"the store does not answer ({reason}); predictions go on, try again", [(b"retry-after", b"5")]
-    logger.error("unexpected error on %s, request %s", scope["path"][:200], request_id, exc_info=error)
-    return 500, f"an error of ours; the server's log has the details under request {request_id}", []
 
 
 async def _send(send: Send, status: int, body: bytes, extra: list[tuple[bytes, Any]]) -> None:

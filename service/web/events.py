@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import sqlalchemy as sa
 
+from monitoring.errors import first_line
 from service.serving.request import Reject
 from service.web.meter import EVERY_S
 from service.web.shapes import Changed
@@ -89,7 +90,7 @@ class Events:
                 topics, before, failing = seen.topics(before), seen, False
             except (sa.exc.SQLAlchemyError, Reject) as error:
                 if not failing:
-                    logger.warning("what has changed is not known: %s", str(error).splitlines()[0])
+                    logger.warning("what has changed is not known: %s", first_line(error))
                 failing = True
             if began - measured >= EVERY_S:
                 with suppress(Reject, OSError):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 import sqlalchemy as sa
-from starlette.exceptions import HTTPException
 
 from monitoring.decode import InvalidRequest, RequestDecoder
 from monitoring.drift import OUTPUT
 from monitoring.store import checks, key_columns, predictions
+from service.serving.request import Reject
 from service.web import sketch
 from service.web.bins import SHOWN_CHARS, Sketch, categories, counted, numbers, of_categories
 from service.web.champion import schema_of
@@ -32,18 +32,16 @@ class _Until(msgspec.Struct):
 
 
 def histogram(here: Managed, references: References, check: int, feature: str) -> Histogram:
-    """Raises HTTPException 404 for a check or a feature that there is not."""
+    """Raises Reject 404 for a check or a feature that there is not."""
     with here.engine.connect() as connection:
         row = connection.execute(
             sa.select(checks.c.at, checks.c.version, checks.c.drift).where(checks.c.id == check)
         ).first()
     if row is None:
-        raise HTTPException(404, f"there is no check {check}; `evergreen drift` shows the newest")
+        raise Reject(404, f"there is no check {check}; `evergreen drift` shows the newest")
     schema = schema_of(here, row.version)
     if schema is None:
-        raise HTTPException(
-            404, f"the artefact of version {row.version} is not on this host: its features are not known"
-        )
+        raise Reject(404, f"the artefact of version {row.version} is not on this host: its features are not known")
     kind = _kind(schema, feature)
     known = references.of(here, row.version) or {}
     reference = known.get(sketch.OUTPUT if _is_output(schema, feature) else feature)
@@ -83,7 +81,7 @@ def _kind(schema: FeatureSchema, feature: str) -> Any:
     for each in schema.features:
         if each.name == feature:
             return each.kind
-    raise HTTPException(404, f"the model has no feature {feature[:60]!r}; it has {', '.join(schema.names)[:500]}")
+    raise Reject(404, f"the model has no feature {feature[:60]!r}; it has {', '.join(schema.names)[:500]}")
 
 
 def _values(here: Managed, schema: FeatureSchema, version: int, looked: _Until, feature: str, kind: str) -> Any:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,18 @@ from service import keys
 from service.serving.front import Front
 from service.serving.worker import Worker
 from service.web.session import COOKIE, FAILURES, LASTS_S, Sessions
-from tests.paged import beyond
-from tests.wired import artefact, request, serving, talk, working
+from tests.fronts import nothing_beyond
+from tests.wired import add, artefact, request, serving, talk, worker_with_store, working
 from training.runs import Runs
 
-__all__ = ["artefact"]  # a fixture
-
-
-@pytest.fixture
-def worker(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
-    with working(tmp_path, artefact) as made:
-        open_store(made.settings.store_url).dispose()
-        yield made
-
-
-def add(worker: Worker, name: str, *scopes: str) -> str:
-    token = keys.add(worker.settings.tokens_file, name, scopes, 0.0)
-    worker.keys.look()
-    return token
+__all__ = ["artefact", "worker_with_store"]  # fixtures
 
 
 def ask(
     worker: Worker, method: str, path: str, body: Any = None, *, base: str = "http://page", **headers: str
 ) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(Front(beyond, lambda: worker))
+        transport = httpx.ASGITransport(Front(nothing_beyond, lambda: worker))
         async with httpx.AsyncClient(transport=transport, base_url=base) as client:
             given = {name.replace("_", "-"): value for name, value in headers.items()}
             return await client.request(method, path, json=body, headers=given)
@@ -89,6 +75,23 @@ def test_who_is_not_signed_in_gets_no_data_and_no_session(worker: Worker) -> Non
     assert ask(worker, "GET", "/page/events").status_code == 401
     forged = ask(worker, "GET", "/page/state", cookie=f"{COOKIE}=e30.{'0' * 64}")
     assert forged.status_code == 401 and "sign in" in forged.json()["error"]
+
+
+def test_every_answer_has_one_request_id_and_a_refusal_s_line_has_the_same(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    _, cookie = sign_in(worker, add(worker, "ana", "read"))
+    good = ask(worker, "GET", "/page/session", cookie=cookie, x_request_id="mine")
+    assert (good.status_code, good.headers.get_list("x-request-id")) == (200, ["mine"])
+    for method, path, status in (("GET", "/page/nothing", 404), ("POST", "/page/state", 405)):
+        caplog.clear()
+        answer = ask(worker, method, path, cookie=cookie)
+        made = answer.headers.get_list("x-request-id")
+        assert (answer.status_code, len(made)) == (status, 1)
+        lines = [record for record in caplog.records if hasattr(record, "request")]
+        assert [line.request for line in lines] == made  # type: ignore[attr-defined]
+        assert not [line for line in lines if path in line.getMessage()]
 
 
 def test_a_wrong_token_is_refused_and_never_logged(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:

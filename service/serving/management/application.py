@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from service.serving.management import adaptation, loop, models, reports, rows, runs
-from service.serving.management.deployment import managed
+from service.serving.management.deployment import TRY_AGAIN_S, managed, store_down
 from service.serving.management.openapi import PATH, document
 from training.manifest import FormatError
 from training.registry import UnknownVersion
@@ -72,8 +72,7 @@ async def _too_new(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _store_down(_: Request, error: SQLAlchemyError) -> JSONResponse:
-    reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-    return _error(503, f"the store does not answer ({reason}); predictions go on, try again", {"retry-after": "5"})
+    return _error(503, store_down(error), {"retry-after": str(TRY_AGAIN_S)})
 
 
 async def _unexpected(request: Request, _: Exception) -> JSONResponse:

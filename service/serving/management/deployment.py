@@ -6,10 +6,11 @@ import time
 import weakref
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
+from monitoring.errors import first_line
 from monitoring.store import connect
 from training.registry import Registry
 from training.runs import Runs
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from service.serving.worker import Worker
     from service.settings import Settings
+
+
+TRY_AGAIN_S: Final = 5
 
 
 class Accepted(BaseModel):
@@ -55,3 +59,8 @@ def managed(worker: Worker) -> Managed:
     found = Managed(worker, engine, Runs(engine), Registry(engine, settings.models_dir, settings.model.name))
     weakref.finalize(found, engine.dispose)
     return found
+
+
+def store_down(error: Exception) -> str:
+    """What is told when the store has something against what was asked; it may be asked again `TRY_AGAIN_S` later."""
+    return f"the store does not answer ({first_line(error)}); predictions go on, try again"
