@@ -13,6 +13,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from service.serving import large
 from service.serving.front import Front
@@ -211,16 +212,18 @@ def test_bodies_that_are_no_text_are_no_error_of_ours(app: Front, path: str) -> 
 
 
 def test_an_error_of_ours_is_json_and_its_request_stands_in_the_log(
-    app: Front, caplog: pytest.LogCaptureFixture
+    app: Front, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = app.lane.worker.model
 
     class Broken:
-        engine = "onnx"
+        engine, version, adaptation = "onnx", 1, UNSET
 
         def __getattr__(self, name: str) -> Any:
             raise KeyError(name)
 
+    # The worker's thread would bring the whole model back in the middle of the test.
+    monkeypatch.setattr(type(model), "follow", lambda model, live, now: False)
     kept, model.current = model.current, Broken()  # type: ignore[assignment]
     try:
         answers = [post(app, path, b"{}", **{"x-request-id": "r-1"}) for path in ("/predict", INFER)]
