@@ -11,9 +11,33 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 # OpenMP threads of small fits fight for the cores with everything else that runs: seconds become minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+SERVERS = "tests/server/"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real servers first: they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SERVERS))
+
+
+class ByFile(LoadFileScheduling):
+    """One process for each file, since fixtures of a module are dear; and one for all real servers.
+
+    Two of those at once would only wait for each other's processors.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return SERVERS if nodeid.startswith(SERVERS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from service.place import free_port
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def wait_until(what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def wait_until(what: str, condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     """The condition's first true value; an AssertionError naming `what` when it does not come."""
     deadline = time.monotonic() + seconds
     while True:
@@ -68,7 +68,7 @@ class Server:
             )
         return self
 
-    def wait_ready(self, seconds: float = 90.0) -> Server:
+    def wait_ready(self, seconds: float = 240.0) -> Server:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, f"the server ended: {self.log_path.read_text()[-3000:]}"

@@ -94,6 +94,7 @@ def test_the_level_holds_for_us_and_the_libraries_say_warnings_only_through_the_
     stream = io.StringIO()
     for name in THEIRS:
         logging.getLogger(name).addHandler(logging.StreamHandler(io.StringIO()))
+        logging.getLogger(name).setLevel(logging.NOTSET)  # a server that another test started in this process set it
     configure(LoggingPolicy(level="debug"), "serve", io.StringIO())
 
     configure(LoggingPolicy(level="warning"), "serve", stream)  # the last call counts

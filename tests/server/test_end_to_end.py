@@ -176,7 +176,7 @@ def test_killed_workers_and_controller_lose_no_acknowledged_row(server: Server) 
 
     summary = summaries[0]
     wait_until("the controller's return", lambda: server.children("Controller"))
-    wait_until("each acknowledged row once", lambda: every_acknowledged_row_is_stored_once(server, summary), 40)
+    wait_until("each acknowledged row once", lambda: every_acknowledged_row_is_stored_once(server, summary))
     surplus = sum(stored_ids(server).values()) - len(stored_ids(server))
     assert surplus == 0
     assert summary.rows_failed <= 4 * 10, "only requests in flight on the killed worker may fail"
@@ -301,7 +301,7 @@ def test_a_stop_finishes_drains_and_leaves_nothing_behind(server: Server) -> Non
 def test_after_a_restart_the_same_version_serves_and_orphans_of_a_killed_server_end(server: Server) -> None:
     live = json.loads((server.home / "var" / "live.json").read_text())
 
-    server.start().wait_ready(30)
+    server.start().wait_ready()
     answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}).json()
     family = server.children()
     assert len(family) == 3, "two workers and the controller"
@@ -311,4 +311,4 @@ def test_after_a_restart_the_same_version_serves_and_orphans_of_a_killed_server_
 
     assert answer["version"] == live["champion"]["version"]
     wait_until("the end of all children", lambda: not any(p.is_running() and p.status() != "zombie" for p in family), 5)
-    server.start().wait_ready(30)
+    server.start().wait_ready()

@@ -88,7 +88,7 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
             answered += 50
 
     try:
-        server.start().wait_ready(120)
+        server.start().wait_ready()
         workers = {process.pid for process in server.children("PredictionService")}
         assert len(workers) == 2
         predict(10)
@@ -102,18 +102,18 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
             answer = httpx.post(f"{server.url}/feedback", json=label, timeout=20)
             return answer if answer.status_code != 202 else None
 
-        refused = wait_until("a label without room", labelled, 20)
-        wait_until("the alert", lambda: [one for one in sent if one["event"] == "record_dropped"], 20)
+        refused = wait_until("a label without room", labelled)
+        wait_until("the alert", lambda: [one for one in sent if one["event"] == "record_dropped"])
         filler.unlink()
         before = counted(server, "appended")
-        wait_until("recording again", lambda: predict(1) or counted(server, "appended") > before, 20)
+        wait_until("recording again", lambda: predict(1) or counted(server, "appended") > before)
         engine = sa.create_engine(server.settings.store_url)
 
         def stored() -> int:
             with engine.connect() as connection:
                 return connection.scalar(sa.select(sa.func.count()).select_from(predictions)) or 0
 
-        wait_until("the drain", lambda: stored() == counted(server, "appended"), 20)
+        wait_until("the drain", lambda: stored() == counted(server, "appended"))
         rows = stored()
         engine.dispose()
         dropped = counted(server, "dropped")

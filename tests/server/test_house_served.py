@@ -139,7 +139,7 @@ def test_a_worker_that_restarts_after_the_live_file_was_lost_serves_again(server
     victim = server.children("PredictionService")[0]
     os.kill(victim.pid, signal.SIGKILL)
     wait_until("the file", lambda: live.exists() and live.stat().st_size > 50, 10)
-    wait_until("the worker's return", lambda: len(server.children("PredictionService")) == 2, 30)
+    wait_until("the worker's return", lambda: len(server.children("PredictionService")) == 2)
     deadline = time.monotonic() + 3
     statuses = []
     while time.monotonic() < deadline:  # a connection each: both workers are asked

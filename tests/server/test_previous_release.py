@@ -77,11 +77,11 @@ def command(server: Server, *arguments: str) -> Any:
 
 
 def test_what_only_the_old_spool_held_is_drained_once(server: Server) -> None:
-    wait_until("the drain", lambda: rows(server.home) == (PREDICTIONS, LABELS), 30)
+    wait_until("the drain", lambda: rows(server.home) == (PREDICTIONS, LABELS))
 
 
 def test_the_same_champion_answers_the_same_predictions(server: Server, answers: list[dict[str, Any]]) -> None:
-    wait_until("the drain", lambda: rows(server.home) == (PREDICTIONS, LABELS), 30)  # before rows of today join
+    wait_until("the drain", lambda: rows(server.home) == (PREDICTIONS, LABELS))  # before rows of today join
 
     assert len(answers) == 5
     for kept in answers:
@@ -107,9 +107,9 @@ def test_its_runs_and_models_are_listed(server: Server) -> None:
 def test_it_retrains_on_old_and_new_rows_and_goes_back_to_the_first_version(server: Server) -> None:
     frame = sample.frame(500, start=5000)
     sent = replay_traffic(server.url, frame, target=sample.TARGET, rate=0.0, label_delay_s=0.0)
-    wait_until("the drain", lambda: rows(server.home)[1] == LABELS + 500, 30)
+    wait_until("the drain", lambda: rows(server.home)[1] == LABELS + 500)
     with server.client() as client:
-        trained = client.wait(client.retrain("after the upgrade"), timeout_s=120)
+        trained = client.wait(client.retrain("after the upgrade"), timeout_s=300)
         client.wait(client.promote(1, "the first once more"), timeout_s=60)
         models = client.models()
 
@@ -117,7 +117,7 @@ def test_it_retrains_on_old_and_new_rows_and_goes_back_to_the_first_version(serv
         answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]})
         return int(answer.json()["version"])
 
-    wait_until("the worker's change", lambda: answering() == 1, 20)  # it follows the store within its poll interval
+    wait_until("the worker's change", lambda: answering() == 1)  # it follows the store within its poll interval
 
     assert sent.ok
     assert trained["state"] == "done", trained

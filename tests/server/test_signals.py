@@ -45,7 +45,7 @@ def collector() -> Iterator[Collector]:
 def server(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("home"), TRACE__ENDPOINT=collector.url, TRACE__RATIO="0", **QUICK)
     try:
-        yield server.start().wait_ready(240)
+        yield server.start().wait_ready()
     finally:
         server.end()
 

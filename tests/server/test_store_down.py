@@ -39,8 +39,8 @@ def test_with_the_database_stopped_a_killed_worker_serves_the_same_version_and_n
 
         during = send(server, 400, 200)
         os.kill(server.children("PredictionService")[0].pid, signal.SIGKILL)
-        wait_until("the worker's return", lambda: len(server.children("PredictionService")) == 2, 30)
-        wait_until("both workers' word", lambda: workers_serving(server) == {"api-1", "api-2"}, 30)
+        wait_until("the worker's return", lambda: len(server.children("PredictionService")) == 2)
+        wait_until("both workers' word", lambda: workers_serving(server) == {"api-1", "api-2"})
         after = send(server, 400, 600)
         management = httpx.get(f"{server.url}/manage/runs", headers=server_token(server))
         postgres = start_postgres(tmp_path / "pg")

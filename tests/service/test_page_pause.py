@@ -36,7 +36,7 @@ def here(grown: Path, tmp_path: Path) -> Iterator[Paged]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Checks ten times a second, and no data that a first version could be trained from."""
-    changed = {"SCHEDULE__LEASE_S": "1", "SCHEDULE__CHECK_INTERVAL_S": "0.1", "DATA__SOURCE": "absent.csv"}
+    changed = {"SCHEDULE__LEASE_S": "5", "SCHEDULE__CHECK_INTERVAL_S": "0.1", "DATA__SOURCE": "absent.csv"}
     changed |= {"DATA__TARGET": "y"}
     return load(
         environ={"EVERGREEN_HOME": str(tmp_path), **{f"EVERGREEN_{name}": value for name, value in changed.items()}}
@@ -57,7 +57,7 @@ def test_a_paused_loop_neither_trains_nor_bootstraps_until_it_is_resumed_also_af
     try:
         scheduler = Scheduler(settings, engine, metrics, "first")
         with working(scheduler):
-            wait_until("the pause", lambda: known.get(pause).state == "done", 20)
+            wait_until("the pause", lambda: known.get(pause).state == "done")
             assert metrics.loop_paused._value.get() == 1
         scheduler.close()
         asked, before = queued(engine, "retrain"), known.list(kind="bootstrap")
@@ -72,8 +72,8 @@ def test_a_paused_loop_neither_trains_nor_bootstraps_until_it_is_resumed_also_af
         scheduler = Scheduler(settings, engine, metrics, "third")
         with working(scheduler):
             resume = queued(engine, "resume")
-            wait_until("the resumption", lambda: known.get(resume).state == "done", 20)
-            wait_until("the training's turn", lambda: known.get(asked).state != "queued", 20)
+            wait_until("the resumption", lambda: known.get(resume).state == "done")
+            wait_until("the training's turn", lambda: known.get(asked).state != "queued")
             assert metrics.loop_paused._value.get() == 0
             assert {job.name: job for job in scheduler.jobs()}["check"].next is not None
         scheduler.close()

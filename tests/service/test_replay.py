@@ -102,6 +102,7 @@ def test_the_command_writes_what_it_found_and_the_same_seed_finds_it_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
     data, policy = files
     options = "--target y --time when --label-delay 50 --every 350 --start 0.3 --json found.json --html found.html"
 

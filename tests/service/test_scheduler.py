@@ -57,7 +57,7 @@ def working(scheduler: Scheduler) -> Iterator[list[bool]]:
     thread = threading.Thread(target=scheduler.run, args=(stopping, told.append))
     thread.start()
     try:
-        wait_until("the lease", lambda: told == [True], 20)
+        wait_until("the lease", lambda: told == [True])
         yield told
     finally:
         stopping.set()
@@ -101,13 +101,13 @@ def last_success(scheduler: Scheduler) -> float:
 def fails_on(scheduler: Scheduler, times: int) -> None:
     """Wait for so many more checks that fail."""
     before = checks_failed(scheduler)
-    wait_until(f"{times} checks that fail", lambda: checks_failed(scheduler) >= before + times, 20)
+    wait_until(f"{times} checks that fail", lambda: checks_failed(scheduler) >= before + times)
 
 
 def ended(scheduler: Scheduler, run: int) -> Any:
     runs = Runs(scheduler.engine)
     # A first version is tried and refused beside it: no data is there.
-    wait_until("the end of the run", lambda: runs.get(run).state == "failed" and runs.running() is None, 20)
+    wait_until("the end of the run", lambda: runs.get(run).state == "failed" and runs.running() is None)
     return runs.get(run)
 
 
@@ -141,11 +141,11 @@ def test_while_the_database_is_busy_the_work_goes_on_and_is_not_cleared_up(setti
         token = scheduler.lease.token
         with closing(sqlite3.connect(settings.var / "evergreen.db", isolation_level=None)) as other:
             other.execute("begin immediate")  # as a VACUUM would: nobody else writes
-            wait_until("a renewal that failed", lambda: scheduler.lease.state == "unsure", 20)
+            wait_until("a renewal that failed", lambda: scheduler.lease.state == "unsure")
             time.sleep(1.0)
             during = (list(told), scheduler.lease.token)
             other.execute("rollback")
-        wait_until("a renewal", lambda: scheduler.lease.state == "held", 20)
+        wait_until("a renewal", lambda: scheduler.lease.state == "held")
 
         assert during == (told, scheduler.lease.token) == ([True], token)
 
@@ -173,7 +173,7 @@ def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Schedu
         name_a_champion(scheduler, 6)  # another reason
         fails_on(scheduler, 5)
         name_a_champion(scheduler, None)  # nothing to check: it goes well again
-        wait_until("a check that goes well", lambda: last_success(scheduler) > 0, 20)
+        wait_until("a check that goes well", lambda: last_success(scheduler) > 0)
         name_a_champion(scheduler, 6)
         fails_on(scheduler, 2)
 

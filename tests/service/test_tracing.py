@@ -111,7 +111,7 @@ def test_sampled_requests_become_spans_below_the_callers_and_others_do_not(
     ):
         before = time.time_ns()
         answers = talk(served.port, said, len(said), 0.01)
-        wait_until("the spans", lambda: len({span.trace_id for span in collector.spans}) == 5, 30)
+        wait_until("the spans", lambda: len({span.trace_id for span in collector.spans}) == 5)
         after = time.time_ns()
 
     assert [answer.status for answer in answers] == [200, 200, 200, 200, 200, 400, 200]
@@ -142,7 +142,7 @@ def test_of_requests_without_a_trace_the_ratio_begins_one(tmp_path: Path, artefa
         serving(worker) as served,
     ):
         (answer,) = talk(served.port, [request(records(1))], 1)
-        spans = wait_until("its spans", lambda: collector.of(answer.json["trace_id"]), 30)
+        spans = wait_until("its spans", lambda: collector.of(answer.json["trace_id"]))
 
     assert spans["POST predict"].parent == "" and len(spans) == 4
 
@@ -160,7 +160,7 @@ def test_a_collector_that_does_not_answer_delays_nobody_and_what_is_lost_is_coun
         assert tracer is not None and len(tracer._waiting) <= MOST_WAITING
         slowest = max(tracer_take(tracer, number) for number in range(2 * MOST_WAITING))
         collector.hold.set()
-        lost = wait_until("the count", lambda: sum(traces_counted(worker, name) for name in ("dropped", "failed")), 30)
+        lost = wait_until("the count", lambda: sum(traces_counted(worker, name) for name in ("dropped", "failed")))
 
     assert {answer.status for answer in answers} == {200}
     assert slowest < 0.5, "giving a span away waits for nobody (but this machine has other work)"
@@ -194,7 +194,7 @@ def test_a_training_is_a_trace_with_its_steps(collector: Collector) -> None:
     spans.hear("training_ended", {"run": run, "result": job})
     spans.hear("run_finished", {"run": ended})
     spans.hear("run_finished", {"run": ended})  # told once
-    wait_until("the spans", lambda: collector.spans, 30)
+    wait_until("the spans", lambda: collector.spans)
     tracer.close()
 
     by_name = {span.name: span for span in collector.spans}
