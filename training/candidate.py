@@ -142,7 +142,8 @@ def _unseen(
     """Answers to the newest rows by models that learned only rows before them, as the version will answer new ones.
 
     Models that learn from what comes after a row as well answer it too well: the world of the row is then known to
-    them. Nor do they learn rows whose labels had not come by then. At most a quarter of the rows are answered. None when too few rows or classes would be left for a fit.
+    them. Nor do they learn rows whose labels had not come by then. At most a quarter of the rows are answered. None
+    when too few rows or classes would be left for a fit.
     Source: Dawid 1984 ("prequential": every answer is given before its outcome is known).
     """
     adapt = AdaptPolicy.model_validate(spec.adapt)
@@ -169,4 +170,5 @@ def _known_at(row: int, learnt: npt.NDArray[np.intp], frame: pd.DataFrame, delay
     before = learnt[learnt < row]
     origin, at = frame[ORIGIN].to_numpy(), frame[AT].to_numpy()
     late = (origin[before] == "record") & (at[before] > at[row] - delay_s)
-    return before[~late]
+    known: npt.NDArray[np.intp] = before[~late]
+    return known

@@ -64,7 +64,7 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     """
     champion = loop.registry.champion()
     labels = maturity(loop)
-    adapted = adapt(loop, champion, labels.matured_until)
+    adapted = adapt(loop, champion, labels)
     if adapted is not None:
         _tell(loop, "adapted", version=champion, adapted=adapted, works_hard=works_hard(loop, champion))
     seen = check(loop, champion, labels, adapted)
@@ -351,6 +351,7 @@ def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
         "champion": str(folder),
         "champion_until": manifest.until,
         "delay_s": labels.delay_s,
+        "waiting": labels.waiting,
         "served": _write_served(frame, record, schema, champion, out.with_name("served.npy")),
         "standing": standing_of(loop),
     }
