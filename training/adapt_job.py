@@ -61,9 +61,8 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     )
     if found.harm:
         return JobResult(ok=True, passed=False, adapted=found)
-    made = make(
-        _with_unseen(spec, rows, model, schema, policy), schema.task, standing, policy, version=0, seed=spec.seed
-    )
+    together = _with_unseen(spec, rows, model, schema, policy)
+    made = make(together, schema.task, standing, policy, version=0, seed=spec.seed, waiting=spec.waiting)
     if made is None:
         return JobResult(ok=True, passed=False, adapted=found)
     write_made(made, out)

@@ -20,7 +20,7 @@ import numpy as np
 
 from monitoring.errors import EvergreenError
 from monitoring.feature import Task
-from training.session import UnloadableGraph, open_session
+from training.session import OneRow, UnloadableGraph, open_session
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -139,6 +139,7 @@ class Adapter:
         if self._learners:
             self._session = _session(adaptation)
             self._outputs = [output.name for output in self._session.get_outputs()][:1]
+            self._one_row = OneRow(self._session, width + adaptation.columns, width * self._learners)
 
     def apply(self, raw: npt.NDArray[Any], x: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
         """The served output for the champion's: probabilities n by classes, or n values; of `raw`'s own type.
@@ -170,11 +171,7 @@ class Adapter:
             v = float(raw[0])
         moved = self._first + self._slope * v
         if self._session is not None:
-            given = np.empty((1, 1 if x is None else 1 + x.shape[1]), np.float32)
-            given[0, 0] = v
-            if x is not None:
-                given[0, 1:] = x[0]
-            trees = self._session.run(self._outputs, {"input": given})[0][0].tolist()
+            trees = self._one_row.run(v, None if x is None else x[0])
             for share, said in zip(self._shares, trees, strict=True):
                 moved += share * said
         moved = v + min(max(moved - v, -self._bound), self._bound)

@@ -32,16 +32,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+    from monitoring.maturity import Maturity
     from training.adaptations import Event
     from training.loop import Loop
 
 logger = logging.getLogger(__name__)
 
 
-def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | None:
+def adapt(loop: Loop, champion: int, labels: Maturity | None = None) -> Adapted | None:
     """What came of adapting the champion's output to its rows that matured; None when nothing was to be done.
 
-    `until`: rows answered before that moment (seconds since 1970 UTC) are matured. Raises `LeaseLost`.
+    `labels` is what is known of their delay; without it every row with a label has matured. Raises `LeaseLost`.
     """
     table = Adaptations(loop.engine)
     switch = table.switch()
@@ -52,6 +53,7 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
     since, given_up = (None, 0) if reverted is None else (reverted.at, reverted.number)
     last = next((event for event in events if event.kind == "made" and event.number > given_up), None)
     schema = FeatureSchema.from_json((loop.registry.path(champion) / SCHEMA).read_bytes())
+    until, waiting = (None, 0) if labels is None else (labels.matured_until, labels.waiting)
     window = read_window(
         loop.engine,
         schema,
@@ -79,6 +81,7 @@ def adapt(loop: Loop, champion: int, until: float | None = None) -> Adapted | No
         taken = loop.registry.manifest(champion).data.snapshot
         spec = msgspec.structs.replace(
             spec,
+            waiting=waiting,
             answered_before=max(total - len(window), 0),
             unseen=str(loop.snapshots_dir / f"{taken}.parquet") if reverted is None else None,
         )

@@ -142,7 +142,8 @@ def _unseen(
     """Answers to the newest rows by models that learned only rows before them, as the version will answer new ones.
 
     Models that learn from what comes after a row as well answer it too well: the world of the row is then known to
-    them. At most a quarter of the rows are answered. None when too few rows or classes would be left for a fit.
+    them. Nor do they learn rows whose labels had not come by then. At most a quarter of the rows are answered. None
+    when too few rows or classes would be left for a fit.
     Source: Dawid 1984 ("prequential": every answer is given before its outcome is known).
     """
     adapt = AdaptPolicy.model_validate(spec.adapt)
@@ -153,7 +154,7 @@ def _unseen(
         answered = newest[folds == fold]
         if not len(answered):
             continue
-        part = frame.iloc[without(learnt[learnt < answered[0]], answered, frame, policy)]
+        part = frame.iloc[without(_known_at(answered[0], learnt, frame, spec.delay_s), answered, frame, policy)]
         if len(part) < policy.min_rows or not has_all_classes(part, schema):
             return None
         answers = predict(
@@ -162,3 +163,12 @@ def _unseen(
         said = np.empty((len(newest), *answers.shape[1:])) if said is None else said
         said[folds == fold] = answers
     return None if said is None else Unseen(newest, said)
+
+
+def _known_at(row: int, learnt: npt.NDArray[np.intp], frame: pd.DataFrame, delay_s: float) -> npt.NDArray[np.intp]:
+    """The positions before `row` whose labels had come by then, `delay_s` after each; a source's own are no delay."""
+    before = learnt[learnt < row]
+    origin, at = frame[ORIGIN].to_numpy(), frame[AT].to_numpy()
+    late = (origin[before] == "record") & (at[before] > at[row] - delay_s)
+    known: npt.NDArray[np.intp] = before[~late]
+    return known

@@ -64,7 +64,7 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     """
     champion = loop.registry.champion()
     labels = maturity(loop)
-    adapted = adapt(loop, champion, labels.matured_until)
+    adapted = adapt(loop, champion, labels)
     if adapted is not None:
         _tell(loop, "adapted", version=champion, adapted=adapted, works_hard=works_hard(loop, champion))
     seen = check(loop, champion, labels, adapted)
@@ -329,11 +329,12 @@ def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
     """The champion's source rows with the labelled record; and beside `out`, what it served for each of them."""
     folder, manifest = loop.registry.path(champion), loop.registry.manifest(champion)
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
+    labels = maturity(loop)
     record = read_window(
         loop.engine,
         schema,
         rows=loop.training.max_rows,
-        until=maturity(loop).matured_until,
+        until=labels.matured_until,
         labelled=True,
         sources=loop.gates.label_sources,
     )
@@ -349,6 +350,8 @@ def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
     given = {
         "champion": str(folder),
         "champion_until": manifest.until,
+        "delay_s": labels.delay_s,
+        "waiting": labels.waiting,
         "served": _write_served(frame, record, schema, champion, out.with_name("served.npy")),
         "standing": standing_of(loop),
     }

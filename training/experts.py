@@ -34,6 +34,9 @@ MAX_TREES: Final = 400
 """Trees of one residual learner over all classes: what it costs an answer."""
 
 
+LEAST_TRUST: Final = 0.25
+"""What labels count for at least, however many rows wait for theirs: of much traffic many wait for minutes only."""
+
 FURTHEST: Final = 10.0
 """Times the error that 95 of 100 rows stay below: of normal errors, none in 10^80 lies beyond. Up to one row in 20 may
 be an outlier (Huber 1981, winsorised residuals)."""
@@ -64,6 +67,12 @@ class AdaptPolicy(BaseModel):
     )
     half_life_rows: int = Field(
         6_000, ge=100, description="rows after which what an expert was worth counts half: the world moves on"
+    )
+    stale_rows: int = Field(
+        3_000,
+        ge=1,
+        description="rows that wait for their labels by which what the labels say counts half (never less than a "
+        "quarter): an expert knows the world of that long ago, and so does its record",
     )
     identity_prior: float = Field(
         0.2, gt=0, lt=1, description="weight of the unchanged output before anything is known"
@@ -190,14 +199,20 @@ def score(standing: Standing, adapter: Adapter, rows: Answered, policy: AdaptPol
     return Standing(before, standing.rows + n)
 
 
-def weigh(names: Sequence[str], standing: Standing, policy: AdaptPolicy) -> dict[str, float]:
-    """The weight of each of these experts (the identity among them); they sum to 1."""
+def weigh(names: Sequence[str], standing: Standing, policy: AdaptPolicy, *, waiting: int = 0) -> dict[str, float]:
+    """The weight of each of these experts (the identity among them); they sum to 1.
+
+    `waiting` rows were answered since those that the experts are fitted to and scored on.
+    """
+    trust = max(0.5 ** (waiting / policy.stale_rows), LEAST_TRUST)
     residual = [name for name in names if name.startswith("residual")]
     learners = policy.residual_prior if residual else 0.0
     each = (1 - policy.identity_prior - learners) / max(1, len(names) - 1 - len(residual))
     priors = dict.fromkeys(names, each) | dict.fromkeys(residual, learners / max(1, len(residual)))
-    priors[IDENTITY] = policy.identity_prior
-    exponents = {name: math.log(prior) + policy.rate * standing.gains.get(name, 0.0) for name, prior in priors.items()}
+    priors = {name: trust * prior for name, prior in priors.items()}
+    priors[IDENTITY] = 1 - trust * (1 - policy.identity_prior)
+    rate = trust * policy.rate
+    exponents = {name: math.log(prior) + rate * standing.gains.get(name, 0.0) for name, prior in priors.items()}
     top = max(exponents.values())
     raised = {name: math.exp(exponent - top) for name, exponent in exponents.items()}
     total = sum(raised.values())
@@ -205,9 +220,12 @@ def weigh(names: Sequence[str], standing: Standing, policy: AdaptPolicy) -> dict
 
 
 def make(
-    rows: Answered, task: Task, standing: Standing, policy: AdaptPolicy, *, version: int, seed: int
+    rows: Answered, task: Task, standing: Standing, policy: AdaptPolicy, *, version: int, seed: int, waiting: int = 0
 ) -> Made | None:
-    """The adaptation for what this champion answers next; None when there are fewer than `policy.min_rows` rows."""
+    """The adaptation for what this champion answers next; None when there are fewer than `policy.min_rows` rows.
+
+    `waiting` rows were answered after these, and have no label yet.
+    """
     if len(rows.truth) < policy.min_rows:
         return None
     v = link(rows.raw, task)
@@ -233,7 +251,7 @@ def make(
     if len(learners) > 1:
         everyone = tuple(range(len(learners)))
         experts.append(Expert("residuals", max(used for _, used, _ in learners), (0.0,), base, everyone))
-    weights = weigh([e.name for e in experts], standing, policy)
+    weights = weigh([e.name for e in experts], standing, policy, waiting=waiting)
     heavy = {name for name, weight in weights.items() if weight >= policy.min_weight} | {IDENTITY}
     total = sum(weights[name] for name in heavy)
     whole = Adaptation(

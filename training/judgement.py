@@ -200,7 +200,8 @@ def _write_start(
     """
     policy = AdaptPolicy.model_validate(spec.adapt)
     rows = tempered(answered(model, frame.iloc[unseen.rows], unseen.said, schema), schema.task)
-    made = make(rows, schema.task, Standing(dict(spec.standing)), policy, version=0, seed=spec.seed)
+    standing = Standing(dict(spec.standing))
+    made = make(rows, schema.task, standing, policy, version=0, seed=spec.seed, waiting=spec.waiting)
     if made is not None:
         write_made(made, out)
 

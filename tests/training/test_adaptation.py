@@ -182,6 +182,17 @@ def test_what_an_expert_was_worth_fades_and_is_halved_for_a_new_champion() -> No
     assert standing.halved() == Standing({"shift-300": 4.0}, 0)
 
 
+def test_the_more_rows_wait_for_their_labels_the_more_the_unchanged_output_counts() -> None:
+    names, standing = POLICY.names, Standing({"residual-8000": 30.0})
+    found = [weigh(names, standing, POLICY, waiting=waiting) for waiting in (0, 500, 3_000, 6_000, 10**7)]
+    identity = [weights[IDENTITY] for weights in found]
+    assert identity == sorted(identity) and identity[3] == identity[4] < 1
+    assert found[0] == weigh(names, standing, POLICY)
+    assert weigh(names, Standing(), POLICY, waiting=POLICY.stale_rows)[IDENTITY] == pytest.approx(0.6)
+    assert all(sum(weights.values()) == pytest.approx(1) for weights in found)
+    assert found[4]["residual-8000"] > found[4]["residual-1000"], "what it was worth counts still"
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("what", ["few rows", "one class or value", "a column without a value", "no columns", "huge"])
 def test_rows_of_any_kind_make_an_adaptation_or_none(task: str, what: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from monitoring.maturity import Maturity
 from monitoring.store import labels, leases, predictions
 from tests.places import Place, first, place
 from training.adaptation import IDENTITY
@@ -96,7 +97,7 @@ def test_rows_that_are_not_mature_do_not_count(place: Place) -> None:
     place.answer(300, 1, moved=True)
     matured = place.now
     place.answer(300, 2, moved=True)
-    found = adapt(place.loop, 1, until=matured + 0.5)
+    found = adapt(place.loop, 1, Maturity(0.0, matured + 0.5, measured=True, labels=1))
     assert found is not None and found.rows == 300
 
 

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from monitoring.feature import Task
+from monitoring.feature import AT, Task
 from monitoring.schema import FeatureSchema
 from tests.world import history
 from training.adaptation import decode
@@ -198,10 +198,15 @@ def test_a_first_version_is_served_with_what_is_wrong_with_it_said(tmp_path: Pat
     assert "it has learnt nothing" in result.verdict.reasons[0]
 
 
-def test_a_new_version_starts_with_an_adaptation_from_answers_by_models_of_the_rows_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [0, 200])
+def test_a_new_version_starts_with_an_adaptation_from_answers_by_models_of_what_was_known_before(
+    tmp_path: Path, late: int
+) -> None:
     schema, champion, _ = bootstrapped(tmp_path)
     _, frame = history(600, 1200)
-    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v2", champion=str(champion), standing={"shift-1000": 3.0})
+    delay_s = float(frame[AT].iloc[-1] - frame[AT].iloc[-1 - late])
+    given = {"champion": str(champion), "standing": {"shift-1000": 3.0}, "delay_s": delay_s, "waiting": late}
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v2", **given)
     assert run(spec).ok
     whole = decode((tmp_path / "adaptation.whole").read_bytes())
     manifest, data = verify(tmp_path / "v2"), read_snapshot(Path(spec.snapshot), schema)
@@ -211,7 +216,7 @@ def test_a_new_version_starts_with_an_adaptation_from_answers_by_models_of_the_r
         rows, answers = unseen["rows"], unseen["said"]
     assert (rows == np.arange(learnt.stop - newest, learnt.stop)).all()
     for part in [np.flatnonzero(np.arange(newest) * 8 // newest == fold) for fold in range(8)]:
-        before = data.iloc[learnt.start : rows[part[0]]]
+        before = data.iloc[learnt.start : rows[part[0]] - max(late - 1, 0)]
         fitted = fit_rows(before, schema, manifest.parameters, manifest.seed)
         said = predict(fitted, data.iloc[rows[part]][list(schema.names)], schema)
         np.testing.assert_allclose(answers[part], said, atol=1e-6)
