@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.serving.management.sentence import KnownQuality, Next, Standing, duration, moment, sentence
+from service.serving.management.sentence import Alert, KnownQuality, Next, Standing, duration, moment, sentence
 from service.serving.management.standing import interval_of, quality_of, upcoming
 from training.runs import Check
 
@@ -84,7 +84,8 @@ def test_a_paused_loop_announces_no_check() -> None:
 
 
 def test_what_needs_a_look_comes_last_the_first_in_words_the_others_as_a_count() -> None:
-    told = said(alerts=("the store does not answer (refused)",), doubts=("log loss 0.7: it has learnt nothing",))
+    refused = Alert("the store does not answer (refused)", "store")
+    told = said(alerts=(refused,), doubts=("log loss 0.7: it has learnt nothing",))
 
     assert told.endswith("Needs a look: the store does not answer (refused) (and 1 more).")
     assert said(doubts=("it has learnt nothing.",)).endswith("the gates doubt this version: it has learnt nothing.")

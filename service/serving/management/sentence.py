@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime, tzinfo
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
+
+AlertKind = Literal["worker", "adaptation", "store", "record", "run", "drift", "doubt"]
+"""What an alert is about; `doubt` is of the gates."""
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """What a person should look at, in one sentence."""
+
+    text: str
+    kind: AlertKind
+    run: int | None = None
+    """Whose record says more."""
+
+    def __str__(self) -> str:
+        return self.text if self.run is None else f"{self.text} (run {self.run})"
 
 
 class KnownQuality(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +68,14 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """Who paused the loop and why; None: it runs."""
     doubts: tuple[str, ...] = ()
     """What the gates had against the version in service."""
-    alerts: tuple[str, ...] = ()
-    """What a person should look at, each in one sentence."""
+    alerts: tuple[Alert, ...] = ()
+    """What a person should look at, without the doubts."""
+
+    @property
+    def needs(self) -> tuple[Alert, ...]:
+        """All that a person should look at, the doubts last."""
+        doubts = (Alert(f"the gates doubt this version: {doubt}", "doubt") for doubt in self.doubts)
+        return (*self.alerts, *doubts)
 
 
 SECONDS: Final = ((86_400.0, "day", "days"), (3600.0, "h", "h"), (60.0, "min", "min"))
@@ -66,10 +87,9 @@ def sentence(standing: Standing, now: float, zone: tzinfo | None = None) -> str:
     `zone` is that of the times named; None is the zone of this machine.
     """
     parts = [_serving(standing, now, zone), _ahead(standing, now, zone)]
-    needs = [*standing.alerts, *(f"the gates doubt this version: {doubt}" for doubt in standing.doubts)]
-    if needs:
+    if needs := standing.needs:
         more = f" (and {len(needs) - 1} more)" if len(needs) > 1 else ""
-        first = needs[0].rstrip(".")
+        first = str(needs[0]).rstrip(".")
         parts.append(f"Needs a look: {first}{more}" + ("" if first.endswith("?") and not more else "."))
     return " ".join(parts)
 
