@@ -10,7 +10,14 @@ const LEAST_S = 60;
 const QUIET = "adaptation"; // They come with every check: small, without a line.
 const live = new Set();
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const probe = document.body.appendChild(h("span", { hidden: true }));
+
+/** A colour of the style sheet as a canvas takes it: what `light-dark()` chooses now. */
+function colour(name) {
+  probe.style.setProperty("color", `var(--${name})`);
+  return getComputedStyle(probe).color;
+}
+
 const still = matchMedia("(prefers-color-scheme: dark)");
 
 /** Every chart is drawn again in the colours of now. */
