@@ -42,8 +42,8 @@ def test_a_check_s_findings_are_the_facts(here: Managed, place: Place) -> None:
     assert found.quality.low < check.quality["value"] < found.quality.high
     assert found.quality.holdout == pytest.approx(check.quality["compared"][0]["level"])
     assert (found.coverage, found.delay_s, found.alerts, found.paused) == (1.0, 0.0, (), None)
-    due = "once 1,400 labelled rows have come since the last one (400 so far), sooner if quality is lost"
-    assert found.next == Next(f"a check; a training is due {due}", check.at + 60)
+    due = "at 1,400 new labels (400 so far), sooner if quality is lost"
+    assert found.next == Next(f"a check; a training {due}", check.at + 60)
 
 
 def test_a_version_that_no_check_has_seen_has_no_quality(here: Managed, place: Place) -> None:

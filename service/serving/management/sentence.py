@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, tzinfo
 from typing import Final, Literal
 
 import msgspec
+
+from monitoring.wording import metric_name, percent
 
 AlertKind = Literal["worker", "adaptation", "store", "record", "run", "drift", "doubt"]
 """What an alert is about; `doubt` is of the gates."""
@@ -78,6 +81,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         return (*self.alerts, *doubts)
 
 
+FEW_LABELS: Final = 0.9
+"""Share of labels below which it is said how many are there: what is known rests on a part of the rows."""
 SECONDS: Final = ((86_400.0, "day", "days"), (3600.0, "h", "h"), (60.0, "min", "min"))
 
 
@@ -125,23 +130,28 @@ def _serving(standing: Standing, now: float, zone: tzinfo | None) -> str:
 
 def _quality(known: KnownQuality | None) -> str:
     if known is None:
-        return "its quality is not known yet: no check has looked at it"
+        return "quality not known yet: no check has looked at it"
     if known.value is None:
-        return f"its quality is not known yet: {known.why or 'no row was judged by a label'}"
-    chance = "" if known.high is None or known.low is None else f" ± {(known.high - known.low) / 2:.2g}"
-    promised = "" if known.holdout is None else f" ({known.holdout:.3g})"
-    compared = {"held": "as good as", "lost": "worse than"}.get(known.state, "not known yet whether as good as")
-    found = f"{known.metric} {known.value:.3g}{chance} on the newest {known.rows:,} matured rows"
-    return f"{found}, {compared} its holdout promised{promised}"
+        return f"quality not known yet: {known.why or 'no row was judged by a label'}"
+    half = 0.0 if known.high is None or known.low is None else (known.high - known.low) / 2
+    # As many decimals as two digits of what chance does: more of them say nothing.
+    form = f",.{max(0, 1 - math.floor(math.log10(half)))}f" if half > 0 else ",.3g"
+    chance = f" ± {half:{form}}" if half > 0 else ""
+    promised = "" if known.holdout is None else f", {known.holdout:{form}} on its holdout"
+    found = f"{metric_name(known.metric)} {known.value:{form}}{chance} on {known.rows:,} labelled rows"
+    return f"quality {known.state}: {found}{promised}"
 
 
 def _labels(standing: Standing) -> str:
+    """What is missing of the labels; nothing while most rows have theirs."""
     if standing.delay_s is None:
         return ""
     older = f" older than {duration(standing.delay_s)}" if standing.delay_s >= 0.5 else ""
     if standing.coverage is None:
         return f"; no row is{older} yet, when its label is due" if older else ""
-    return f"; {standing.coverage:.0%} of the rows{older} have their label"
+    if standing.coverage >= FEW_LABELS:
+        return ""
+    return f"; {percent(standing.coverage)} of the rows{older} have their label"
 
 
 def _ahead(standing: Standing, now: float, zone: tzinfo | None) -> str:
@@ -150,5 +160,5 @@ def _ahead(standing: Standing, now: float, zone: tzinfo | None) -> str:
         return f"The loop is paused{why}: nothing is checked or trained until it is resumed."
     at, when = standing.next.at, ""
     if at is not None:
-        when = f", {'at' if at >= now else 'due since'} {moment(at, now, zone)}"
+        when = f" {'at' if at >= now else 'due since'} {moment(at, now, zone)}"
     return f"Next{when}: {standing.next.what}."

@@ -101,12 +101,12 @@ def _due(newest: Check) -> str:
     ways = []
     if (rows := ahead.get("rows_due")) is not None:
         new = ahead.get("new_rows", 0)
-        ways.append(f"once {rows:,} labelled rows have come since the last one ({new:,} so far)")
+        ways.append(f"at {rows:,} new labels ({new:,} so far)")
     if ahead.get("due_at") is not None:
         ways.append(f"by age in {duration(max(0.0, ahead['due_at'] - newest.at))}")
     if quality != "lost":
         ways.append("sooner if quality is lost" if ways else "if quality is lost")
-    return f"a training is due {', '.join(ways)}" if ways else "a training comes only when a person asks for it"
+    return f"a training {', '.join(ways)}" if ways else "a training comes only when a person asks for it"
 
 
 def _why_none(here: Managed) -> str:

@@ -24,7 +24,7 @@ function coverage({ coverage: share, delay_s: delay, waiting }) {
   if (share === null) return figure("Labels", "not known yet", "until a check has seen labels");
   return figure(
     "Labels",
-    percent(share, share > 0.99 && share < 1 ? 1 : 0),
+    percent(share),
     `of the rows older than ${duration(delay)}${waiting ? `; ${count(waiting, "row")} wait` : ""}`,
   );
 }
