@@ -150,7 +150,7 @@ export class TimeChart {
       {
         width,
         height: this.height,
-        padding: [10, 22, 0, 0],
+        padding: [10, 30, 0, 0],
         legend: { show: false },
         cursor: { sync: { key: this.sync }, drag: { x: Boolean(this.choose), y: false, setScale: false }, points: { size: 7 } },
         select: { show: Boolean(this.choose) },
