@@ -38,7 +38,8 @@ INSTALLED := set -e; there=$$(mktemp -d); trap 'rm -rf $$there' EXIT; \
 wheel: $(READY)
 	@$(INSTALLED); cd $$there && env/bin/evergreen --version && env/bin/evergreen demo
 
-# The page of the installed wheel in Debian's Chromium; BROWSER_TESTS="--minutes 30" leaves it open for half an hour.
+# The page of the installed wheel in Debian's Chromium; BROWSER_TESTS="--minutes 30" leaves it open for half an hour,
+# "--pictures docs/images" keeps the pictures of the documents (else they go where pytest's temporary files are).
 test-browser: $(READY)
 	@command -v chromium >/dev/null || { \
 		as=; test "$$(id -u)" = 0 || as=sudo; \

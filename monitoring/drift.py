@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from monitoring.distance import Array, Codes, Column, beyond_chance, buckets, distance_of, keys, numbers, scaled
 from monitoring.feature import AT, MAX_CATEGORIES, PREDICTED, SCORE
 from monitoring.past import codes_shown, distances_shown, missing_shown, numbers_shown
+from monitoring.wording import percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -383,7 +384,11 @@ def _numeric_drift(name: str, reference: Array, current: Array, look: _Look) -> 
     if old.min() == old.max():
         codes = np.zeros(len(old), np.int64), (new != old[0]).astype(np.int64)
         differing = codes[1].mean()
-        note = f"constant {old[0]:g} in the reference, different in {differing:.1%} of the window" if differing else ""
+        note = (
+            f"constant {old[0]:g} in the reference, different in {percent(differing)} of the window"
+            if differing
+            else ""
+        )
         distance = _measured(policy.categorical_test, "cat", *codes, look)
         return _verdict(name, policy.categorical_test, distance, missing, note, policy)
     old, new = scaled(old, new)
@@ -476,7 +481,7 @@ def _verdict(
     times["missing"] = change / max(policy.missing_threshold, missing.chance, missing.past)
     causes = tuple(cause for cause, reached in times.items() if reached >= 1)
     if change >= policy.missing_threshold:
-        words = f"missing values went from {missing.before:.1%} to {missing.after:.1%}"
+        words = f"missing values went from {percent(missing.before)} to {percent(missing.after)}"
         note = f"{note}; {words}" if note else words
     return FeatureDrift(
         name=name,

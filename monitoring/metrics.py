@@ -103,7 +103,7 @@ class Metrics:
         self.drift_news = self._gauge("drift_news", "1 when a movement began with the last check")
         self.adaptation_loss = self._gauge(
             "adaptation_loss",
-            "Log loss (mean squared error) on matured rows answered while adapted; NaN: not known",
+            "Log loss (MSE) on matured rows answered while adapted; NaN: not known",
             "output",
         )
         self.adaptation_moved = self._gauge(

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from monitoring.drift import OUTPUT, DriftPolicy, DriftReport, FeatureDrift, Finding
+from monitoring.wording import percent
 
 RETURN: Final = 1.5
 """Times as far as it was told that a movement must come back to be news again."""
@@ -119,7 +120,7 @@ def _matters(
 ) -> tuple[bool | None, str]:
     """Whether it matters, and why."""
     told_by_labels = labels is not None and finding.since > 0 and labels.middle_at >= finding.since
-    leans = "" if share is None or finding.name == OUTPUT else f"{share:.0%} of the model's importance"
+    leans = "" if share is None or finding.name == OUTPUT else f"{percent(share)} of the model's importance"
     if told_by_labels and labels is not None and labels.held:
         return False, "quality held on the labels since"
     if share is not None and share < policy.matters:
@@ -142,6 +143,7 @@ def _sentence(finding: Finding, drift: FeatureDrift, why: str) -> str:
         measure = "its own past shows" if drift.past >= drift.threshold else "chance gives"
         how = f"moved ({drift.times:.1f} times what {measure})"
     else:
-        how = f"lacks values in {drift.missing_current:.0%} of the rows, {drift.missing_reference:.0%} before"
+        now, before = percent(drift.missing_current), percent(drift.missing_reference)
+        how = f"lacks values in {now} of the rows, {before} before"
     weight = {True: "matters", False: "does not matter", None: "may matter"}[finding.matters]
     return f"{finding.name} {how}, {weight}: {why}"

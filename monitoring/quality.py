@@ -44,8 +44,8 @@ class QualityPolicy(BaseModel):
 
     metric: Literal["auto"] | Metric = Field(
         "auto",
-        description="metric that is watched; auto is auc for binary (needs no cut-off), accuracy for multiclass, "
-        "r2 for regression",
+        description="metric that is watched; auto is AUC for binary (needs no cut-off), accuracy for multiclass, "
+        "R² for regression",
     )
     window_rows: int = Field(
         1_000, ge=1, description="newest labelled rows measured; 1,000 know an AUC of 0.8 to 0.015 (standard error)"
@@ -59,13 +59,13 @@ class QualityPolicy(BaseModel):
         100, ge=1, description="labelled rows a verdict needs; at 100 an AUC of 0.8 is known to 0.045 (standard error)"
     )
     max_fall: float = Field(
-        0.05, ge=0, description="fall of auc, accuracy, f1, f1_macro or r2, absolute, that is a loss of quality"
+        0.05, ge=0, description="fall of AUC, accuracy, F1, macro F1 or R², absolute, that is a loss of quality"
     )
     max_rise: float = Field(
         0.15,
         ge=0,
-        description="rise of log_loss, brier, mae or rmse that is a loss of quality, as a share of the champion's own: "
-        "these have units",
+        description="rise of log loss, Brier score, MAE or RMSE that is a loss of quality, as a share of the "
+        "champion's own: these have units",
     )
     label_delay: Literal["auto"] | NonNegativeFloat = Field(
         "auto",
@@ -207,7 +207,7 @@ def _measured_classes(
             metrics["auc"] = float(roc_auc_score(truth, chances[:, 1]))
             errors["auc"] = _auc_error(metrics["auc"], positives, len(truth) - positives)
         else:
-            notes.append(f"auc is undefined: all {len(truth)} labels are of one class")
+            notes.append(f"AUC is undefined: all {len(truth)} labels are of one class")
     rows = len(truth) if metric in ("auc", "log_loss", "brier") else n
     return _quality(metric, metrics, errors, rows, policy, notes)
 
@@ -222,7 +222,7 @@ def _measured_regression(
         return _quality(metric, {}, {}, 0, policy, ["no row has both a label and a prediction"])
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is left out by _quality
         metrics, errors = _regression_metrics(truth, answer - truth, metric, rng)
-    notes = [] if "r2" in metrics else [f"r2 is undefined: all {n} labels are {truth[0]:g}"]
+    notes = [] if "r2" in metrics else [f"R² is undefined: all {n} labels are {truth[0]:g}"]
     return _quality(metric, metrics, errors, n, policy, notes)
 
 

@@ -27,6 +27,7 @@ from monitoring.quality import (
     as_floats,
     chosen_metric,
 )
+from monitoring.wording import metric_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,7 +190,9 @@ def _compare(
 def _words(state: State, compared: Compared, rows: _Rows, policy: QualityPolicy, output: str) -> str:
     fall = compared.fall
     if compared.level is None:
-        return f"{compared.metric} is not defined on the champion's holdout, there is nothing to compare with"
+        return (
+            f"{metric_name(compared.metric)} is not defined on the champion's holdout, there is nothing to compare with"
+        )
     if fall.value is None or fall.fall is None or fall.high is None:
         return _too_few(compared.metric, rows, policy)
     verb = "rise" if compared.metric in LOWER_IS_BETTER else "fall"
@@ -198,7 +201,7 @@ def _words(state: State, compared: Compared, rows: _Rows, policy: QualityPolicy,
     if state == "not known yet" and rows.positives is not None:
         told = f" ({rows.positives(fall.rows):,} of them positive)"
     text = (
-        f"{output} {compared.metric} {value:.4g} on {fall.rows:,} rows answered{told}, "
+        f"{output} {metric_name(compared.metric)} {value:.4g} on {fall.rows:,} rows answered{told}, "
         f"{compared.level:.4g} on the champion's holdout; "
     )
     limit = f"{compared.allowed:.2g} allowed"
@@ -221,7 +224,7 @@ def _too_few(metric: str, rows: _Rows, policy: QualityPolicy) -> str:
         if rows.positives is not None:
             kind = "positives" if rows.positives(rows.rows) == found else "negatives"
         return f"{found} {kind} among {rows.rows:,} rows answered, {FEWEST} are needed"
-    return f"{metric} is not defined yet on the newest of {rows.rows:,} rows answered"
+    return f"{metric_name(metric)} is not defined yet on the newest of {rows.rows:,} rows answered"
 
 
 def _rounded(rows: int) -> int:

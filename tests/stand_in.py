@@ -252,7 +252,7 @@ class StandIn:
                 "quality": {
                     **msgspec.to_builtins(quality),
                     "state": "lost",
-                    "words": "quality lost: served auc 0.71 on 500 rows answered, 0.83 on the champion's holdout",
+                    "words": "quality lost: served AUC 0.71 on 500 rows answered, 0.83 on the champion's holdout",
                     "labels": msgspec.to_builtins(labels),
                     "raw": None,
                     "answered": 500,
@@ -265,7 +265,7 @@ class StandIn:
                 "decision": {
                     "train": True,
                     "trigger": "drift",
-                    "reasons": ["drift in 25 % of the features"],
+                    "reasons": ["drift in 25% of the features"],
                     "due": False,
                     "ahead": {"new_rows": 40, "rows_due": 140, "due_at": None, "not_before": None},
                 },

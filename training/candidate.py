@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from monitoring.feature import AT, ORIGIN
+from monitoring.wording import percent
 from training.data import content_digest, read_snapshot
 from training.experts import AdaptPolicy
 from training.fitting import fit_rows, has_all_classes, labels_of, refreshed
@@ -124,7 +125,7 @@ def _best_window(
         found = difference(said, answers, truth, LOSSES[schema.task])
         sigmas = 0.0 if found is None or not found.error else found.gain / found.error
         chosen = sigmas > policy.window_sigmas
-        tried.append(TriedWindow(f"the newest {share:.0%}", window, sigmas))
+        tried.append(TriedWindow(f"the newest {percent(share)}", window, sigmas))
         if chosen:
             best, pipeline, answers = window, fitted, said
             tried = [msgspec.structs.replace(one, chosen=one is tried[-1]) for one in tried]

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring.evidence import Influences, spread
 from monitoring.influence import of_classes, of_numbers
+from monitoring.wording import metric_name
 from training.manifest import GateResult, Verdict
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class GatePolicy(BaseModel):
     metric: Literal["auto", "auc", "accuracy", "r2"] = Field(
         "auto",
         description="what decides between two models; auto: the loss (log loss, squared error), which sees every row. "
-        "Told besides: auc for two classes, accuracy for more, r2 for regression",
+        "Told besides: AUC for two classes, accuracy for more, R² for regression",
     )
     min_gain: float = Field(
         0.0, ge=0, description="of what decides; a candidate that was only hoped for must be better by more than this"
@@ -77,7 +78,9 @@ class GatePolicy(BaseModel):
         3.0, gt=0, description="times; the challenger may take this much longer than the champion to answer"
     )
     one_row_budget_ms: float = Field(20.0, gt=0, description="ms; one row answered within this is always fast enough")
-    batch_budget_ms: float = Field(500.0, gt=0, description="ms; 1000 rows answered within this are always fast enough")
+    batch_budget_ms: float = Field(
+        500.0, gt=0, description="ms; 1,000 rows answered within this are always fast enough"
+    )
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -129,11 +132,6 @@ def judge(
         gates.append(_latency(challenger.latency, policy))
     gates.append(_parity(challenger))
     return Verdict(all(gate.passed for gate in gates), tuple(gates))
-
-
-def said(metric: Measure) -> str:
-    """The measure's name as people say it."""
-    return {"log_loss": "log loss", "mse": "mean squared error", "r2": "R²", "auc": "AUC"}.get(metric, metric)
 
 
 def metric_of(task: str, policy: GatePolicy) -> Metric:
@@ -242,17 +240,19 @@ def timed(
 def _holdout_rows(truth: Truth, policy: GatePolicy) -> GateResult:
     rows, needed = len(truth), policy.min_holdout_rows
     if rows < needed:
-        why = f"the holdout has {rows} labelled rows, {needed} are needed to judge: wait for more labels"
+        why = f"the holdout has {rows:,} labelled rows, {needed:,} are needed to judge: wait for more labels"
         return GateResult("holdout_rows", False, rows, needed, why)
     present = np.unique(truth.values[truth.values >= 0] if truth.classes else truth.values)
     if len(present) < 2:
         if truth.classes:
             only = repr(truth.classes[int(present[0])]) if len(present) else "none of the model's classes"
-            why = f"all {rows} labels of the holdout are {only}: nothing can be compared"
+            why = f"all {rows:,} labels of the holdout are {only}: nothing can be compared"
         else:
-            why = f"all {rows} labels of the holdout have one value: nothing can be compared"
+            why = f"all {rows:,} labels of the holdout have one value: nothing can be compared"
         return GateResult("holdout_rows", False, rows, needed, why)
-    return GateResult("holdout_rows", True, rows, needed, f"the holdout has {rows} labelled rows, {needed} are needed")
+    return GateResult(
+        "holdout_rows", True, rows, needed, f"the holdout has {rows:,} labelled rows, {needed:,} are needed"
+    )
 
 
 def _baseline(challenger: Answers, truth: Truth, task: str) -> GateResult:
@@ -263,7 +263,7 @@ def _baseline(challenger: Answers, truth: Truth, task: str) -> GateResult:
         return GateResult("baseline", True, None, None, "nothing to compare with")
     what = "the mean" if task == "regression" else "the classes' shares"
     passed = found.gain > 0
-    why = f"{said(loss)} {-found.new:.4g}, always answering with {what} has {-found.old:.4g}"
+    why = f"{metric_name(loss)} {-found.new:.4g}, always answering with {what} has {-found.old:.4g}"
     return GateResult("baseline", passed, found.new, found.old, why + ("" if passed else ": it has learnt nothing"))
 
 
@@ -276,7 +276,7 @@ def _quality(
         measure = LOSSES[task]
         found = difference(challenger.values, champion.values, truth, measure)
     if found is None:
-        return GateResult("quality", False, None, None, f"nothing can be compared on {len(truth)} rows")
+        return GateResult("quality", False, None, None, f"nothing can be compared on {len(truth):,} rows")
     sign = -1 if measure in LOSSES.values() else 1
     better = found.chance_above(policy.min_gain)
     worse = 1 - found.chance_above(0.0)
@@ -289,12 +289,12 @@ def _quality(
         by = f" by more than {policy.min_gain:g}" if policy.min_gain else ""
         chance = f"better{by} with probability {better:.3f} ({policy.confidence:g} is needed)"
     why = (
-        f"{said(measure)} {sign * found.new:.4g} against the champion's {sign * found.old:.4g} on {len(truth)} rows "
-        f"neither was fitted to, gain {found.gain:+.4g} ± {found.error:.2g}: {chance}"
+        f"{metric_name(measure)} {sign * found.new:.4g} against the champion's {sign * found.old:.4g} on "
+        f"{len(truth):,} rows neither was fitted to, gain {found.gain:+.4g} ± {found.error:.2g}: {chance}"
     )
     other = difference(challenger.values, champion.values, truth, metric)
     if measure != metric and other is not None:
-        why += f"; {said(metric)} {other.new:.4f} against {other.old:.4f}"
+        why += f"; {metric_name(metric)} {other.new:.4f} against {other.old:.4f}"
     return GateResult("quality", bool(passed), found.gain, policy.min_gain, why)
 
 
@@ -314,7 +314,7 @@ def _segments(
         found = difference(challenger.values[rows], champion.values[rows], part, metric)
         if found is not None:
             compared.append(
-                (found, f"{name} ({len(part)} rows): {said(metric)} {found.new:.4f} against {found.old:.4f}")
+                (found, f"{name} ({len(part):,} rows): {metric_name(metric)} {found.new:.4f} against {found.old:.4f}")
             )
     limit = policy.max_segment_loss
     if not compared:
@@ -336,7 +336,7 @@ def _latency(found: Latency | None, policy: GatePolicy) -> GateResult:
     reasons, passed, worst = [], True, max(found.one_row_ratio, found.batch_ratio)
     for what, new, old, ratio, budget in (
         ("one row", found.one_row_ms, found.champion_one_row_ms, found.one_row_ratio, policy.one_row_budget_ms),
-        ("1000 rows", found.batch_ms, found.champion_batch_ms, found.batch_ratio, policy.batch_budget_ms),
+        ("1,000 rows", found.batch_ms, found.champion_batch_ms, found.batch_ratio, policy.batch_budget_ms),
     ):
         enough = ratio <= policy.max_latency_ratio or new <= budget
         passed &= enough

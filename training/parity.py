@@ -105,7 +105,7 @@ def compare(
         flipped = int(np.count_nonzero((classes[found.argmax(axis=1)] != labels) & decided))
         if flipped:
             return Parity(rows, worst, False, f"{flipped} of {rows} rows get another label")
-    return Parity(rows, worst, True, f"{rows} rows agree to {worst:.1e}")
+    return Parity(rows, worst, True, f"{rows:,} rows agree to {worst:.1e}")
 
 
 def _inner(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

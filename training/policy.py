@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring.news import sentence
+from monitoring.wording import percent
 
 if TYPE_CHECKING:
     from monitoring.drift import DriftReport
@@ -225,10 +226,10 @@ def _wishes(
 def _growth(name: str, share: float, history: History) -> tuple[bool, str]:
     """Whether enough labelled rows came since the last training, and the sentence that says so."""
     needed = growth_needed(share, history.trained_rows, history.refusals)
-    part = f"{share * _patience(history.refusals) * 100:.3g} % of {history.trained_rows:,}"
+    part = f"{percent(share * _patience(history.refusals))} of {history.trained_rows:,}"
     if history.refusals:
         times = "the last training was" if history.refusals == 1 else f"the last {history.refusals} trainings were"
-        part += f", more than {share * 100:.3g} % as {times} refused"
+        part += f", more than {percent(share)} as {times} refused"
     if history.new_labelled_rows >= needed:
         return (
             True,

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from monitoring.errors import EvergreenError
+from monitoring.wording import percent
 from service import sample
 from service.command.client import Client, ServiceError, Unreachable
 from service.command.traffic import Answered, TrafficSummary, replay_traffic
@@ -235,7 +236,10 @@ def told(event: dict[str, Any]) -> str:
     """An adaptation of `GET /manage/adaptation` that was made, in plain sentences."""
     record, weights = event["record"], event["weights"] or {}
     heaviest = sorted(((weight, name) for name, weight in weights.items() if name != IDENTITY), reverse=True)[:3]
-    parts = [f"{weights.get(IDENTITY, 0.0):.0%} the model's own output", *(f"{w:.0%} {name}" for w, name in heaviest)]
+    parts = [
+        f"{percent(weights.get(IDENTITY, 0.0))} the model's own output",
+        *(f"{percent(w)} {name}" for w, name in heaviest),
+    ]
     text = f"adaptation {event['number']} of version {event['version']} answers: {', '.join(parts)}, the rest others."
     if record.get("raw_loss") is not None and record.get("served_loss") is not None:
         text += (

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from monitoring.errors import EvergreenError
 from monitoring.files import write_atomically
 from monitoring.nearest import did_you_mean
+from monitoring.wording import percent
 from service.settings import FILE_NAME, SECTIONS
 from service.settings_table import table
 
@@ -150,7 +151,7 @@ def suspicious_columns(
             found.append(f'"{name}" equals the target: ignore it, it will not be known when predicting')
         elif column.dtype.kind == "M":
             if time and rows[time].dtype.kind == "M" and (later := float((column > rows[time]).mean())) > 0.01:
-                found.append(f'"{name}" is later than "{time}" in {later:.0%} of the rows: known only afterwards?')
+                found.append(f'"{name}" is later than "{time}" in {percent(later)} of the rows: known only afterwards?')
         elif _is_id(column, different):
             or_time = f", or say --time {name} if it orders them" if not time and column.dtype.kind in "iu" else ""
             found.append(f'"{name}" names rows ({different} different values in {len(values)}): ignore it{or_time}')

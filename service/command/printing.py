@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from monitoring.wording import metric_name, percent
 from service.command.layout import named, paragraph, table, terminal_width
 from service.serving.management.sentence import moment
 from training.manifest import NO_ACTION, record_of
@@ -65,14 +66,14 @@ def _listed(values: Any) -> str:
 
 
 def quality_text(found: Any) -> str:
-    """`auc 0.8312 (1,000 rows)` of a measured quality, "" where it has no value."""
+    """`AUC 0.8312 (1,000 rows)` of a measured quality, "" where it has no value."""
     if not isinstance(found, dict):
         return ""
     value = found.get("value", found.get("challenger"))  # of a check, or of a version's own holdout
     if value is None:
         return ""
     rows = f" ({found['rows']:,} rows)" if isinstance(found.get("rows"), int) else ""
-    return f"{found.get('metric')} {_number(value)}{rows}"
+    return f"{metric_name(str(found.get('metric')))} {_number(value)}{rows}"
 
 
 def print_status(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -256,7 +257,7 @@ def print_adaptation(found: Mapping[str, Any]) -> None:
     at, rows = _when if width is None else _short, []
     for each in found.get("adaptations", ()):
         heaviest = sorted((each.get("weights") or {}).items(), key=lambda one: -one[1])
-        told = _listed(f"{name} {weight:.0%}" for name, weight in heaviest if weight >= LEAST_SHOWN)
+        told = _listed(f"{name} {percent(weight)}" for name, weight in heaviest if weight >= LEAST_SHOWN)
         rows.append((each["number"], at(each.get("at")), each.get("kind"), told, each.get("who"), each.get("why")))
     if rows:
         show(["", *table(("number", "at", "what", "weights", "who", "why"), rows, width)])
@@ -298,7 +299,7 @@ def _check_parts(check: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         names = [each.get("name") for each in moved.get("features", ()) if each.get("drifted")]
         which = f" ({_listed(names)})" if names else ""
         detected = "yes" if moved.get("detected") else "no"
-        parts.append(("drift", f"{detected}, {moved.get('share') or 0:.0%} of the features{which}"))
+        parts.append(("drift", f"{detected}, {percent(moved.get('share') or 0.0)} of the features{which}"))
     quality = check.get("quality") or {}
     measured = quality_text(quality)
     held = f"{quality['state']}; newest rows served: " if measured and quality.get("state") else ""
@@ -306,7 +307,7 @@ def _check_parts(check: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if labels := quality.get("labels"):
         how = f"measured from {labels['labels']:,} labels" if labels.get("measured") else "not measured"
         share = labels.get("coverage")
-        of_them = "none yet" if share is None else f"{share:.0%} of the older ones have a label"
+        of_them = "none yet" if share is None else f"{percent(share)} of the older ones have a label"
         parts.append(("labels", f"rows wait {labels['delay_s']:,.0f} s ({how}), {labels['waiting']:,} do; {of_them}"))
     decision = check.get("decision") or {}
     parts.append(("decision", "train" if decision.get("train") else "no training"))
@@ -428,7 +429,9 @@ def print_summary(summary: TrafficSummary, as_json: bool) -> None:
     if (overall := summary.quality()) and overall.value is not None:
         parts = [(f"version {version}", summary.quality(version)) for version in summary.versions]
         each = _listed(f"{name} {part.value:.3f}" for name, part in parts if part and part.value is not None)
-        lines.append(("quality", f"{overall.metric} {overall.value:.3f} of {overall.rows:,} labelled rows ({each})"))
+        lines.append(
+            ("quality", f"{metric_name(overall.metric)} {overall.value:.3f} of {overall.rows:,} labelled rows ({each})")
+        )
     if summary.retries:
         lines.insert(4, ("connections retried", f"{summary.retries:,}"))
     width = max(len(name) for name, _ in lines)

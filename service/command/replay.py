@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from monitoring.wording import metric_name
 from service import sample
 from service.command import printing as show
 from service.configuration import load
@@ -126,7 +127,9 @@ def print_study(study: Study) -> None:
         f"{study.data}: {study.rows:,} rows after the first {study.start_rows:,}, predicting {study.target!r} "
         f"({study.task}); labels {study.label_delay}, a check every {study.every:,} rows"
     )
-    table = _table("", study.metric, study.loss, "calibration error", "trainings", "promoted", "seconds")
+    table = _table(
+        "", metric_name(study.metric), metric_name(study.loss), "calibration error", "trainings", "promoted", "seconds"
+    )
     for policy in study.policies:
         _add(table, f"{policy.name}, served", *_cells(policy.served), *_counts(policy))
         _add(table, f"{policy.name}, raw output", *_cells(policy.raw))

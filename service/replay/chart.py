@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from monitoring.wording import metric_name, percent
+
 if TYPE_CHECKING:
     from service.replay.run import Turn
     from service.replay.scores import Stretch
@@ -30,7 +32,6 @@ WEIGHTS_HEIGHT: Final = 150
 LONG_S: Final = 200 * 86_400.0
 """A stream that lasts longer shows months, a shorter one days."""
 FAMILIES: Final = ("identity", "shift", "scale", "residual", "residuals")
-NAMES: Final = {"auc": "AUC", "accuracy": "accuracy", "r2": "R²", "mse": "MSE", "log loss": "log loss"}
 
 Line = tuple[str, str, Sequence["Stretch"]]
 """Style class, name, values."""
@@ -55,7 +56,7 @@ def quality_chart(study: Study, policy: PolicyResult) -> str:
     parts += ["</g>", *_ends(lines, y)]
     parts += _lanes(policy, x, bottom + 8, study.every)
     parts += _rows_axis(study, x, height - 40)
-    return _svg(height, f"{NAMES[study.metric]} over time under {policy.name}", parts)
+    return _svg(height, f"{metric_name(study.metric)} over time under {policy.name}", parts)
 
 
 def comparison_chart(study: Study) -> str:
@@ -65,7 +66,7 @@ def comparison_chart(study: Study) -> str:
     x, y, parts = _frame(study, lines)
     parts += ['<g clip-path="url(#plot)">', *(_path(line, x, y) for line in lines), "</g>", *_ends(lines, y)]
     parts += _rows_axis(study, x, TOP + HEIGHT + 4)
-    return _svg(TOP + HEIGHT + 44, f"{NAMES[study.metric]} over time under each policy", parts)
+    return _svg(TOP + HEIGHT + 44, f"{metric_name(study.metric)} over time under each policy", parts)
 
 
 def weights_chart(study: Study, turns: Sequence[Turn]) -> str:
@@ -77,7 +78,7 @@ def weights_chart(study: Study, turns: Sequence[Turn]) -> str:
     below = [0.0] * len(turns)
     parts = [
         f'<text class="tick" x="{LEFT - 8}" y="{bottom - WEIGHTS_HEIGHT * share + 4:.1f}" text-anchor="end">'
-        f"{share:.0%}</text>"
+        f"{percent(share)}</text>"
         for share in (0, 0.5, 1)
     ]
     for name in names:
@@ -86,7 +87,8 @@ def weights_chart(study: Study, turns: Sequence[Turn]) -> str:
         over = [f"{a:.1f},{_up(high, bottom)} {b:.1f},{_up(high, bottom)}" for a, b, _, high in steps]
         under = [f"{b:.1f},{_up(low, bottom)} {a:.1f},{_up(low, bottom)}" for a, b, low, _ in reversed(steps)]
         mean = sum(share[name] for share in shares) / max(len(shares), 1)
-        title = f"<title>{escape(name)}: {mean:.0%} on average, {shares[-1][name]:.0%} at the end</title>"
+        told = escape(f"{name}: {percent(mean)} on average, {percent(shares[-1][name])} at the end")
+        title = f"<title>{told}</title>"
         parts.append(f'<polygon class="{_colour(name, names)}" points="{" ".join([*over, *under])}">{title}</polygon>')
         below = above
     parts += _rows_axis(study, x, bottom + 4)
@@ -120,7 +122,7 @@ def _frame(study: Study, lines: Sequence[Line]) -> tuple[Callable[[float], float
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     parts = [
         f'<clipPath id="plot"><rect x="{LEFT}" y="{TOP - 2}" width="{PLOT}" height="{HEIGHT + 4}"/></clipPath>',
-        f'<text class="axis" x="{LEFT - 8}" y="{TOP - 12}" text-anchor="end">{NAMES[study.metric]}</text>',
+        f'<text class="axis" x="{LEFT - 8}" y="{TOP - 12}" text-anchor="end">{metric_name(study.metric)}</text>',
     ]
     for tick in ticks:
         at = y(tick)
@@ -145,7 +147,7 @@ def _band(line: Sequence[Stretch], x: Callable[[float], float], y: Callable[[flo
         return ""
     over = " ".join(f"{at:.1f},{high:.1f}" for at, _, high in known)
     under = " ".join(f"{at:.1f},{low:.1f}" for at, low, _ in reversed(known))
-    return f'<polygon class="band" points="{over} {under}"><title>95 % interval of what was served</title></polygon>'
+    return f'<polygon class="band" points="{over} {under}"><title>95% interval of what was served</title></polygon>'
 
 
 def _path(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> str:

@@ -7,7 +7,8 @@ from html import escape
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
-from service.replay.chart import NAMES, comparison_chart, quality_chart, weights_chart, weights_legend
+from monitoring.wording import metric_name
+from service.replay.chart import comparison_chart, quality_chart, weights_chart, weights_legend
 
 if TYPE_CHECKING:
     from service.replay.run import Turn
@@ -119,7 +120,7 @@ def _facts(study: Study) -> str:
 def _tiles(study: Study) -> str:
     policy = study.policies[0]
     equal = study.schedule(policy.trainings)
-    metric, loss = NAMES[study.metric], NAMES[study.loss]
+    metric, loss = metric_name(study.metric), metric_name(study.loss)
     against = "with as many trainings by rows" if policy.trainings else "without any training"
     tiles = [
         (_number(policy.served.metric), f"{metric} served; {_number(equal.scores.metric)} {against}"),
@@ -145,7 +146,7 @@ def _table(study: Study) -> str:
         min((s.loss for _, _, s, _ in rows if s.loss is not None), default=None),
         min((s.calibration for _, _, s, _ in rows if s.calibration is not None), default=None),
     ]
-    measured = [NAMES[study.metric], NAMES[study.loss], "calibration error"]
+    measured = [metric_name(study.metric), metric_name(study.loss), "calibration error"]
     if study.task == "regression":
         measured, best = measured[:2], best[:2]
     heads = ("", *measured, "trainings", "promoted", "seconds")
@@ -176,9 +177,9 @@ def _policy(study: Study, policy: PolicyResult) -> str:
         f"<h2>{escape(policy.name)}</h2>"
         f"<p>{sum(policy.checks.values())} checks. Quality: {checks}. Drift news in {policy.drift_news}. "
         f"{policy.trainings} trainings: {policy.promoted} promoted, {policy.refused} refused{failed}.</p>"
-        f'<div class="card"><h3>Quality over time</h3><p>{NAMES[study.metric]} of consecutive rows, with the 95 % '
-        "interval that chance gives what was served. A green line is a new version; ▲ a training that was promoted, ✕ "
-        "one that was not. A tall red bar is a check that said “lost”, an empty one could not tell yet.</p>"
+        f'<div class="card"><h3>Quality over time</h3><p>{metric_name(study.metric)} of consecutive rows, with the '
+        "95% interval that chance gives what was served. A green line is a new version; ▲ a training that was "
+        "promoted, ✕ one that was not. A tall red bar is a check that said “lost”, an empty one could not tell yet.</p>"
         f"{quality_chart(study, policy)}</div>{weights}{_decisions(policy.turns)}"
     )
 

@@ -38,6 +38,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from service.serving.management.sentence import AlertKind
+
 MOST_POINTS: Final = 500
 """Of one series."""
 
@@ -137,7 +139,7 @@ class AdaptationNow(Shape, frozen=True, kw_only=True):
 class Alert(Shape, frozen=True, kw_only=True):
     text: str
     """What a person should look at, in one sentence; the same ones that the sentence of `State` counts."""
-    kind: Literal["quality", "drift", "run", "worker", "store", "record", "adaptation", "doubt"]
+    kind: AlertKind
     run: int | None
     """Whose page says more."""
 

@@ -43,21 +43,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from service.serving.management.deployment import Managed
-    from service.serving.management.sentence import Standing
     from training.rollout import WorkerState
     from training.runs import Check
 
 DELAY_MOMENTS: Final = 20
 DELAY_ROWS_EACH: Final = 50
 DELAY_BINS: Final = 24
-ALERTS: Final = (
-    ("drift:", "drift"),
-    ("the last check", "run"),
-    ("the check is", "run"),
-    ("the store", "store"),
-    ("the record", "record"),
-)
-"""How an alert of `standing` begins -> what it is about."""
 
 
 def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
@@ -106,7 +97,7 @@ def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
         next=NextStep(what=stands.next.what, at=None if paused is not None else stands.next.at),
         doubts=stands.doubts,
         adaptation=_adaptation(here, live.champion),
-        alerts=_alerts(stands),
+        alerts=tuple(Alert(text=one.text, kind=one.kind, run=one.run) for one in stands.needs),
         paused=None
         if paused is None
         else Paused(who=paused.who, why=paused.why, at=paused.finished_at or paused.created_at, run=paused.id),
@@ -173,18 +164,6 @@ def _adaptation(here: Managed, champion: int | None) -> AdaptationNow:
         who="" if event is None else event.who,
         why="" if event is None else event.why,
     )
-
-
-def _alerts(stands: Standing) -> tuple[Alert, ...]:
-    found = []
-    for text in stands.alerts:
-        kind: Any = next((kind for begins, kind in ALERTS if text.startswith(begins)), "worker")
-        if "does not have the adaptation" in text:
-            kind = "adaptation"
-        run = text.rpartition("(run ")[2].rstrip(")") if kind == "run" and "(run " in text else ""
-        found.append(Alert(text=text, kind=kind, run=int(run) if run.isdecimal() else None))
-    found += [Alert(text=f"the gates doubt this version: {doubt}", kind="doubt", run=None) for doubt in stands.doubts]
-    return tuple(found)
 
 
 def _workers(alive: Iterable[WorkerState]) -> tuple[WorkerNow, ...]:

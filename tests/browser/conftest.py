@@ -17,7 +17,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from tests.browser.installed import Installed
 from tests.browser.story import Story, live_through
 
-IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 PATIENCE_MS = 30_000
 WIDE, PHONE = 1280, 360
 
@@ -25,13 +24,14 @@ WIDE, PHONE = 1280, 360
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--evergreen", help="path of the command `evergreen` of the installed wheel")
     parser.addoption("--minutes", type=float, default=2.0, help="how long the page is left open with traffic")
+    parser.addoption("--pictures", type=Path, help="folder that keeps the pictures (default: pytest's temporary one)")
 
 
 class Watched:
     """A browser session; what it complains of and whom it asks is kept."""
 
-    def __init__(self, context: BrowserContext, server: Installed) -> None:
-        self.context, self.server = context, server
+    def __init__(self, context: BrowserContext, server: Installed, pictures: Path) -> None:
+        self.context, self.server, self.pictures = context, server, pictures
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
         context.set_default_timeout(PATIENCE_MS)
@@ -73,8 +73,7 @@ class Watched:
         return self.settled()
 
     def shoot(self, name: str, panel: str = "", height: int = 1500) -> None:
-        """Keeps what the page looks like as `docs/images/NAME.png`: from its top, or with this panel in view."""
-        IMAGES.mkdir(parents=True, exist_ok=True)
+        """Keeps what the page looks like as `NAME.png` among the pictures: from its top, or with this panel in view."""
         page, before = self.page, self.page.viewport_size
         assert before is not None
         page.set_viewport_size({"width": before["width"], "height": height})
@@ -84,7 +83,7 @@ class Watched:
         else:
             page.evaluate("() => scrollTo(0, 0)")
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        page.screenshot(path=IMAGES / f"{name}.png", animations="disabled")
+        page.screenshot(path=self.pictures / f"{name}.png", animations="disabled")
         page.set_viewport_size(before)
 
     def close(self) -> None:
@@ -127,7 +126,17 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-def opener(server: Installed, browser: Browser) -> tuple[Open, list[Watched]]:
+@pytest.fixture(scope="session")
+def pictures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pictures of the page are kept: the folder of `--pictures`, or one that pytest removes."""
+    kept: Path | None = request.config.getoption("--pictures")
+    if kept is None:
+        return tmp_path_factory.mktemp("pictures")
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
+def opener(server: Installed, browser: Browser, pictures: Path) -> tuple[Open, list[Watched]]:
     opened: list[Watched] = []
 
     def new(*, width: int = WIDE, height: int = 900, dark: bool = False) -> Watched:
@@ -138,16 +147,16 @@ def opener(server: Installed, browser: Browser) -> tuple[Open, list[Watched]]:
             timezone_id="UTC",
             device_scale_factor=1,
         )
-        opened.append(Watched(context, server))
+        opened.append(Watched(context, server, pictures))
         return opened[-1]
 
     return new, opened
 
 
 @pytest.fixture
-def window(server: Installed, browser: Browser) -> Iterator[Open]:
+def window(server: Installed, browser: Browser, pictures: Path) -> Iterator[Open]:
     """Opens browser sessions; at the end of the test none of them may have complained or asked another host."""
-    new, opened = opener(server, browser)
+    new, opened = opener(server, browser, pictures)
     yield new
     for one in opened:
         one.close()
@@ -156,9 +165,9 @@ def window(server: Installed, browser: Browser) -> Iterator[Open]:
 
 
 @pytest.fixture(scope="session")
-def first(server: Installed, browser: Browser) -> Iterator[Watched]:
+def first(server: Installed, browser: Browser, pictures: Path) -> Iterator[Watched]:
     """The session of whoever opened the page before the first request."""
-    watched = opener(server, browser)[0]()
+    watched = opener(server, browser, pictures)[0]()
     watched.sign_in(server.token)
     watched.shoot("empty")
     yield watched

@@ -8,11 +8,10 @@ from typing import Any
 
 from playwright.sync_api import Page
 
+from monitoring.wording import metric_name
 from tests.browser.conftest import Open
 from tests.browser.installed import Installed
 from tests.browser.story import Story
-
-METRICS = {"auc": "AUC", "f1": "F1"}
 
 
 def texts(page: Page, selector: str) -> list[str]:
@@ -66,7 +65,7 @@ def test_the_sentence_and_its_figures_are_those_of_the_status(server: Installed,
         assert known["value"] is not None, known["why"]
         between = f"{three(known['low'])} to {three(known['high'])}, {known['rows']:,} rows"
         shown = f"{three(known['value'])} {known['state']} {between}; own holdout {three(known['holdout'])}"
-        return [METRICS.get(known["metric"], known["metric"].replace("_", " ")), shown]
+        return [metric_name(known["metric"]), shown]
 
     agree(page, lambda: list(next(iter(figures(page, "now").items()))), quality, 60)
 

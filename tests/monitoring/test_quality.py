@@ -105,7 +105,7 @@ def test_a_window_of_one_class_has_no_auc_and_says_so(label: int) -> None:
     _, predictions, scores = window(200, 4)
     quality = measure(np.full(200, label), predictions, scores, "binary", BINARY, POLICY)
     assert (quality.value, quality.error, quality.usable) == (None, None, False)
-    assert "auc is undefined: all 200 labels are of one class" in quality.note
+    assert "AUC is undefined: all 200 labels are of one class" in quality.note
     assert {"accuracy", "log_loss", "brier", "positive_rate"} <= quality.metrics.keys()
 
 
@@ -117,7 +117,7 @@ def test_a_window_without_positives_anywhere_has_no_f1() -> None:
 
 def test_a_constant_target_has_no_r2_and_keeps_its_errors() -> None:
     quality = measure([5.0] * 200, [6.0] * 200, None, "regression", (), POLICY)
-    assert (quality.value, quality.usable, quality.note) == (None, False, "r2 is undefined: all 200 labels are 5")
+    assert (quality.value, quality.usable, quality.note) == (None, False, "R² is undefined: all 200 labels are 5")
     assert quality.metrics == {"mae": 1.0, "rmse": 1.0, "bias": 1.0}
 
 

@@ -39,7 +39,7 @@ def test_a_quality_that_stays_is_held_in_metric_and_loss() -> None:
 
     assert verdict.state == "held"
     assert [(each.metric, each.fall.state) for each in verdict.compared] == [("auc", "held"), ("log_loss", "held")]
-    assert verdict.words.startswith("quality held: served auc 0.8")
+    assert verdict.words.startswith("quality held: served AUC 0.8")
     assert verdict.words.endswith(" at most, 0.05 allowed") and " rows answered, 0.8" in verdict.words
     assert verdict.compared[1].allowed == pytest.approx(0.15 * (verdict.compared[1].level or 0))
 
@@ -48,7 +48,7 @@ def test_a_lost_relation_is_lost_and_says_by_how_much_at_least() -> None:
     verdict = judged(stream(2_000, 1, flipped_from=1_000), stream(2_000, 2), output="raw")
 
     assert verdict.state == "lost"
-    assert verdict.words.startswith("quality lost: raw auc 0.")
+    assert verdict.words.startswith("quality lost: raw AUC 0.")
     assert "on the champion's holdout; the fall is at least 0." in verdict.words
 
 
@@ -59,7 +59,7 @@ def test_probabilities_that_are_wrong_in_an_order_that_is_right_are_lost_in_loss
 
     assert verdict.state == "lost"
     assert [each.fall.state for each in verdict.compared] == ["held", "lost"]
-    assert "served log_loss" in verdict.words and "the rise is at least" in verdict.words
+    assert "served log loss" in verdict.words and "the rise is at least" in verdict.words
 
 
 def test_what_is_not_known_is_said_with_what_chance_can_do_and_how_many_labels_will_tell() -> None:
@@ -85,7 +85,7 @@ def test_too_few_rows_or_labels_of_one_class_only_say_so() -> None:
     assert "0 negatives among" in judged(alone, holdout).words
     unlike = judged(stream(1_000, 1), alone)
     assert unlike.words == (
-        "quality not known yet: auc is not defined on the champion's holdout, there is nothing to compare with"
+        "quality not known yet: AUC is not defined on the champion's holdout, there is nothing to compare with"
     )
 
 
@@ -176,6 +176,6 @@ def test_numbers_are_compared_in_r2_and_in_the_root_of_the_squared_error() -> No
     lost = judge_quality(answers(1_000, 1.6), holdout, "regression", (), POLICY)
     assert lost.state == "lost"
     once = judge_quality(answers(1_000, 1.6), holdout, "regression", (), QualityPolicy(metric="rmse"))
-    assert [each.metric for each in once.compared] == ["rmse"] and "served rmse 1." in once.words
+    assert [each.metric for each in once.compared] == ["rmse"] and "served RMSE 1." in once.words
     constant = Outputs(np.ones(500), np.ones(500), None)
     assert judge_quality(constant, holdout, "regression", (), QualityPolicy(metric="r2")).state == "not known yet"

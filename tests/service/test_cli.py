@@ -135,9 +135,9 @@ def test_status_shows_versions_workers_and_the_last_check(service: StandIn) -> N
         "here\tapi-2\t1\t1\t2: digest differs\n",
         "record      12,345 bytes wait",
         "drift       yes, 25% of the features (income)\n",
-        "quality     lost; newest rows served: auc 0.71 (500 rows)\n",
+        "quality     lost; newest rows served: AUC 0.71 (500 rows)\n",
         "labels      rows wait 3,600 s (measured from 4,210 labels), 312 do; 83% of the older ones have a label\n",
-        "because     drift in 25 % of the features\n",
+        "because     drift in 25% of the features\n",
     ):
         assert words in result.stdout
 
@@ -157,7 +157,7 @@ def test_every_reading_command_has_a_table(service: StandIn) -> None:
     service.queue("retrain", "because [of this]", None)
 
     assert "because [of this]" in ask(service, "runs").stdout
-    assert "champion" in ask(service, "models").stdout and "auc 0.83" in ask(service, "models").stdout
+    assert "champion" in ask(service, "models").stdout and "AUC 0.83" in ask(service, "models").stdout
     assert "wasserstein" in ask(service, "drift").stdout
     shown = ask(service, "adaptation").stdout
     assert "version 2 answers with adaptation 17\n" in shown

@@ -133,7 +133,7 @@ def test_the_status_begins_with_the_sentence(deployed: Deployed, shown: dict[Any
     assert found["sentence"].startswith("Version 2 answers since ") and found["champion"] == 2
     assert " ".join(shown["status", 80]).startswith(found["sentence"])
     assert piped(deployed.url, "status").splitlines()[0] == found["sentence"]
-    assert "its quality is not known yet: no check has looked at it" in found["sentence"]
+    assert "quality not known yet: no check has looked at it" in found["sentence"]
     assert found["served_since"] == deployed.place.registry.served_since()
 
 

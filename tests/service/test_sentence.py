@@ -1,23 +1,24 @@
 from __future__ import annotations
 
+import textwrap
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
 
-from service.serving.management.sentence import KnownQuality, Next, Standing, duration, moment, sentence
+from service.serving.management.sentence import Alert, KnownQuality, Next, Standing, duration, moment, sentence
 from service.serving.management.standing import interval_of, quality_of, upcoming
 from training.runs import Check
 
 NOW = datetime(2026, 11, 27, 10, 0, tzinfo=UTC).timestamp()
 HELD = KnownQuality(state="held", metric="auc", value=0.8123, low=0.788, high=0.836, rows=1000, holdout=0.8291)
-DUE = "a check; a training is due once 140 labelled rows have come since the last one (40 so far)"
+DUE = "a check; a training at 140 new labels (40 so far)"
 STEADY = Standing(
     version=3,
     served_since=NOW - 2 * 86_400,
     quality=HELD,
-    coverage=0.83,
+    coverage=0.97,
     delay_s=3600.0,
     next=Next(DUE, NOW + 60),
 )
@@ -33,31 +34,27 @@ def quality(**changed: Any) -> KnownQuality:
 
 def test_a_steady_deployment_is_two_sentences() -> None:
     assert said() == (
-        "Version 3 answers since 25 Nov 10:00 UTC; auc 0.812 ± 0.024 on the newest 1,000 matured rows, "
-        "as good as its holdout promised (0.829); 83% of the rows older than 1 h have their label. "
-        f"Next, at 10:01 UTC: {DUE}."
+        "Version 3 answers since 25 Nov 10:00 UTC; quality held: AUC 0.812 ± 0.024 on 1,000 labelled rows, "
+        "0.829 on its holdout. "
+        f"Next at 10:01 UTC: {DUE}."
     )
 
 
 @pytest.mark.parametrize(
     ("known", "words"),
     [
-        (None, "its quality is not known yet: no check has looked at it"),
+        (None, "quality not known yet: no check has looked at it"),
         (
             KnownQuality(metric="auc", rows=12, why="12 rows answered have a matured label, 100 are needed"),
-            "its quality is not known yet: 12 rows answered have a matured label, 100 are needed",
+            "quality not known yet: 12 rows answered have a matured label, 100 are needed",
         ),
+        (quality(state="lost"), "; quality lost: AUC 0.812 ± 0.024 on 1,000 labelled rows, 0.829 on its holdout."),
+        (quality(state="not known yet"), "; quality not known yet: AUC 0.812 ± 0.024 on"),
+        (quality(low=None, high=None, holdout=None), "; quality held: AUC 0.812 on 1,000 labelled rows."),
+        (quality(low=0.8099, high=0.8147), "AUC 0.8123 ± 0.0024 on 1,000 labelled rows, 0.8291 on its holdout."),
         (
-            quality(state="lost"),
-            "0.812 ± 0.024 on the newest 1,000 matured rows, worse than its holdout promised (0.829)",
-        ),
-        (
-            quality(state="not known yet"),
-            "matured rows, not known yet whether as good as its holdout promised (0.829);",
-        ),
-        (
-            quality(low=None, high=None, holdout=None),
-            "auc 0.812 on the newest 1,000 matured rows, as good as its holdout",
+            quality(metric="rmse", value=12_345.6, low=12_145.0, high=12_546.0, holdout=11_999.4),
+            "RMSE 12,346 ± 200 on 1,000 labelled rows, 11,999 on its holdout.",
         ),
     ],
 )
@@ -65,10 +62,25 @@ def test_what_is_known_of_the_quality_is_said_and_no_more(known: KnownQuality | 
     assert words in said(quality=known)
 
 
+def test_labels_are_told_of_when_many_are_missing() -> None:
+    assert "have their label" not in said()
+    assert "; 83% of the rows older than 1 h have their label." in said(coverage=0.83)
+
+
 def test_labels_that_are_not_due_yet_are_no_missing_labels() -> None:
     assert "; no row is older than 1 h yet, when its label is due." in said(coverage=None)
-    assert "; 83% of the rows have their label." in said(delay_s=0.0)
-    assert "label" not in said(coverage=None, delay_s=None, next=Next("a check"))
+    assert "; 83% of the rows have their label." in said(coverage=0.83, delay_s=0.0)
+    assert "; no row" not in said(coverage=None, delay_s=None, next=Next("a check"))
+
+
+def test_the_usual_state_is_three_lines_of_80_columns() -> None:
+    usual = said(
+        served_since=NOW - 86_400,
+        quality=quality(state="not known yet", rows=20_000),
+        next=Next("a check; a training at 20,317 new labels (10,336 so far), sooner if quality is lost", NOW),
+    )
+
+    assert len(textwrap.wrap(usual, 80)) == 3, usual
 
 
 def test_without_a_version_it_says_why() -> None:
@@ -84,14 +96,15 @@ def test_a_paused_loop_announces_no_check() -> None:
 
 
 def test_what_needs_a_look_comes_last_the_first_in_words_the_others_as_a_count() -> None:
-    told = said(alerts=("the store does not answer (refused)",), doubts=("log loss 0.7: it has learnt nothing",))
+    refused = Alert("the store does not answer (refused)", "store")
+    told = said(alerts=(refused,), doubts=("log loss 0.7: it has learnt nothing",))
 
     assert told.endswith("Needs a look: the store does not answer (refused) (and 1 more).")
     assert said(doubts=("it has learnt nothing.",)).endswith("the gates doubt this version: it has learnt nothing.")
 
 
 def test_a_check_that_is_late_is_not_announced_for_a_time_that_is_over() -> None:
-    assert "Next, due since 09:55 UTC: a check" in said(next=Next("a check", NOW - 300))
+    assert "Next due since 09:55 UTC: a check" in said(next=Next("a check", NOW - 300))
 
 
 def test_a_moment_names_what_differs_from_now() -> None:
@@ -142,9 +155,9 @@ def checked(decision: dict[str, Any], *findings: dict[str, Any], state: str = "h
         (
             {"ahead": {"rows_due": None, "due_at": NOW + 7200}},
             "held",
-            "a check; a training is due by age in 2 h, sooner if",
+            "a check; a training by age in 2 h, sooner if",
         ),
-        ({}, "held", "a check; a training is due if quality is lost"),
+        ({}, "held", "a check; a training if quality is lost"),
         (
             {"trigger": "growth", "reasons": ["growth: …", "cool-down: 200 s left of 300 s"]},
             "held",

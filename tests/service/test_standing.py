@@ -10,7 +10,7 @@ import pytest
 
 from service.handover import ControllerStatus, write_status
 from service.serving.management.managed import Managed
-from service.serving.management.sentence import Next
+from service.serving.management.sentence import Alert, Next
 from service.serving.management.standing import standing
 from tests.places import TOKEN, Place, first, place
 from tests.working import working
@@ -42,8 +42,8 @@ def test_a_check_s_findings_are_the_facts(here: Managed, place: Place) -> None:
     assert found.quality.low < check.quality["value"] < found.quality.high
     assert found.quality.holdout == pytest.approx(check.quality["compared"][0]["level"])
     assert (found.coverage, found.delay_s, found.alerts, found.paused) == (1.0, 0.0, (), None)
-    due = "once 1,400 labelled rows have come since the last one (400 so far), sooner if quality is lost"
-    assert found.next == Next(f"a check; a training is due {due}", check.at + 60)
+    due = "at 1,400 new labels (400 so far), sooner if quality is lost"
+    assert found.next == Next(f"a check; a training {due}", check.at + 60)
 
 
 def test_a_version_that_no_check_has_seen_has_no_quality(here: Managed, place: Place) -> None:
@@ -70,11 +70,12 @@ def test_what_is_wrong_is_an_alert(here: Managed, place: Place) -> None:
     failed = note_failure(place.loop, "check", OSError(28, "No space left on device"))
 
     assert standing(here).alerts == (
-        "r1/api-2 cannot load version 2: digest differs",
-        "the store does not answer (connection refused)",
-        "the record waits for the store for 12 min",
-        f"the last check failed: OSError: [Errno 28] No space left on device (run {failed.id})",
+        Alert("r1/api-2 cannot load version 2: digest differs", "worker"),
+        Alert("the store does not answer (connection refused)", "store"),
+        Alert("the record waits for the store for 12 min", "record"),
+        Alert("the last check failed: OSError: [Errno 28] No space left on device", "run", failed.id),
     )
+    assert str(standing(here).alerts[-1]).endswith(f"No space left on device (run {failed.id})")
     assert standing(here, "ana: an audit").paused == "ana: an audit"
 
 
@@ -82,9 +83,9 @@ def test_drift_that_matters_is_an_alert(here: Managed, place: Place) -> None:
     place.answer(600, 3, moved=True, labelled=False)
     run_cycle(place.loop)
 
-    told = [alert for alert in standing(here).alerts if alert.startswith("drift: ")]
+    told = [alert.text for alert in standing(here).alerts if alert.kind == "drift"]
 
-    assert any("income moved" in alert and "matters" in alert for alert in told), standing(here)
+    assert any(text.startswith("drift: income moved") and "matters" in text for text in told), standing(here)
 
 
 def test_a_check_that_does_not_come_is_an_alert_unless_the_loop_is_paused(here: Managed, place: Place) -> None:
@@ -92,6 +93,6 @@ def test_a_check_that_does_not_come_is_an_alert_unless_the_loop_is_paused(here: 
     place.runs.check(at=place.now, version=1, drift=None, quality=None, decision={"train": False}, token=TOKEN)
 
     assert standing(here).alerts == (
-        "the check is overdue by 2 h: the machine is too busy, or no controller holds the lease",
+        Alert("the check is overdue by 2 h: the machine is too busy, or no controller holds the lease", "run"),
     )
     assert standing(here, "ana").alerts == ()

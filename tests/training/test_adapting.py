@@ -59,7 +59,7 @@ def test_the_quality_of_the_raw_output_is_judged_beside_that_of_the_served_one(p
         checked.append(next(iter(loop.runs.checks(limit=1))).quality or {})
 
     last = checked[-1]
-    assert last["raw"]["state"] == "lost" and last["raw"]["words"].startswith("quality lost: raw auc 0.")
+    assert last["raw"]["state"] == "lost" and last["raw"]["words"].startswith("quality lost: raw AUC 0.")
     assert last["words"].startswith(f"quality {last['state']}: served ")
     raw, served = (compared["fall"]["value"] for compared in (last["raw"]["compared"][0], last["compared"][0]))
     assert raw < served, "the adaptation turned the answers round; the champion's own are as wrong as before"

@@ -78,7 +78,7 @@ def test_an_empty_record_is_a_no_that_says_what_is_missing(place: Place) -> None
     assert run.outcome == NO_ACTION
     assert "the window has 0 rows; drift needs at least 100" in run.why
     assert "quality not known yet" in run.why
-    assert "growth: 0 labelled rows since the last training, 1,400 make one due (200 % of 700)" in run.why
+    assert "growth: 0 labelled rows since the last training, 1,400 make one due (200% of 700)" in run.why
 
 
 def test_rows_are_counted_on_when_older_ones_are_not_read_any_more(place: Place) -> None:
@@ -162,7 +162,7 @@ def test_a_training_is_due_when_rows_have_grown_and_a_refusal_makes_the_next_wai
     policy = RetrainPolicy(growth=0.5, cooldown_s=0, min_labelled_rows=300, min_new_labelled_rows=100)
     place.answer(349, 4, moved=False)
     early = turn(place, retrain=policy)
-    assert "349 labelled rows since the last training, 350 make one due (50 % of 700)" in early.why
+    assert "349 labelled rows since the last training, 350 make one due (50% of 700)" in early.why
 
     place.answer(1, 5, moved=False)
     run = turn(place, retrain=policy, run_job=refused)
@@ -172,7 +172,7 @@ def test_a_training_is_due_when_rows_have_grown_and_a_refusal_makes_the_next_wai
     later = turn(place, retrain=policy)
     assert later.outcome == NO_ACTION
     assert "growth: 10 labelled rows since the last training, 788 make one due" in later.why
-    assert "(75 % of 1,050, more than 50 % as the last training was refused)" in later.why
+    assert "(75% of 1,050, more than 50% as the last training was refused)" in later.why
 
 
 def test_a_person_asking_with_too_few_labels_is_told_so(place: Place) -> None:

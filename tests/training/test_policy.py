@@ -27,7 +27,7 @@ def drift(detected: bool, skipped: str | None = None) -> DriftReport:
 HELD = "quality held: auc 0.8 on 1,000 rows answered, 0.82 on the champion's holdout"
 LOST = "quality lost: auc 0.6 on 1,000 rows answered, 0.82 on the champion's holdout"
 UNKNOWN = "quality not known yet: 12 rows answered have a label, 100 are needed"
-GROWING = "growth: 300 labelled rows since the last training, 500 make one due (20 % of 2,500)"
+GROWING = "growth: 300 labelled rows since the last training, 500 make one due (20% of 2,500)"
 
 
 def quality(words: str = HELD) -> QualityCheck:
@@ -47,12 +47,12 @@ def test_a_training_is_due_when_the_labelled_rows_have_grown_enough() -> None:
     history = History(NOW - 10_000, trained_rows=25_000, labelled_rows=500, new_labelled_rows=4_812)
     early = decide(drift(False), quality(), history, NOW, POLICY)
     assert not early.train
-    assert "growth: 4,812 labelled rows since the last training, 5,000 make one due (20 % of 25,000)" in early.reasons
+    assert "growth: 4,812 labelled rows since the last training, 5,000 make one due (20% of 25,000)" in early.reasons
 
     due = decide(drift(False), quality(), replace(history, new_labelled_rows=5_000), NOW, POLICY)
     assert due.train and due.trigger == "growth" and due.due
     assert (
-        "growth: the 5,000 labelled rows since the last training that make one due are there (20 % of 25,000)"
+        "growth: the 5,000 labelled rows since the last training that make one due are there (20% of 25,000)"
         in due.reasons
     )
     off = decide(None, quality(), replace(history, new_labelled_rows=5_000), NOW, RetrainPolicy(growth=0))
@@ -77,11 +77,11 @@ def test_each_refused_training_makes_the_next_one_wait_longer_up_to_four_times()
     once = decide(None, None, replace(READY, new_labelled_rows=749, refusals=1), NOW, POLICY)
     assert once.reasons == (
         "growth: 749 labelled rows since the last training, 750 make one due "
-        "(30 % of 2,500, more than 20 % as the last training was refused)",
+        "(30% of 2,500, more than 20% as the last training was refused)",
     )
     assert decide(None, None, replace(READY, new_labelled_rows=750, refusals=1), NOW, POLICY).train
     twice = decide(None, None, replace(READY, refusals=2), NOW, POLICY)
-    assert "(45 % of 2,500, more than 20 % as the last 2 trainings were refused)" in twice.why
+    assert "(45% of 2,500, more than 20% as the last 2 trainings were refused)" in twice.why
 
 
 def test_without_a_training_before_any_new_rows_are_a_growth() -> None:
@@ -116,10 +116,10 @@ def test_lost_quality_waits_for_rows_that_could_change_something() -> None:
     assert not decision.train and decision.trigger is None
     assert decision.reasons[:2] == (
         LOST,
-        "quality: 249 labelled rows since the last training, 250 make one due (10 % of 2,500)",
+        "quality: 249 labelled rows since the last training, 250 make one due (10% of 2,500)",
     )
     refused = decide(None, quality(LOST), replace(READY, refusals=1), NOW, POLICY)
-    assert not refused.train and "375 make one due (15 % of 2,500, more than 10 %" in refused.why
+    assert not refused.train and "375 make one due (15% of 2,500, more than 10%" in refused.why
 
 
 def test_lost_quality_switched_off_is_said_and_does_not_train() -> None:

@@ -76,7 +76,7 @@ def status(here: Here) -> dict[str, Any]:
         "delay_s": stands.delay_s,
         "next": msgspec.to_builtins(stands.next),
         "paused": stands.paused,
-        "alerts": list(stands.alerts),
+        "alerts": [str(alert) for alert in stands.alerts],
         "doubts": list(stands.doubts),
         "unadapted": {report.slot: report.unadapted for report in local if report.unadapted},
         "ready": here.worker.why_not_ready is None,

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, tzinfo
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
+
+from monitoring.wording import metric_name, percent
+
+AlertKind = Literal["worker", "adaptation", "store", "record", "run", "drift", "doubt"]
+"""What an alert is about; `doubt` is of the gates."""
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """What a person should look at, in one sentence."""
+
+    text: str
+    kind: AlertKind
+    run: int | None = None
+    """Whose record says more."""
+
+    def __str__(self) -> str:
+        return self.text if self.run is None else f"{self.text} (run {self.run})"
 
 
 class KnownQuality(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,10 +71,18 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """Who paused the loop and why; None: it runs."""
     doubts: tuple[str, ...] = ()
     """What the gates had against the version in service."""
-    alerts: tuple[str, ...] = ()
-    """What a person should look at, each in one sentence."""
+    alerts: tuple[Alert, ...] = ()
+    """What a person should look at, without the doubts."""
+
+    @property
+    def needs(self) -> tuple[Alert, ...]:
+        """All that a person should look at, the doubts last."""
+        doubts = (Alert(f"the gates doubt this version: {doubt}", "doubt") for doubt in self.doubts)
+        return (*self.alerts, *doubts)
 
 
+FEW_LABELS: Final = 0.9
+"""Share of labels below which it is said how many are there: what is known rests on a part of the rows."""
 SECONDS: Final = ((86_400.0, "day", "days"), (3600.0, "h", "h"), (60.0, "min", "min"))
 
 
@@ -66,10 +92,9 @@ def sentence(standing: Standing, now: float, zone: tzinfo | None = None) -> str:
     `zone` is that of the times named; None is the zone of this machine.
     """
     parts = [_serving(standing, now, zone), _ahead(standing, now, zone)]
-    needs = [*standing.alerts, *(f"the gates doubt this version: {doubt}" for doubt in standing.doubts)]
-    if needs:
+    if needs := standing.needs:
         more = f" (and {len(needs) - 1} more)" if len(needs) > 1 else ""
-        first = needs[0].rstrip(".")
+        first = str(needs[0]).rstrip(".")
         parts.append(f"Needs a look: {first}{more}" + ("" if first.endswith("?") and not more else "."))
     return " ".join(parts)
 
@@ -105,23 +130,28 @@ def _serving(standing: Standing, now: float, zone: tzinfo | None) -> str:
 
 def _quality(known: KnownQuality | None) -> str:
     if known is None:
-        return "its quality is not known yet: no check has looked at it"
+        return "quality not known yet: no check has looked at it"
     if known.value is None:
-        return f"its quality is not known yet: {known.why or 'no row was judged by a label'}"
-    chance = "" if known.high is None or known.low is None else f" ± {(known.high - known.low) / 2:.2g}"
-    promised = "" if known.holdout is None else f" ({known.holdout:.3g})"
-    compared = {"held": "as good as", "lost": "worse than"}.get(known.state, "not known yet whether as good as")
-    found = f"{known.metric} {known.value:.3g}{chance} on the newest {known.rows:,} matured rows"
-    return f"{found}, {compared} its holdout promised{promised}"
+        return f"quality not known yet: {known.why or 'no row was judged by a label'}"
+    half = 0.0 if known.high is None or known.low is None else (known.high - known.low) / 2
+    # As many decimals as two digits of what chance does: more of them say nothing.
+    form = f",.{max(0, 1 - math.floor(math.log10(half)))}f" if half > 0 else ",.3g"
+    chance = f" ± {half:{form}}" if half > 0 else ""
+    promised = "" if known.holdout is None else f", {known.holdout:{form}} on its holdout"
+    found = f"{metric_name(known.metric)} {known.value:{form}}{chance} on {known.rows:,} labelled rows"
+    return f"quality {known.state}: {found}{promised}"
 
 
 def _labels(standing: Standing) -> str:
+    """What is missing of the labels; nothing while most rows have theirs."""
     if standing.delay_s is None:
         return ""
     older = f" older than {duration(standing.delay_s)}" if standing.delay_s >= 0.5 else ""
     if standing.coverage is None:
         return f"; no row is{older} yet, when its label is due" if older else ""
-    return f"; {standing.coverage:.0%} of the rows{older} have their label"
+    if standing.coverage >= FEW_LABELS:
+        return ""
+    return f"; {percent(standing.coverage)} of the rows{older} have their label"
 
 
 def _ahead(standing: Standing, now: float, zone: tzinfo | None) -> str:
@@ -130,5 +160,5 @@ def _ahead(standing: Standing, now: float, zone: tzinfo | None) -> str:
         return f"The loop is paused{why}: nothing is checked or trained until it is resumed."
     at, when = standing.next.at, ""
     if at is not None:
-        when = f", {'at' if at >= now else 'due since'} {moment(at, now, zone)}"
+        when = f" {'at' if at >= now else 'due since'} {moment(at, now, zone)}"
     return f"Next{when}: {standing.next.what}."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from service.handover import read_reports, read_status
-from service.serving.management.sentence import KnownQuality, Next, Standing, duration
+from service.serving.management.sentence import Alert, KnownQuality, Next, Standing, duration
 from training.rollout import live_workers
 
 if TYPE_CHECKING:
@@ -101,12 +101,12 @@ def _due(newest: Check) -> str:
     ways = []
     if (rows := ahead.get("rows_due")) is not None:
         new = ahead.get("new_rows", 0)
-        ways.append(f"once {rows:,} labelled rows have come since the last one ({new:,} so far)")
+        ways.append(f"at {rows:,} new labels ({new:,} so far)")
     if ahead.get("due_at") is not None:
         ways.append(f"by age in {duration(max(0.0, ahead['due_at'] - newest.at))}")
     if quality != "lost":
         ways.append("sooner if quality is lost" if ways else "if quality is lost")
-    return f"a training is due {', '.join(ways)}" if ways else "a training comes only when a person asks for it"
+    return f"a training {', '.join(ways)}" if ways else "a training comes only when a person asks for it"
 
 
 def _why_none(here: Managed) -> str:
@@ -121,31 +121,32 @@ def _doubts(here: Managed, champion: int | None) -> tuple[str, ...]:
     return () if verdict is None or verdict.passed else verdict.reasons
 
 
-def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float) -> Iterator[str]:
+def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float) -> Iterator[Alert]:
     """What a person should look at; `ahead` is None while no check is expected."""
     for worker in live_workers(here.engine, WORKER_ALIVE_S):
         for version, why in worker.failed.items():
-            yield f"{worker.name} cannot load version {version}: {why}"
+            yield Alert(f"{worker.name} cannot load version {version}: {why}", "worker")
     for report in read_reports(here.worker.run_dir / "workers"):
         if report.unadapted:
-            yield f"{report.slot} does not have the adaptation in force: {report.unadapted}"
+            yield Alert(f"{report.slot} does not have the adaptation in force: {report.unadapted}", "adaptation")
     controller = read_status(here.worker.run_dir)
     if controller is not None and controller.store_error:
-        yield f"the store does not answer ({controller.store_error})"
+        yield Alert(f"the store does not answer ({controller.store_error})", "store")
     if controller is not None and controller.drain_lag_s > LATE_S:
-        yield f"the record waits for the store for {duration(controller.drain_lag_s)}"
+        yield Alert(f"the record waits for the store for {duration(controller.drain_lag_s)}", "record")
     failed = next(iter(here.runs.list(kind="check", limit=1)), None)
     if failed is not None and failed.state == "failed" and (newest is None or failed.created_at > newest.at):
-        yield f"the last check failed: {failed.record.error} (run {failed.id})"
+        yield Alert(f"the last check failed: {failed.record.error}", "run", failed.id)
     elif ahead is not None and ahead.at is not None and now > ahead.at + LATE_S:
         late = duration(now - ahead.at)
-        yield f"the check is overdue by {late}: the machine is too busy, or no controller holds the lease"
+        why = "the machine is too busy, or no controller holds the lease"
+        yield Alert(f"the check is overdue by {late}: {why}", "run")
 
 
-def _drift(newest: Check | None, champion: int | None) -> Iterator[str]:
+def _drift(newest: Check | None, champion: int | None) -> Iterator[Alert]:
     """What moved under the version in service, and matters."""
     if newest is None or newest.version != champion:
         return
     for finding in (newest.drift or {}).get("findings", ()):
         if finding.get("state") in ("began", "continues") and finding.get("matters"):
-            yield f"drift: {finding['sentence']}"
+            yield Alert(f"drift: {finding['sentence']}", "drift")

@@ -10,7 +10,14 @@ const LEAST_S = 60;
 const QUIET = "adaptation"; // They come with every check: small, without a line.
 const live = new Set();
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const probe = document.body.appendChild(h("span", { hidden: true }));
+
+/** A colour of the style sheet as a canvas takes it: what `light-dark()` chooses now. */
+function colour(name) {
+  probe.style.setProperty("color", `var(--${name})`);
+  return getComputedStyle(probe).color;
+}
+
 const still = matchMedia("(prefers-color-scheme: dark)");
 
 /** Every chart is drawn again in the colours of now. */
@@ -143,7 +150,7 @@ export class TimeChart {
       {
         width,
         height: this.height,
-        padding: [10, 22, 0, 0],
+        padding: [10, 30, 0, 0],
         legend: { show: false },
         cursor: { sync: { key: this.sync }, drag: { x: Boolean(this.choose), y: false, setScale: false }, points: { size: 7 } },
         select: { show: Boolean(this.choose) },

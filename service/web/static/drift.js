@@ -34,7 +34,7 @@ function pictures({ kind, edges, categories: names, reference, window: came, not
   const parts = [reference && { name: "reference", kind: "reference", bars: reference }, came && { name: "window", kind: "window", bars: came }].filter(Boolean);
   if (!parts.length) return empty(note || "Neither reference nor window can be read any more.");
   let labels = names;
-  const sets = parts.map((part) => ({ ...part, counts: [...part.bars.counts], note: `${count(part.bars.rows, "row")}${part.bars.missing ? `, ${percent(part.bars.missing / (part.bars.rows || 1), 1)} missing` : ""}` }));
+  const sets = parts.map((part) => ({ ...part, counts: [...part.bars.counts], note: `${count(part.bars.rows, "row")}${part.bars.missing ? `, ${percent(part.bars.missing / (part.bars.rows || 1))} missing` : ""}` }));
   if (edges) {
     labels = edgeText(edges, kind);
     if (parts.some(({ bars }) => bars.below)) {
@@ -124,7 +124,7 @@ export function driftPanel() {
           h("span", { class: "feature-name" }, nameOf(feature)),
           h("span", { class: "feature-badges" }, badges(feature)),
         ),
-        h("td", { class: "n importance" }, feature.output ? "output" : feature.importance === null ? "–" : percent(feature.importance)),
+        h("td", { class: "n importance" }, feature.output ? "output" : feature.importance === null ? "–" : percent(feature.importance, true)),
         h("td", { class: `n times${feature.moved ? " moved" : ""}` }, feature.score === null ? "–" : `${fixed(feature.times, feature.times < 10 ? 2 : 0)} ×`),
         cells,
       );

@@ -4,7 +4,7 @@ import { h, s } from "./dom.js";
 import { compact, fixed, number, percent } from "./format.js";
 
 const at = (share) => `${(share * 100).toFixed(3)}%`;
-const drawing = (height, label, ...children) => s("svg", { class: "drawing", width: "100%", height, role: "img", "aria-label": label }, children);
+const drawing = (height, label, children, kind = "") => s("svg", { class: `drawing ${kind}`, width: "100%", height, role: "img", "aria-label": label }, children);
 const text = (x, y, words, anchor = "middle", kind = "") => s("text", { x: typeof x === "number" ? at(x) : x, y, "text-anchor": anchor, class: kind }, words);
 
 /** `[low, high]` of what is given, never of no width. */
@@ -32,24 +32,23 @@ export function histogram(sets, labels, { label, height = 180, edges = true }) {
   const step = STEPS.find((one) => top / one < 4) ?? 0.5;
   for (let tick = step; tick <= top; tick += step) {
     parts.push(s("line", { x1: 0, x2: "100%", y1: y(tick), y2: y(tick), class: "grid" }));
-    ticks.push(text(1, y(tick) - 4, percent(tick, step < 0.01 ? 1 : 0), "end", "tick"));
+    ticks.push(s("text", { x: "100%", dx: 6, y: y(tick) + 4, class: "tick" }, percent(tick)));
   }
   sets.forEach(({ kind, name }, index) => {
     const slot = sets.length === 1 ? 0.86 : kind === "reference" ? 0.9 : 0.44;
     shares[index].forEach((share, bin) => {
       const left = (bin + (1 - slot) / 2) / bins;
-      parts.push(s("rect", { x: at(left), width: at(slot / bins), y: y(share), height: Math.max(share > 0 ? 1 : 0, floor - y(share)), class: `bar is-${kind}` }, s("title", {}, `${name}, ${edges ? `${labels[bin]} to ${labels[bin + 1]}` : labels[bin]}: ${percent(share, 1)}`)));
+      parts.push(s("rect", { x: at(left), width: at(slot / bins), y: y(share), height: Math.max(share > 0 ? 1 : 0, floor - y(share)), class: `bar is-${kind}` }, s("title", {}, `${name}, ${edges ? `${labels[bin]} to ${labels[bin + 1]}` : labels[bin]}: ${percent(share)}`)));
     });
   });
   parts.push(s("line", { x1: 0, x2: "100%", y1: floor, y2: floor, class: "axis" }));
   if (edges) {
-    const every = Math.ceil(bins / 5);
-    for (let edge = 0; edge <= bins; edge += every) {
-      if (edge > bins - every / 2 && edge !== bins) continue;
+    const named = new Set([0, 1, 2, 3, 4, 5].map((part) => Math.round((part * bins) / 5)));
+    for (const edge of named) {
       parts.push(text(edge / bins, height - 6, labels[edge], edge === 0 ? "start" : edge === bins ? "end" : "middle", "tick"));
     }
   }
-  return drawing(height, label, parts, ticks);
+  return drawing(height, label, [parts, ticks], "has-scale");
 }
 
 /** The same for categories: a row for each, names in words. */
@@ -62,7 +61,7 @@ export function categories(sets, names, { label, most = 12 }) {
       { class: "cat" },
       h("span", { class: "cat-name", title: name }, name),
       s("svg", { class: "drawing", width: "100%", height: 8 * sets.length + 4, "aria-hidden": "true" }, sets.map(({ counts, kind }, index) => s("rect", { x: 0, y: 2 + index * 8, height: 6, rx: 1, width: at(Math.max(0.002, counts[bin] / all[index] / top)), class: `bar is-${kind}` }))),
-      h("span", { class: "cat-value" }, sets.map(({ counts, name: said }, index) => h("span", { title: said }, percent(counts[bin] / all[index], 1)))),
+      h("span", { class: "cat-value" }, sets.map(({ counts, name: said }, index) => h("span", { title: said }, percent(counts[bin] / all[index], true)))),
     ),
   );
   return h("div", { class: "cats", role: "group", "aria-label": label }, rows, names.length > most && h("p", { class: "note" }, `and ${names.length - most} more`));

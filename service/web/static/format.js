@@ -24,14 +24,23 @@ export function number(value, digits = 3) {
 export const fixed = (value, decimals = 3) =>
   known(value) ? numberFormat({ minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value) : NONE;
 
-export const percent = (value, decimals = 0) =>
-  known(value) ? numberFormat({ style: "percent", minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value) : NONE;
+/** `83.5%`: one decimal at most, `0%` and `100%` only where nothing and all is meant; as `monitoring/wording.py`; a `column` lines up. */
+export function percent(value, column = false) {
+  if (!known(value)) return NONE;
+  const text = numberFormat({ style: "percent", minimumFractionDigits: column && value !== 0 && value !== 1 ? 1 : 0, maximumFractionDigits: 1 }).format(value);
+  if (parseFloat(text) === 0 && value > 0) return "<0.1%";
+  if (parseFloat(text) === 100 && value < 1 - 1e-9) return ">99.9%";
+  return text;
+}
 
 /** `+0.012` or `−0.012`. */
 export const signed = (value, decimals = 3) =>
   known(value)
-    ? numberFormat({ minimumFractionDigits: decimals, maximumFractionDigits: decimals, signDisplay: "exceptZero" }).format(value)
+    ? numberFormat({ minimumFractionDigits: decimals, maximumFractionDigits: decimals, signDisplay: "exceptZero" }).format(value).replace("-", "−")
     : NONE;
+
+/** A metric's value: four decimals, fewer where it has a unit and is large. */
+export const measured = (value) => (known(value) && Math.abs(value) >= 10 ? number(value, 4) : fixed(value, 4));
 
 export const compact = (value) =>
   known(value) ? numberFormat({ notation: "compact", maximumSignificantDigits: 3 }).format(value) : NONE;
@@ -52,7 +61,7 @@ export function duration(seconds) {
   if (!known(seconds)) return NONE;
   const size = Math.abs(seconds);
   if (size === 0) return "0 s";
-  if (size < 1) return `${number(seconds * 1000, 2)} ms`;
+  if (size < 0.995) return `${number(seconds * 1000, 2)} ms`;
   if (size < 90) return `${number(seconds, 2)} s`;
   if (size < 90 * 60 && size !== 3600) return `${Math.round(seconds / 60)} min`;
   if (size < 36 * 3600) return `${number(seconds / 3600, 2)} h`;
@@ -127,9 +136,9 @@ export function axisTimes(splits, step) {
 /** `roc_auc` as `roc auc`: a name of the product as words. */
 export const words = (name) => String(name ?? "").replaceAll("_", " ");
 
-const METRICS = { auc: "AUC", f1: "F1", f1_macro: "F1 (macro)", brier: "Brier score", r2: "R²", mae: "MAE", rmse: "RMSE", mse: "MSE" };
+const METRICS = { auc: "AUC", f1: "F1", f1_macro: "macro F1", brier: "Brier score", r2: "R²", mae: "MAE", rmse: "RMSE", mse: "MSE" };
 
-/** A metric's name as people write it. */
+/** A metric's name as people write it; as `monitoring/wording.py`. */
 export const metricName = (name) => METRICS[name] ?? words(name);
 
 /** The first of a long digest; all of it in the title. */

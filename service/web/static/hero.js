@@ -24,7 +24,7 @@ function coverage({ coverage: share, delay_s: delay, waiting }) {
   if (share === null) return figure("Labels", "not known yet", "until a check has seen labels");
   return figure(
     "Labels",
-    percent(share, share > 0.99 && share < 1 ? 1 : 0),
+    percent(share),
     `of the rows older than ${duration(delay)}${waiting ? `; ${count(waiting, "row")} wait` : ""}`,
   );
 }
@@ -42,13 +42,12 @@ function adaptation({ adaptation: { state, number: which, weight, since } }) {
 
 const next = ({ next: { what, at } }) => (at === null ? figure("Next", told(what)) : figure("Next", when(at, { due: true }), told(what)));
 
-function attention({ alerts, doubts, paused, running, queued, ready, why_not_ready: whyNot }) {
+function attention({ alerts, paused, running, queued, ready, why_not_ready: whyNot }) {
   const said = [];
   if (!ready) said.push(["alert", "This worker is not ready: ", told(whyNot)]);
   if (paused) said.push(["pause", h("a", { href: `#/runs/${paused.run}` }, "The loop is paused"), ` by ${paused.who} `, when(paused.at), paused.why ? `: ${paused.why}` : ""]);
   if (running) said.push(["training", h("a", { href: `#/runs/${running.run}` }, `Run ${running.run}`), ` (${words(running.kind)}, ${running.trigger}) runs since `, when(running.since), queued ? `; ${count(queued, "run")} wait behind it` : ""]);
-  for (const { text, run } of alerts) said.push(["alert", told(text), run ? [" ", h("a", { href: `#/runs/${run}` }, `run ${run}`)] : null]);
-  if (!alerts.some(({ kind }) => kind === "doubt")) for (const doubt of doubts) said.push(["unknown", "A gate had against this version: ", told(doubt)]);
+  for (const { text, kind, run } of alerts) said.push([kind === "doubt" ? "unknown" : "alert", told(text), run ? [" ", h("a", { href: `#/runs/${run}` }, `run ${run}`)] : null]);
   return said.map(([kind, ...text]) => h("li", { class: `is-${kind}` }, symbol(kind, { says: true }), h("span", {}, text)));
 }
 

@@ -58,7 +58,7 @@ export function qualityPanel(context) {
           choose: context.choose,
           describe,
           series: [
-            { label: "95 % interval", band: ["low", "high"], colour: "c-served", spans: false },
+            { label: "95% interval", band: ["low", "high"], colour: "c-served", spans: false },
             { label: "served", key: "served", colour: "c-served", width: 2.5, spans: false },
             { label: "own holdout", key: "holdout", colour: "c-holdout", dash: [7, 4], step: true },
           ],

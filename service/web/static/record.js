@@ -28,7 +28,7 @@ export const recordPanel = () =>
           delays
             ? [
                 histogram([{ name: "labels", kind: "window", counts: delays.labels }], delays.edges_s.map(duration), { label: "Labels by the time from answer to label", height: 150 }),
-                h("p", { class: "note" }, `The newest ${count(delays.rows, "label")}${delays.without ? `; ${percent(delays.without / delays.rows, 1)} belong to no prediction of the record` : ""}.`),
+                h("p", { class: "note" }, `The newest ${count(delays.rows, "label")}${delays.without ? `; ${percent(delays.without / delays.rows)} belong to no prediction of the record` : ""}.`),
               ]
             : empty("Not known yet: no label has come. They are sent to ", h("code", {}, "POST /feedback"), ".")),
       );

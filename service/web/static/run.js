@@ -3,7 +3,7 @@
 import { h, render, told } from "./dom.js";
 import { shapeOf } from "./decisions.js";
 import { bullet, points, study, timeline } from "./figures.js";
-import { count, digest, duration, fixed, metricName, number, percent, signed, when, words } from "./format.js";
+import { count, digest, duration, fixed, measured, metricName, number, percent, signed, when, words } from "./format.js";
 import { Panel, figure } from "./panel.js";
 import { stateChip, symbol } from "./symbols.js";
 
@@ -47,8 +47,8 @@ function compared({ metric, challenger, champion, error, rows, metrics }) {
   return [
     h("p", { class: "chart-note" }, `${metricName(metric)} on the same ${count(rows, "row")} that neither was trained on.`),
     both.length > 0 && points(both, `${metricName(metric)} of challenger and champion`),
-    difference !== null && points([{ name: "difference", value: difference, error, kind: "window", note: `${signed(difference)}${error === null ? "" : ` ± ${fixed(1.96 * error)}`}` }], "Difference, challenger minus champion, with 95 %", { zero: true }),
-    others.length > 0 && h("dl", { class: "pairs" }, others.map(([name, value]) => h("div", {}, h("dt", {}, metricName(name)), h("dd", {}, number(value, 4))))),
+    difference !== null && points([{ name: "difference", value: difference, error, kind: "window", note: `${signed(difference)}${error === null ? "" : ` ± ${fixed(1.96 * error)}`}` }], "Difference, challenger minus champion, with 95%", { zero: true }),
+    others.length > 0 && h("dl", { class: "pairs" }, others.map(([name, value]) => h("div", {}, h("dt", {}, metricName(name)), h("dd", {}, measured(value))))),
   ];
 }
 

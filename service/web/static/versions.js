@@ -1,7 +1,7 @@
 // Two versions side by side: parameters, data, gates, slices, importance.
 
 import { h, render, s } from "./dom.js";
-import { digest, fixed, metricName, number, percent, signed, when, words } from "./format.js";
+import { digest, fixed, measured, metricName, number, percent, signed, when, words } from "./format.js";
 import { single } from "./run.js";
 import { gateChip } from "./symbols.js";
 
@@ -15,13 +15,13 @@ function said(value, name) {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
-function sideBySide(a, b, rows, note = null) {
+function sideBySide(a, b, rows, note = null, write = said) {
   if (!rows.length) return h("p", { class: "empty small" }, "Nothing is known of both.");
   const same = rows.filter(({ differs }) => !differs);
   const table = (list) =>
     h("table", { class: "rows pair" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "sr" }, "Name")), h("th", { scope: "col" }, `Version ${a}`), h("th", { scope: "col" }, `Version ${b}`))),
-      h("tbody", {}, list.map(({ name, a: one, b: other, differs }) => h("tr", { class: differs ? "differs" : "" }, h("th", { scope: "row" }, differs && h("span", { class: "differs-mark", title: "differs" }, "≠ "), metricName(name)), h("td", {}, said(one, name)), h("td", {}, said(other, name))))));
+      h("tbody", {}, list.map(({ name, a: one, b: other, differs }) => h("tr", { class: differs ? "differs" : "" }, h("th", { scope: "row" }, differs && h("span", { class: "differs-mark", title: "differs" }, "≠ "), metricName(name)), h("td", {}, write(one, name)), h("td", {}, write(other, name))))));
   const different = rows.filter(({ differs }) => differs);
   return [
     note && h("p", { class: "chart-note" }, note),
@@ -76,8 +76,8 @@ function draw(body, { a, b, parameters, data, libraries, metrics, importance, sl
     h("div", { class: "sides" }, card(a), card(b)),
     part("Parameters", sideBySide(one, other, parameters)),
     part("Data", sideBySide(one, other, data)),
-    part("Metrics", sideBySide(one, other, metrics, "Each on its own holdout: other rows, so they are only roughly comparable.")),
-    part("Feature importance", importance.length ? lines(one, other, importance, "Feature", (value) => percent(value, 1), (value) => `${signed(value * 100, 1)} pp`) : h("p", { class: "empty small" }, "Not measured.")),
+    part("Metrics", sideBySide(one, other, metrics, "Each on its own holdout: other rows, so they are only roughly comparable.", measured)),
+    part("Feature importance", importance.length ? lines(one, other, importance, "Feature", (value) => percent(value, true), (value) => `${signed(value * 100, 1)} pp`) : h("p", { class: "empty small" }, "Not measured.")),
     part("Slices", slices.length ? [h("p", { class: "chart-note" }, `${metricName(metric)}, larger is better; each version on the matured rows that it answered itself.`), lines(one, other, slices, "Slice", fixed, signed)] : h("p", { class: "empty small" }, "Not known yet: slices appear once both versions have answered rows whose labels came.")),
     part("Libraries", sideBySide(one, other, libraries)),
   );
