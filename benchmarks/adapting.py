@@ -30,6 +30,7 @@ from training.adaptation import Adapter, decode
 from training.adaptations import Adaptations
 from training.adapting import adapt
 from training.artefact import SCHEMA, read_manifest
+from training.checking import matured_rows
 from training.cycle import bootstrap
 from training.data import prepare
 from training.lease import CONTROLLER, Lease
@@ -140,8 +141,8 @@ def measured(folder: Path, rows: int) -> dict[str, Any]:
     before, seconds, left = resident_mb(), [], []
     for call in range(CALLS):
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        matured = rows + (call + 1) * loop.adapt.every_rows
-        found = adapt(loop, 1, until=START + matured)
+        until = START + rows + (call + 1) * loop.adapt.every_rows
+        found = adapt(loop, 1, matured_rows(loop, 1, until), until)
         assert found is not None and found.made and found.rows == rows, found
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +26,9 @@ from monitoring.store import connect, labels, open_store, predictions
 from training import job
 from training.adaptation import Adapter, decode
 from training.adaptations import Adaptations
+from training.adapting import adapt
 from training.artefact import SCHEMA, read_manifest
+from training.checking import Seen, check, matured_rows, maturity
 from training.cycle import bootstrap, run_cycle, work_off
 from training.data import Prepared, prepare
 from training.experts import AdaptPolicy
@@ -36,6 +39,7 @@ from training.loop import Loop
 from training.policy import RetrainPolicy
 from training.registry import NoChampion, Registry
 from training.runs import Run, Runs
+from training.spec import Adapted
 from training.split import TrainPolicy
 from training.subprocess_job import subprocess_job
 
@@ -168,6 +172,17 @@ def place(first: Path, tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path / "home")
     yield place
     place.engine.dispose()
+
+
+def adapted(loop: Loop, champion: int = 1, until: float = math.inf) -> Adapted | None:
+    """What comes of adapting this version to its rows answered before `until`."""
+    return adapt(loop, champion, matured_rows(loop, champion, until), until)
+
+
+def checked(loop: Loop, champion: int = 1) -> Seen:
+    """What a check of this version finds."""
+    labels_now = maturity(loop)
+    return check(loop, champion, labels_now, matured_rows(loop, champion, labels_now.matured_until))
 
 
 def append(log: PredictionLog, at: float, ids: list[str], records: list[dict[str, Any]]) -> None:
