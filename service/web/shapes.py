@@ -294,7 +294,8 @@ class Span(Shape, frozen=True, kw_only=True):
     until: Number
     """The newest there is."""
     of: int | None
-    """How many there are in the span asked for; the series shows at most `MOST_POINTS` of them. None: not counted."""
+    """How many there are in the span asked for, of checks by their ids; the series shows at most `MOST_POINTS` of them.
+    None: not counted."""
 
 
 class Mark(Shape, frozen=True, kw_only=True):
