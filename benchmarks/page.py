@@ -40,6 +40,7 @@ from service.configuration import load
 from service.control.deployment import assemble
 from service.handover import ControllerStatus, Live, LiveVersion, write_live, write_status
 from service.serving.front import Front
+from service.serving.tuning import tune
 from service.serving.worker import Worker
 from service.settings import Settings
 from service.web.page import page_of
@@ -214,6 +215,7 @@ def working(settings: Settings, loop: Loop) -> Iterator[tuple[Front, Worker]]:
     )
     worker = Worker(settings, settings.var / "run" / "benchmark", "api-1")
     worker.start()
+    tune()  # as every worker of a server
     write_status(worker.run_dir, ControllerStatus(at=time.time(), holder="benchmark"))
     try:
         yield Front(beyond, lambda: worker), worker
