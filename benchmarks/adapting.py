@@ -25,10 +25,9 @@ import pandas as pd
 from benchmarks import report
 from monitoring.schema import FeatureSchema
 from monitoring.store import labels, open_store, predictions
-from tests.places import START, Place
+from tests.places import START, Place, adapted
 from training.adaptation import Adapter, decode
 from training.adaptations import Adaptations
-from training.adapting import adapt
 from training.artefact import SCHEMA, read_manifest
 from training.cycle import bootstrap
 from training.data import prepare
@@ -99,7 +98,7 @@ def prepared(folder: Path, rows: int, features: int, seed: int) -> None:
     run = bootstrap(replace(place.loop, source=lambda: source, run_job=partial(subprocess_job, timeout_s=300)))
     assert run is not None and run.outcome == "promoted", run
     answer(place, frame_of(rows // 2, features, seed + 1, turned=True))
-    assert adapt(place.loop, 1) is not None
+    assert adapted(place.loop) is not None
     answer(place, frame_of(rows - rows // 2 + CALLS * place.loop.adapt.every_rows, features, seed + 2, turned=True))
     place.engine.dispose()
 
@@ -140,8 +139,8 @@ def measured(folder: Path, rows: int) -> dict[str, Any]:
     before, seconds, left = resident_mb(), [], []
     for call in range(CALLS):
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        matured = rows + (call + 1) * loop.adapt.every_rows
-        found = adapt(loop, 1, until=START + matured)
+        until = START + rows + (call + 1) * loop.adapt.every_rows
+        found = adapted(loop, until=until)
         assert found is not None and found.made and found.rows == rows, found
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime)

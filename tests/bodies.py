@@ -37,7 +37,8 @@ from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
-from training import checking, cycle, job
+from tests.places import checked
+from training import cycle, job
 from training.artefact import SCHEMA
 from training.cycle import work_off
 from training.data import Prepared, prepare
@@ -353,7 +354,7 @@ def live_through(place: Place, folder: Path) -> dict[str, Any]:
     window = read_window(place.engine, schema)
     assert len(window) == place.rows and (window.attrs["skipped"], window.attrs["unfit_labels"]) == (0, 0)
 
-    seen = checking.check(loop, champion)
+    seen = checked(loop, champion)
     assert seen.drift.skipped is None and seen.quality.measured.usable, seen
     write_html(seen.reference, seen.window, seen.schema, folder / "page.html", report=seen.drift)
     trained = _ask(place, "retrain")
@@ -369,7 +370,7 @@ def live_through(place: Place, folder: Path) -> dict[str, Any]:
     odd = [id_ for id_ in window["_id"].tolist() if not id_.startswith("plain")][:50]
     erased = _ask(place, "erase", ids=[*odd, NUL, "x" * 5000])
     assert not set(odd) & set(read_window(place.engine, schema)["_id"])
-    after = checking.check(loop, loop.registry.champion())
+    after = checked(loop, loop.registry.champion())
     return {
         "sent": place.sent.total(), "accepted": place.accepted.total(), "rows": place.rows, "labels": place.labelled,
         "drifted": len(seen.drift.drifted), "labelled_window": seen.quality.measured.rows, "trained": trained.outcome,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from monitoring.drain import Drainer
 from monitoring.drift import DriftPolicy
 from monitoring.log import LogPolicy, PredictionLog
+from monitoring.maturity import Maturity
 from monitoring.quality import QualityPolicy
 from monitoring.record import FEEDBACK, PREDICTION
 from monitoring.schema import FeatureSchema
@@ -25,7 +27,9 @@ from monitoring.store import connect, labels, open_store, predictions
 from training import job
 from training.adaptation import Adapter, decode
 from training.adaptations import Adaptations
+from training.adapting import adapt
 from training.artefact import SCHEMA, read_manifest
+from training.checking import Seen, check, matured_rows, maturity
 from training.cycle import bootstrap, run_cycle, work_off
 from training.data import Prepared, prepare
 from training.experts import AdaptPolicy
@@ -36,6 +40,7 @@ from training.loop import Loop
 from training.policy import RetrainPolicy
 from training.registry import NoChampion, Registry
 from training.runs import Run, Runs
+from training.spec import Adapted
 from training.split import TrainPolicy
 from training.subprocess_job import subprocess_job
 
@@ -168,6 +173,18 @@ def place(first: Path, tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path / "home")
     yield place
     place.engine.dispose()
+
+
+def adapted(loop: Loop, champion: int = 1, until: float = math.inf) -> Adapted | None:
+    """What comes of adapting this version to its rows answered before `until`."""
+    labels_now = Maturity(0.0, until, measured=False, labels=0)
+    return adapt(loop, champion, matured_rows(loop, champion, until), labels_now)
+
+
+def checked(loop: Loop, champion: int = 1) -> Seen:
+    """What a check of this version finds."""
+    labels_now = maturity(loop)
+    return check(loop, champion, labels_now, matured_rows(loop, champion, labels_now.matured_until))
 
 
 def append(log: PredictionLog, at: float, ids: list[str], records: list[dict[str, Any]]) -> None:

@@ -7,7 +7,6 @@ a check: an adaptation that cannot be made leaves the one before in force, and s
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 
 from monitoring.feature import ADAPTATION, AT, LABEL, PREDICTED, PROBABILITIES, SCORE
 from monitoring.schema import FeatureSchema
-from monitoring.window import read_window
 from training.adaptations import Adaptations, SwitchedOff, UnknownAdaptation
 from training.artefact import SCHEMA
 from training.counted import ever_answered
@@ -39,10 +37,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def adapt(loop: Loop, champion: int, labels: Maturity | None = None) -> Adapted | None:
+def adapt(loop: Loop, champion: int, matured: pd.DataFrame, labels: Maturity) -> Adapted | None:
     """What came of adapting the champion's output to its rows that matured; None when nothing was to be done.
 
-    `labels` is what is known of their delay; without it every row with a label has matured. Raises `LeaseLost`.
+    `labels` is what is known of their delay, `matured` what `checking.matured_rows` says of the rows answered before
+    `labels.matured_until`. Raises `LeaseLost`.
     """
     table = Adaptations(loop.engine)
     switch = table.switch()
@@ -50,20 +49,10 @@ def adapt(loop: Loop, champion: int, labels: Maturity | None = None) -> Adapted 
         return None
     events = table.list(champion)
     reverted = next((event for event in events if event.kind == "reverted"), None)
-    since, given_up = (None, 0) if reverted is None else (reverted.at, reverted.number)
+    since, given_up = (0.0, 0) if reverted is None else (reverted.at, reverted.number)
     last = next((event for event in events if event.kind == "made" and event.number > given_up), None)
     schema = FeatureSchema.from_json((loop.registry.path(champion) / SCHEMA).read_bytes())
-    until, waiting = (None, 0) if labels is None else (labels.matured_until, labels.waiting)
-    window = read_window(
-        loop.engine,
-        schema,
-        rows=loop.adapt.most_rows,
-        since=since,
-        until=until,
-        version=champion,
-        labelled=True,
-        sources=loop.gates.label_sources,
-    )
+    window = matured[matured[AT] >= since].tail(loop.adapt.most_rows)
     scored_until = 0.0 if last is None else float(last.record.get("until", 0.0))
     fresh = int((window[AT].to_numpy(dtype=np.float64) > scored_until).sum())
     needed = loop.adapt.rest_rows if reverted is not None and last is None else loop.adapt.every_rows
@@ -77,11 +66,11 @@ def adapt(loop: Loop, champion: int, labels: Maturity | None = None) -> Adapted 
         answered_by = _answered_by(table, champion, window, given_up, folder)
         spec = _spec(loop, champion, schema, window, folder, standing, scored_until, answered_by)
         all_below = 0 if reverted is not None else loop.adapt.most_rows
-        total, _ = ever_answered(loop, champion, window[AT].to_numpy(), until or math.inf, all_below)
+        total, _ = ever_answered(loop, champion, window[AT].to_numpy(), labels.matured_until, all_below)
         taken = loop.registry.manifest(champion).data.snapshot
         spec = msgspec.structs.replace(
             spec,
-            waiting=waiting,
+            waiting=labels.waiting,
             answered_before=max(total - len(window), 0),
             unseen=str(loop.snapshots_dir / f"{taken}.parquet") if reverted is None else None,
         )

@@ -26,7 +26,7 @@ from training.loop import Loop
 from training.manifest import NO_ACTION, Slices
 from training.policy import History, QualityCheck, RetrainPolicy, growth_needed
 from training.runs import Check, Run
-from training.slices import slices
+from training.slices import ROWS, slices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,11 +60,11 @@ class Seen:
         return {**quality, **verdict, **counted, **raw, "labels": msgspec.to_builtins(self.labels)}
 
 
-def check(loop: Loop, champion: int, labels: Maturity | None = None, adapted: Adapted | None = None) -> Seen:
+def check(loop: Loop, champion: int, labels: Maturity, matured: pd.DataFrame, adapted: Adapted | None = None) -> Seen:
     """Drift and quality of what the champion answered lately, against its own reference and holdout.
 
-    `labels` is what `maturity` says now; it is asked when none is given. `adapted` is what came of adapting to these
-    rows, with a verdict on the champion's own output; without one, what the last check knew of that stands.
+    `labels` is what `maturity` says now, `matured` what `matured_rows` does. `adapted` is what came of adapting to
+    these rows, with a verdict on the champion's own output; without one, what the last check knew of that stands.
     """
     import pandas as pd
 
@@ -74,7 +74,6 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None, adapted: Ad
     window = read_window(loop.engine, schema, rows=loop.drift.window_rows, version=champion)
     compared = comparable(reference, loop.drift)
 
-    labels = maturity(loop) if labels is None else labels
     answered = read_answers(
         loop.engine,
         schema,
@@ -96,13 +95,27 @@ def check(loop: Loop, champion: int, labels: Maturity | None = None, adapted: Ad
         labels=_labels_say(quality, answered),
     )
     unfit = {"drift": unfit_rows(window), "quality": answered.unfit}
-    groups = slices(loop, champion, schema, labels.matured_until)
+    groups = slices(loop, schema, matured)
     return Seen(champion, drift, quality, labels, schema, compared, window, unfit, groups)
 
 
 def maturity(loop: Loop) -> Maturity:
     """Which rows of the record may be judged, trained on and adapted to by now: those before `matured_until`."""
     return label_maturity(loop.engine, loop.clock(), loop.quality.delay_s, loop.gates.label_sources)
+
+
+def matured_rows(loop: Loop, champion: int, until: float) -> pd.DataFrame:
+    """The champion's newest rows with a label that were answered before `until`, oldest first: all that adapting and
+    the groups look at. Quality is measured on more of them, for which `read_answers` needs no features."""
+    return read_window(
+        loop.engine,
+        FeatureSchema.from_json((loop.registry.path(champion) / SCHEMA).read_bytes()),
+        rows=max(loop.adapt.most_rows, ROWS),
+        until=until,
+        version=champion,
+        labelled=True,
+        sources=loop.gates.label_sources,
+    )
 
 
 def unfit_rows(window: pd.DataFrame) -> int:

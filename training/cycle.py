@@ -28,7 +28,7 @@ from monitoring.window import read_window
 from training.adaptations import Adaptations
 from training.adapting import adapt, served_of, standing_of, start, works_hard
 from training.artefact import SCHEMA
-from training.checking import Seen, check, maturity, past, unfit_rows
+from training.checking import Seen, check, matured_rows, maturity, past, unfit_rows
 from training.data import DataError, assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
 from training.lease import LeaseLost
@@ -64,10 +64,11 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     """
     champion = loop.registry.champion()
     labels = maturity(loop)
-    adapted = adapt(loop, champion, labels)
+    matured = matured_rows(loop, champion, labels.matured_until)
+    adapted = adapt(loop, champion, matured, labels)
     if adapted is not None:
         _tell(loop, "adapted", version=champion, adapted=adapted, works_hard=works_hard(loop, champion))
-    seen = check(loop, champion, labels, adapted)
+    seen = check(loop, champion, labels, matured, adapted)
     history = past(loop, seen, besides=asked)
     decision = decide(seen.drift, seen.quality, history, loop.clock(), loop.retrain, manual=asked is not None)
     check_id = _remember(loop, seen, decision)

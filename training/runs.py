@@ -7,7 +7,7 @@ A run is `queued` (by a person or a check), `running` (claimed by the one holder
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from training.manifest import NO_ACTION, RunRecord, record_of
 from training.policy import ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 State = Literal["queued", "running", "done", "failed"]
 
@@ -29,6 +29,8 @@ _AT_ONCE: Final = 1000
 """Runs that are looked at together when repeated ones are folded."""
 PAUSES: Final = ("pause", "resume")
 """Kinds of runs that say whether the loop works; the newest that ended well does."""
+_SAID_NO: Final = (runs.c.kind == "check") & (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")
+"""SQL: whether a run is a check that led to nothing."""
 
 
 class UnknownRun(EvergreenError, LookupError):
@@ -71,6 +73,14 @@ class Fold:
     count: int
     first_id: int
     first_at: float  # when the oldest was created, seconds since 1970 UTC
+
+
+class Folds(NamedTuple):
+    """One page of a folded listing, newest first."""
+
+    folds: tuple[Fold, ...]
+    before: int | None
+    """Id to page on from; None when nothing is older."""
 
 
 @dataclass(slots=True)
@@ -260,25 +270,39 @@ class Runs:
         kind: str | None = None,
         trigger: str | None = None,
         since: float | None = None,
-    ) -> tuple[Fold, ...]:
-        """As `list`, with checks in a row that said "no" in the same way as one; at most `limit` of these."""
+        noes: bool = True,
+    ) -> Folds:
+        """As `list`, with checks in a row that said "no" in the same way as one; at most `limit` of these.
+
+        Without `noes` these checks are left out.
+        """
         wanted = _wanted((runs.c.id, runs.c.created_at, _manner()), {"kind": kind, "trigger": trigger}, before, since)
+        if not noes:
+            wanted = wanted.where(~_SAID_NO)
         folds: list[_Folding] = []
+        goes_on, page = False, wanted.limit(_AT_ONCE)
         with self._engine.connect() as connection:
-            for run_id, created_at, manner in _in_pages(connection, wanted):
-                if folds and manner is not None and manner == folds[-1].manner:
-                    last = folds[-1]
-                    last.count, last.first_id, last.first_at = last.count + 1, run_id, created_at
-                elif len(folds) == limit:
-                    break
-                else:
-                    folds.append(_Folding(manner, run_id, 1, run_id, created_at))
+            while not goes_on and (rows := connection.execute(page).all()):
+                for run_id, created_at, manner in rows:
+                    if folds and manner is not None and manner == folds[-1].manner:
+                        last = folds[-1]
+                        last.count, last.first_id, last.first_at = last.count + 1, run_id, created_at
+                    elif goes_on := len(folds) == limit:
+                        break
+                    else:
+                        folds.append(_Folding(manner, run_id, 1, run_id, created_at))
+                if folds[-1].count >= _AT_ONCE and not goes_on:
+                    _to_its_end(connection, wanted, folds[-1])
+                page = wanted.where(runs.c.id < folds[-1].first_id).limit(_AT_ONCE)
             whole = sa.select(*runs.c).where(runs.c.id.in_([fold.newest_id for fold in folds]))
             newest = {row.id: _run(row) for row in connection.execute(whole)}  # retention may have deleted one
-        return tuple(
-            Fold(newest[fold.newest_id], fold.count, fold.first_id, float(fold.first_at))
-            for fold in folds
-            if fold.newest_id in newest
+        return Folds(
+            tuple(
+                Fold(newest[fold.newest_id], fold.count, fold.first_id, float(fold.first_at))
+                for fold in folds
+                if fold.newest_id in newest
+            ),
+            folds[-1].first_id if goes_on else None,
         )
 
     def running(self) -> Run | None:
@@ -412,21 +436,26 @@ def _wanted(
     return wanted if since is None else wanted.where(runs.c.created_at >= since)
 
 
-def _in_pages(connection: sa.Connection, wanted: sa.Select[Any]) -> Iterator[Any]:
-    """The rows of a listing, fetched as they are asked for."""
-    page = wanted.limit(_AT_ONCE)
-    while rows := connection.execute(page).all():
-        yield from rows
-        page = wanted.where(runs.c.id < rows[-1].id).limit(_AT_ONCE)
+def _to_its_end(connection: sa.Connection, wanted: sa.Select[Any], fold: _Folding) -> None:
+    """Let the store count the rest of a long fold: a calm month has 43,000 checks."""
+    older = wanted.where(runs.c.id < fold.first_id)
+    other = connection.scalar(older.where(_manner().is_distinct_from(fold.manner)).limit(1)) or 0
+    alike = (
+        older.where(runs.c.id > other)
+        .order_by(None)
+        .with_only_columns(sa.func.count(), sa.func.min(runs.c.id), sa.func.min(runs.c.created_at))
+    )
+    count, first_id, first_at = connection.execute(alike).one()
+    if count:
+        fold.count, fold.first_id, fold.first_at = fold.count + count, first_id, first_at
 
 
 def _manner() -> sa.ColumnElement[str | None]:
     """SQL: how a check said "no", alike for those that a reader need not tell apart; NULL for any other run."""
-    said_no = (runs.c.kind == "check") & (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")
     version = sa.func.coalesce(sa.cast(runs.c.version, sa.Text), "")
     lost = sa.case((runs.c.why.startswith(LOST), " lost"), else_="")
     told = sa.case((runs.c.why.endswith(ALONE), " told"), else_="")
-    return sa.case((said_no, version + " " + runs.c.trigger + lost + told))
+    return sa.case((_SAID_NO, version + " " + runs.c.trigger + lost + told))
 
 
 def _run(row: sa.Row[Any]) -> Run:

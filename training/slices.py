@@ -9,12 +9,13 @@ import numpy as np
 
 from monitoring.evidence import spread
 from monitoring.feature import LABEL
-from monitoring.window import read_window
 from training.adapting import served_of
 from training.gates import Truth, groups_of, influences, metric_of
 from training.manifest import Slice, Slices
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from monitoring.schema import FeatureSchema
     from training.gates import GatePolicy
     from training.loop import Loop
@@ -25,17 +26,9 @@ WORST: Final = 10
 """Groups that are kept besides the sensitive ones."""
 
 
-def slices(loop: Loop, champion: int, schema: FeatureSchema, until: float) -> Slices:
-    """The champion's groups on its newest rows answered before `until` that have a label."""
-    window = read_window(
-        loop.engine,
-        schema,
-        rows=ROWS,
-        until=until,
-        version=champion,
-        labelled=True,
-        sources=loop.gates.label_sources,
-    )
+def slices(loop: Loop, schema: FeatureSchema, matured: pd.DataFrame) -> Slices:
+    """The champion's groups on the newest of what `checking.matured_rows` says."""
+    window = matured.tail(ROWS)
     # A feature that the gates name and this version lacks stops a training, not a check.
     policy: GatePolicy = loop.gates.model_copy(
         update={"sensitive": tuple(name for name in loop.gates.sensitive if name in schema.names)}

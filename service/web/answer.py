@@ -66,7 +66,8 @@ def _route(page: Page, path: str, query: Query) -> tuple[float, Work] | None:
         case ["decisions"]:
             before = whole_number(query, "before", 1, LARGEST_ID)
             limit = whole_number(query, "limit", 1, 200) or 50
-            return FOREVER_S, lambda: decisions(here, before, limit)
+            noes = whole_number(query, "checks", 0, 1) != 0
+            return FOREVER_S, lambda: decisions(here, before, limit, noes)
         case ["drift"]:
             return FOREVER_S, lambda: _strip(page, asked)
         case ["drift", check, feature] if _number(check):

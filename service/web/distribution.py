@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,21 +84,20 @@ def _scores(texts: Sequence[str | None]) -> OutputBars | None:
 def _bars(schema: FeatureSchema, texts: Sequence[str]) -> OutputBars | None:
     if not texts:
         return None
-    values = [msgspec.json.decode(text) for text in texts]
     if schema.task == "regression":
-        found: Sketch = numbers(_floats(values))
-        return OutputBars(edges=found.edges, categories=None, counts=found.bars.counts, rows=len(values))
+        found: Sketch = numbers(_floats(texts))
+        return OutputBars(edges=found.edges, categories=None, counts=found.bars.counts, rows=len(texts))
     of = {text_of(each): 0 for each in schema.classes}
-    counted_by = categories([text_of(value) for value in values])
+    counted_by = categories(list(_classes(texts).elements()))
     of |= dict(zip(counted_by.categories or (), counted_by.bars.counts, strict=True))
     names = tuple(name[:SHOWN_CHARS] for name in of)
-    return OutputBars(edges=None, categories=names, counts=tuple(of.values()), rows=len(values))
+    return OutputBars(edges=None, categories=names, counts=tuple(of.values()), rows=len(texts))
 
 
 def _series(
-    groups: Sequence[tuple[float, list[str]]], of: Callable[[list[Any]], dict[str, float | None]]
+    groups: Sequence[tuple[float, list[str]]], of: Callable[[list[str]], dict[str, float | None]]
 ) -> OutputSeries:
-    found = [of([msgspec.json.decode(text) for text in texts]) for _, texts in groups]
+    found = [of(texts) for _, texts in groups]
     names = list(found[0]) if found else []
     return OutputSeries(
         at=tuple(at for at, _ in groups),
@@ -106,18 +106,26 @@ def _series(
     )
 
 
-def _shares(schema: FeatureSchema) -> Callable[[list[Any]], dict[str, float | None]]:
+def _shares(schema: FeatureSchema) -> Callable[[list[str]], dict[str, float | None]]:
     names = [text_of(each) for each in schema.classes[:MOST_CLASSES]]
 
-    def of(values: list[Any]) -> dict[str, float | None]:
-        texts = [text_of(value) for value in values]
-        return {name[:SHOWN_CHARS]: texts.count(name) / len(texts) for name in names}
+    def of(texts: list[str]) -> dict[str, float | None]:
+        found = _classes(texts)
+        return {name[:SHOWN_CHARS]: found[name] / len(texts) for name in names}
 
     return of
 
 
-def _numbers(values: list[Any]) -> dict[str, float | None]:
-    found = _floats(values)
+def _classes(texts: Sequence[str]) -> Counter[str]:
+    """How often each class stands in these JSON texts, each of which is decoded once."""
+    found: Counter[str] = Counter()
+    for text, count in Counter(texts).items():
+        found[text_of(msgspec.json.decode(text))] += count
+    return found
+
+
+def _numbers(texts: list[str]) -> dict[str, float | None]:
+    found = _floats(texts)
     found = found[np.isfinite(found)]
     if not len(found):
         return {"mean": None, "low": None, "high": None}
@@ -125,5 +133,6 @@ def _numbers(values: list[Any]) -> dict[str, float | None]:
     return {"mean": float(found.mean()), "low": low, "high": high}
 
 
-def _floats(values: list[Any]) -> Any:
+def _floats(texts: Sequence[str]) -> Any:
+    values = map(msgspec.json.decode, texts)
     return np.array([each if isinstance(each, int | float) else np.nan for each in values], dtype=np.float64)

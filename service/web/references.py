@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import sqlalchemy as sa
 
 from service.process import INSTALL_ROOT
 from service.web.bins import Sketch
@@ -41,7 +43,11 @@ class References:
     def soon(self, here: Managed, version: int) -> None:
         """Make the reference of a version in the background, so that whoever opens a histogram of it need not wait."""
         if version not in self._kept and not self._lock.locked():
-            threading.Thread(target=self.of, args=(here, version), name="evergreen-reference", daemon=True).start()
+            threading.Thread(target=self._ahead, args=(here, version), name="evergreen-reference", daemon=True).start()
+
+    def _ahead(self, here: Managed, version: int) -> None:
+        with suppress(sa.exc.SQLAlchemyError):  # whoever opens a histogram asks again, and is told
+            self.of(here, version)
 
     def of(self, here: Managed, version: int) -> Sketches | None:
         """None when the artefact of the version is not on this host, or cannot be read."""

@@ -16,7 +16,7 @@ Files of the page are at `/page/static/NAME`; their addresses in the HTML are re
 | `POST /page/session` with `SignIn`, `GET /page/session` | `Session`; `DELETE /page/session` ends it, 204 |
 | `GET /page/state` | `State` |
 | `GET /page/quality?since=&until=` | `Quality` |
-| `GET /page/decisions?before=&limit=` | `Decisions`; `limit` 1 to 200, 50 without it |
+| `GET /page/decisions?before=&limit=&checks=` | `Decisions`; `limit` 1 to 200 (50); `checks=0` hides the noes |
 | `GET /page/drift?since=&until=` | `Drift` |
 | `GET /page/drift/{check}/{feature}` | `Histogram`; the feature's name is percent-encoded; `prediction` is the output |
 | `GET /page/distribution?since=&until=` | `Distribution` |
@@ -296,7 +296,8 @@ class Span(Shape, frozen=True, kw_only=True):
     until: Number
     """The newest there is."""
     of: int | None
-    """How many there are in the span asked for; the series shows at most `MOST_POINTS` of them. None: not counted."""
+    """How many there are in the span asked for, of checks by their ids; the series shows at most `MOST_POINTS` of them.
+    None: not counted."""
 
 
 class Mark(Shape, frozen=True, kw_only=True):
@@ -373,7 +374,7 @@ class Chip(Shape, frozen=True, kw_only=True):
 
 
 class Decision(Shape, frozen=True, kw_only=True):
-    """One run, or several checks in a row that said no for the same reason."""
+    """One run, or several checks in a row that said no in the same way."""
 
     kind: str
     """check | retrain | push | promote | rollback | bootstrap | adaptation | pause | resume | erase | retention"""

@@ -10,7 +10,6 @@ from monitoring.store import runs
 from service.web.shapes import Compared, Learned, Link, Phase, Rows, Story, Trial, Tried
 from service.web.told import chips, sentence_of, story_of
 from training.registry import UnknownVersion
-from training.runs import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +41,7 @@ def story(here: Managed, run_id: int) -> Story:
         trigger=run.trigger,
         who=run.who,
         why=run.why,
-        sentence=sentence_of(run, story_of(as_json(run.document))),
+        sentence=sentence_of(run, story_of(run.document)),
         created_at=run.created_at,
         started_at=run.started_at,
         finished_at=run.finished_at,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -36,8 +36,9 @@ class Story(msgspec.Struct):
 _decode = msgspec.json.Decoder(Story).decode
 
 
-def story_of(record: str) -> Story:
-    return _decode(record)
+def story_of(record: str | Mapping[str, Any]) -> Story:
+    """What a line shows of a record, as it is stored or decoded."""
+    return _decode(record) if isinstance(record, str) else msgspec.convert(record, Story)
 
 
 def chips(gates: Sequence[Gate | GateResult]) -> tuple[Chip, ...]:

@@ -103,6 +103,30 @@ def test_the_decisions_are_the_runs(server: Installed, story: Story, window: Ope
     )
 
 
+def test_the_space_bar_hides_the_checks_that_led_to_nothing_and_a_reload_keeps_that(
+    server: Installed, story: Story, window: Open
+) -> None:
+    page = window().sign_in(server.token)
+
+    def agrees(query: str) -> None:
+        agree(
+            page,
+            lambda: page.eval_on_selector_all("a.decision-text", "all => all.map(one => one.dataset.key)"),
+            lambda: [f"run-{one['run']}" for one in server.get(f"/page/decisions?limit=20{query}")["decisions"]],
+        )
+
+    agrees("")
+    page.focus('[data-key="checks"]')
+    page.keyboard.press("Space")
+    agrees("&checks=0")
+    assert page.evaluate("() => document.activeElement.dataset.key") == "checks"
+    page.reload()
+    agrees("&checks=0")
+    page.focus('[data-key="checks"]')
+    page.keyboard.press("Space")
+    agrees("")
+
+
 def test_the_drift_strip_is_the_newest_check(server: Installed, story: Story, window: Open) -> None:
     page = window().sign_in(server.token)
 

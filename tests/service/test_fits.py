@@ -22,7 +22,8 @@ from monitoring.store import ensure_days, labels, predictions
 from monitoring.window import read_window
 from service.control.scheduler import Scheduler
 from tests.bodies import Place, drain, fill, source, through
-from training import checking, cycle, job
+from tests.places import checked
+from training import cycle, job
 from training.artefact import SCHEMA
 from training.data import snapshot
 from training.spec import JobSpec
@@ -155,10 +156,10 @@ def test_one_category_of_400_kb_costs_a_check_a_training_and_a_page_a_few_copies
 
 def test_a_category_of_400_kb_in_the_store_costs_a_check_a_few_copies(place: Place) -> None:
     put(place, [json.dumps({**GOOD, "a": at / 100}) for at in range(300)], ["0"] * 300)
-    with_none = peak(lambda: checking.check(place.loop, 1))
+    with_none = peak(lambda: checked(place.loop))
     with place.engine.begin() as connection:
         connection.execute(
             predictions.update().where(predictions.c.id == "past-7").values(features=json.dumps({**GOOD, "city": LONG}))
         )
 
-    assert peak(lambda: checking.check(place.loop, 1)) < with_none + 10 * MB
+    assert peak(lambda: checked(place.loop)) < with_none + 10 * MB

@@ -120,7 +120,7 @@ def test_decisions_come_newest_first_with_their_gates_and_page_on(there: Paged) 
     assert "version 2 took over" in promoted.sentence
 
 
-def test_checks_that_say_the_same_but_for_numbers_are_one_line(here: Paged) -> None:
+def test_checks_that_say_no_in_the_same_way_are_one_line_as_in_manage(here: Paged) -> None:
     alike = {"kind": "check", "state": "done", "outcome": "no_action", "trigger": "schedule", "who": "me", "version": 2}
     with here.engine.begin() as connection:
         for number in range(20):
@@ -129,11 +129,20 @@ def test_checks_that_say_the_same_but_for_numbers_are_one_line(here: Paged) -> N
             times = {"created_at": at, "started_at": at, "finished_at": at + 1}
             connection.execute(runs.insert().values(**alike, **times, why=why, record="{}"))
 
-    newest = shaped(here, "decisions").decisions[0]
+    whole = shaped(here, "decisions").decisions
+    newest = whole[0]
 
-    assert (newest.count, newest.run - newest.first) == (20, 19)
+    assert newest.count == newest.run - newest.first + 1 == 21, "the check before them said no in other words"
     assert newest.why == "quality held: 0.919 on 119 rows"
-    assert (newest.since, newest.to) == (START + 5000, START + 5020)
+    assert newest.since < START + 5000 and newest.to == START + 5020
+    folded = here.get("/manage/runs?folded=true")["runs"]
+    assert [(one.run, one.first, one.count) for one in whole] == [
+        (run["id"], run["first_id"], run["count"]) for run in folded
+    ]
+    without = msgspec.convert(here.get("/page/decisions?checks=0"), shapes.Decisions)
+    assert newest.run not in {one.run for one in without.decisions} and without.total > len(without.decisions) > 0
+    assert {one.kind for one in without.decisions}.isdisjoint({"check"})
+    assert here.get("/page/decisions?checks=1") == here.get("/page/decisions")
 
 
 def test_one_run_and_two_versions_tell_their_story(there: Paged) -> None:
@@ -175,7 +184,10 @@ def test_a_span_that_is_none_is_malformed(here: Paged, part: str, query: str) ->
     assert answer.status_code == 400 and query.partition("=")[0] in answer.json()["error"]
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=-1", "limit=1.5", "before=x", "before=99999999999"])
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=201", "limit=-1", "limit=1.5", "before=x", "before=99999999999", "checks=2", "checks=no"],
+)
 def test_a_page_of_decisions_that_is_none_is_malformed(here: Paged, query: str) -> None:
     assert here.ask("GET", f"/page/decisions?{query}").status_code == 400
 

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from monitoring.maturity import Maturity
 from monitoring.store import labels, leases, predictions
-from tests.places import Place, first, place
+from tests.places import Place, adapted, first, place
 from training.adaptation import IDENTITY
 from training.adaptations import Adaptations
-from training.adapting import adapt
 from training.cycle import run_cycle
 from training.experts import AdaptPolicy
 from training.gates import GatePolicy
@@ -39,7 +37,7 @@ def kinds(place: Place) -> list[str]:
 def test_a_turned_world_is_adapted_to_within_a_few_checks(place: Place) -> None:
     for seed in range(1, 7):
         place.answer(300, seed, moved=True)
-        found = adapt(place.loop, 1)
+        found = adapted(place.loop)
         assert found is not None and found.made
     assert kinds(place) == ["made"] * 6
     newest = Adaptations(place.engine).newest(1)
@@ -71,7 +69,7 @@ def test_the_quality_of_the_raw_output_is_judged_beside_that_of_the_served_one(p
 def test_a_stationary_world_keeps_the_champion_as_it_is(place: Place) -> None:
     for seed in range(1, 6):
         place.answer(300, seed, moved=False)
-        adapt(place.loop, 1)
+        adapted(place.loop)
     newest = Adaptations(place.engine).newest(1)
     assert newest is not None
     assert newest.record["served_loss"] < 1.03 * newest.record["raw_loss"]
@@ -80,16 +78,16 @@ def test_a_stationary_world_keeps_the_champion_as_it_is(place: Place) -> None:
 
 def test_nothing_is_made_of_few_rows_or_without_new_ones_or_when_switched_off(place: Place) -> None:
     place.answer(80, 1, moved=True)
-    assert adapt(place.loop, 1) is None
+    assert adapted(place.loop) is None
     place.answer(200, 2, moved=True)
-    assert adapt(replace(place.loop, adapt=AdaptPolicy(enabled=False)), 1) is None
-    assert adapt(place.loop, 1) is not None
-    assert adapt(place.loop, 1) is None, "no row has matured since"
+    assert adapted(replace(place.loop, adapt=AdaptPolicy(enabled=False))) is None
+    assert adapted(place.loop) is not None
+    assert adapted(place.loop) is None, "no row has matured since"
     place.answer(60, 3, moved=True)
     Adaptations(place.engine).add(1, kind="off", who="ana", why="x", now=place.now, token=place.loop.token)
-    assert adapt(place.loop, 1) is None
+    assert adapted(place.loop) is None
     Adaptations(place.engine).add(1, kind="on", who="ana", why="x", now=place.now, token=place.loop.token)
-    assert adapt(place.loop, 1) is not None
+    assert adapted(place.loop) is not None
     assert kinds(place) == ["made", "on", "off", "made"]
 
 
@@ -97,16 +95,16 @@ def test_rows_that_are_not_mature_do_not_count(place: Place) -> None:
     place.answer(300, 1, moved=True)
     matured = place.now
     place.answer(300, 2, moved=True)
-    found = adapt(place.loop, 1, Maturity(0.0, matured + 0.5, measured=True, labels=1))
+    found = adapted(place.loop, until=matured + 0.5)
     assert found is not None and found.rows == 300
 
 
 def test_each_row_is_scored_by_what_was_in_force_when_it_was_answered(place: Place) -> None:
     place.answer(300, 1, moved=True)
-    made = adapt(place.loop, 1)
+    made = adapted(place.loop)
     assert made is not None and not any(made.standing.values()), "nothing answered while an expert was in force"
     place.answer(300, 2, moved=True)
-    second = adapt(place.loop, 1)
+    second = adapted(place.loop)
     assert second is not None and second.compared == 300
     assert second.standing["shift-300"] != 0
 
@@ -114,10 +112,10 @@ def test_each_row_is_scored_by_what_was_in_force_when_it_was_answered(place: Pla
 def test_labels_from_elsewhere_move_nothing(place: Place) -> None:
     trusting = replace(place.loop, gates=GatePolicy(min_holdout_rows=100, label_sources=("backoffice",)))
     place.answer(300, 1, moved=True)
-    assert adapt(trusting, 1) is None
+    assert adapted(trusting) is None
     with place.engine.begin() as connection:
         connection.execute(labels.update().values(source="backoffice"))
-    assert adapt(trusting, 1) is not None
+    assert adapted(trusting) is not None
 
 
 def test_poison_from_a_trusted_source_is_taken_back_once_it_surely_harms(place: Place) -> None:
@@ -130,12 +128,12 @@ def test_poison_from_a_trusted_source_is_taken_back_once_it_surely_harms(place: 
         with place.engine.begin() as connection:
             turned = sa.case((labels.c.label == "true", "false"), else_="true")
             connection.execute(labels.update().where(labels.c.id.like(f"{seed}-%")).values(label=turned))
-        adapt(loop, 1)
+        adapted(loop)
     poisoned = Adaptations(place.engine).newest(1)
     assert poisoned is not None and poisoned.record["slope"] < 0
     for seed in range(4, 12):
         place.answer(300, seed, moved=False)
-        found = adapt(loop, 1)
+        found = adapted(loop)
         if found is not None and found.harm:
             break
     assert kinds(place)[0] == "reverted"
@@ -143,18 +141,18 @@ def test_poison_from_a_trusted_source_is_taken_back_once_it_surely_harms(place: 
     assert newest is not None and "loses" in newest.why and "chance explains" in newest.why
     assert Adaptations(place.engine).in_force(1) is None
     place.answer(500, 21, moved=False)
-    assert adapt(loop, 1) is None, "it rests"
+    assert adapted(loop) is None, "it rests"
     place.answer(600, 22, moved=False)
-    again = adapt(loop, 1)
+    again = adapted(loop)
     assert again is not None and again.made and not any(again.standing.values()), "from nothing"
 
 
 def test_a_job_that_dies_leaves_what_was_in_force_and_the_check_goes_on(place: Place) -> None:
     place.answer(300, 1, moved=False)
-    assert adapt(place.loop, 1) is not None
+    assert adapted(place.loop) is not None
     place.answer(300, 2, moved=False)
     killed = replace(place.loop, run_job=partial(subprocess_job, timeout_s=0.0))
-    assert adapt(killed, 1) is None
+    assert adapted(killed) is None
     assert kinds(place) == ["made"]
     quiet = replace(killed, retrain=RetrainPolicy(on_quality=False, min_labelled_rows=10**6))
     assert run_cycle(quiet).kind == "check"
@@ -171,12 +169,12 @@ def test_a_replica_that_lost_its_lease_during_the_job_puts_nothing_in_force(plac
         return run(spec)
 
     with pytest.raises(LeaseLost, match="another replica"):
-        adapt(replace(place.loop, run_job=robbed), 1)
+        adapted(replace(place.loop, run_job=robbed))
     assert kinds(place) == [] and Adaptations(place.engine).in_force(1) is None
     assert list(place.loop.work_dir.iterdir()) == [], "its work files are gone"
 
     assert other.token is not None
-    found = adapt(replace(place.loop, token=other.token), 1)
+    found = adapted(replace(place.loop, token=other.token))
     assert found is not None and found.made
     assert kinds(place) == ["made"]
 
@@ -197,25 +195,25 @@ def test_a_full_disk_leaves_what_was_in_force_and_the_next_check_makes_one(
     where: str, place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     place.answer(300, 1, moved=True)
-    assert adapt(place.loop, 1) is not None
+    assert adapted(place.loop) is not None
     place.answer(300, 2, moved=True)
     if where == "rows":
         with no_file_may_grow_beyond(4_096):
-            assert adapt(place.loop, 1) is None
+            assert adapted(place.loop) is None
     else:
         (place.loop.work_dir.parent / "file").touch()
-        assert adapt(replace(place.loop, work_dir=place.loop.work_dir.parent / "file"), 1) is None
+        assert adapted(replace(place.loop, work_dir=place.loop.work_dir.parent / "file")) is None
     assert "no adaptation of version 1 was made" in caplog.text
     in_force = Adaptations(place.engine).in_force(1)
     assert in_force is not None and in_force.number == 1
-    assert adapt(place.loop, 1) is not None
+    assert adapted(place.loop) is not None
     assert kinds(place) == ["made", "made"]
 
 
 def test_a_new_version_starts_with_an_adaptation_of_experts_that_are_known_already(place: Place) -> None:
     for seed in range(1, 4):
         place.answer(400, seed, moved=True)
-        adapt(place.loop, 1)
+        adapted(place.loop)
     before = Adaptations(place.engine).newest(1)
     assert before is not None
     run = place.ask("retrain")
@@ -227,7 +225,7 @@ def test_a_new_version_starts_with_an_adaptation_of_experts_that_are_known_alrea
     place.answer(120, 9, moved=True)
     with place.engine.connect() as connection:
         assert set(connection.scalars(sa.select(predictions.c.adaptation).where(predictions.c.version == 2))) == {1}
-    found = adapt(place.loop, 2)
+    found = adapted(place.loop, 2)
     assert found is not None and np.isfinite(found.served_loss or np.nan)
     newest = Adaptations(place.engine).newest(2)
     assert newest is not None

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from monitoring.quality import QualityPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.store import leases
-from tests.places import START, TOKEN, Place, first, place, world
+from tests.places import START, TOKEN, Place, checked, first, place, world
 from training import checking, job
 from training.artefact import SCHEMA
 from training.cycle import bootstrap, run_cycle, take_over, work_off
@@ -62,10 +62,10 @@ def test_nothing_moved_is_a_no_in_the_runs_with_its_reasons(place: Place) -> Non
 
 def test_a_movement_begins_at_one_check_and_goes_on_at_the_next(place: Place) -> None:
     place.answer(400, 1, moved=True, labelled=False)
-    first_look = checking.check(place.loop, 1).drift
+    first_look = checked(place.loop).drift
     turn(place)
     place.answer(400, 2, moved=True, labelled=False)
-    second_look = checking.check(place.loop, 1).drift
+    second_look = checked(place.loop).drift
 
     assert first_look.news and first_look.matters
     assert [f.state for f in first_look.findings if f.name in ("income", "debt")] == ["began", "began"]
@@ -134,7 +134,7 @@ def test_after_a_promotion_the_new_world_is_no_drift_and_the_cooldown_counts(pla
 
     assert run.outcome == NO_ACTION
     assert "quality lost" not in run.why and "served " in run.why and "no drift" in run.why
-    history = checking.past(place.loop, checking.check(place.loop, 2))
+    history = checking.past(place.loop, checked(place.loop, 2))
     assert (history.trained_rows, history.refusals) == (1_300, 0)
     assert (history.new_labelled_rows, history.crashes, history.drift_checks) == (300, 0, 0)
     assert history.last_trained_at == START + 600
@@ -194,7 +194,7 @@ def test_a_training_that_is_killed_leaves_the_champion_and_the_run_says_why(plac
     assert (ended.state, ended.outcome) == ("failed", "crashed")
     assert "was killed: it took longer than 0 s; the champion stays" in ended.document["error"]
     assert place.registry.live().champion == 1
-    assert checking.past(place.loop, checking.check(place.loop, 1)).crashes == 1
+    assert checking.past(place.loop, checked(place.loop)).crashes == 1
 
 
 def test_a_training_that_cannot_be_done_is_failed_with_the_reason(place: Place) -> None:
@@ -230,7 +230,7 @@ def test_a_training_ended_by_a_stopping_server_is_no_crash(place: Place) -> None
     run = work_off(replace(place.loop, run_job=partial(subprocess_job, timeout_s=60, stopped=lambda: True)))
 
     assert run is not None and (run.state, run.outcome) == ("failed", "stopped")
-    assert checking.past(place.loop, checking.check(place.loop, 1)).crashes == 0
+    assert checking.past(place.loop, checked(place.loop)).crashes == 0
 
 
 def test_a_version_that_a_worker_cannot_load_does_not_come_into_service(place: Place) -> None:

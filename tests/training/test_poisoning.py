@@ -25,10 +25,9 @@ from service.control.in_force import InForceFiles
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
-from tests.places import Place, first, world
+from tests.places import Place, adapted, first, world
 from training.adaptation import link
 from training.adaptations import Adaptations
-from training.adapting import adapt
 from training.artefact import SCHEMA, read_manifest
 from training.cycle import run_cycle
 from training.experts import AdaptPolicy
@@ -202,10 +201,10 @@ def test_labels_of_others_move_neither_adaptation_nor_verdict_nor_training(
 def test_without_a_trusted_label_there_is_nothing_to_adapt_to(attacked: Attacked) -> None:
     attacked.send(1_000, 2, inverted=True, headers={})
     loop = replace(attacked.place.loop, gates=GatePolicy(min_holdout_rows=100, label_sources=("crm",)))
-    assert adapt(loop, 1) is None
+    assert adapted(loop) is None
     assert attacked.hand_over() is None
     loop = replace(loop, gates=GatePolicy(min_holdout_rows=100))
-    found = adapt(loop, 1)
+    found = adapted(loop)
     assert found is not None and found.made, "by default everybody is trusted"
 
 
@@ -217,7 +216,7 @@ def test_poison_from_a_trusted_source_moves_answers_within_the_bound_and_is_take
 
     for seed in (1, 2, 3):
         answers = attacked.send(BATCH, seed, inverted=True, headers=attacked.crm)
-        assert adapt(loop, 1) is not None
+        assert adapted(loop) is not None
         number = attacked.hand_over()
         assert number == seed
     (answer,) = attacked.send(BATCH, 4, inverted=True, headers=attacked.crm)
@@ -232,7 +231,7 @@ def test_poison_from_a_trusted_source_moves_answers_within_the_bound_and_is_take
             link(np.array(answers[0]["probabilities"]), "binary") - link(attacked.raw(BATCH, seed), "binary")
         )
         assert moved.max() <= most + 1e-3
-        found = adapt(loop, 1)
+        found = adapted(loop)
         if found is not None and found.harm:
             break
         attacked.hand_over()

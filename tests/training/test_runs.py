@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -157,7 +158,7 @@ def test_checks_that_say_no_in_the_same_way_are_folded_and_nothing_else_is(table
     no(table, 8.0, "quality held: auc 0.8")
     last = no(table, 9.0, "quality held: auc 0.8", version=2)
 
-    folds = table.folded()
+    folds = table.folded().folds
 
     assert [(f.run.created_at, f.count, f.first_at) for f in folds] == [
         *((at, 1, at) for at in (9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0)),
@@ -176,11 +177,27 @@ def test_folds_are_counted_by_the_limit_however_many_runs_they_hold(
     for at in range(11, 18):
         no(table, float(at))
 
-    assert [(f.run.kind, f.count) for f in table.folded(limit=2)] == [("check", 7), ("push", 1)]
-    assert [(f.run.kind, f.count) for f in table.folded(limit=3)] == [("check", 7), ("push", 1), ("check", 10)]
-    assert [f.count for f in table.folded(before=asked)] == [10]
-    assert [f.count for f in table.folded(kind="check", since=5.0)] == [12]
-    assert table.folded(trigger="growth") == ()
+    def folded(**how: Any) -> tuple[list[tuple[str, int]], int | None]:
+        found = table.folded(**how)
+        return [(fold.run.kind, fold.count) for fold in found.folds], found.before
+
+    assert folded(limit=2) == ([("check", 7), ("push", 1)], asked)
+    assert folded(limit=3) == ([("check", 7), ("push", 1), ("check", 10)], None)
+    assert folded(before=asked) == ([("check", 10)], None)
+    assert folded(kind="check", since=5.0) == ([("check", 12)], None)
+    assert folded(trigger="growth") == ([], None)
+
+
+def test_checks_that_led_to_nothing_are_left_out_on_request_and_nothing_else_is(table: Runs) -> None:
+    no(table, 1.0)
+    queued = table.queue("retrain", trigger="manual", who="ana", why="one", now=2.0)
+    no(table, 3.0)
+    crashed = {"state": "failed", "outcome": "crashed", "trigger": "schedule", "who": "c", "token": TOKEN}
+    failed = [table.note("check", why="it failed", now=at, **crashed) for at in (4.0, 5.0)]
+    no(table, 6.0)
+
+    assert [fold.run.id for fold in table.folded(noes=False).folds] == [*failed[::-1], queued]
+    assert table.folded(noes=False, limit=2).before == failed[0]
 
 
 def test_pruning_bounds_the_noes_and_keeps_every_act_and_the_newest(table: Runs) -> None:

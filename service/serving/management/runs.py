@@ -37,7 +37,7 @@ def list_runs(
     asked: dict[str, Any] = {"limit": limit, "before": before, "kind": kind, "trigger": trigger, "since": since}
     if not folded:
         return {"runs": [_run(run) for run in here.runs.list(**asked)]}
-    folds = here.runs.folded(**asked)
+    folds = here.runs.folded(**asked).folds
     return {"runs": [{**_run(f.run), "count": f.count, "first_id": f.first_id, "first_at": f.first_at} for f in folds]}
 
 

@@ -4,6 +4,7 @@ import { whenSignedOut } from "./api.js";
 import { recolour } from "./charts.js";
 import { h, render } from "./dom.js";
 import { tick } from "./format.js";
+import { keep } from "./keep.js";
 import { Live, showLine } from "./live.js";
 import { overview } from "./overview.js";
 import { run } from "./run.js";
@@ -88,11 +89,7 @@ function themed(theme) {
   themeButton.textContent = GLYPHS[theme];
   themeButton.title = `Colours: ${theme}`;
   themeButton.setAttribute("aria-label", `Colours: ${theme}. Change`);
-  try {
-    localStorage.setItem("evergreen-theme", theme);
-  } catch {
-    // Not kept, then: the next visit follows the system again.
-  }
+  keep("evergreen-theme", theme);
 }
 
 themeButton.addEventListener("click", () => {

@@ -1,11 +1,13 @@
-// What was decided, newest first; checks that said the same are one line.
+// What was decided, newest first; checks that said no in the same way are one line, or none when the reader wants so.
 
 import { h, render, told } from "./dom.js";
 import { count, duration, when, words } from "./format.js";
+import { keep, kept } from "./keep.js";
 import { Panel, empty } from "./panel.js";
 import { gateChip, symbol } from "./symbols.js";
 
 const PAGE = 20;
+const HIDDEN = "evergreen-hides-checks";
 const OUTCOMES = { promoted: "promotion", rolled_back: "rollback", kept: "refusal", refused: "refusal", not_loaded: "alert", crashed: "alert", failed: "alert", stopped: "alert" };
 const KINDS = { adaptation: "adaptation", pause: "pause", resume: "pause", check: "check", retrain: "training", bootstrap: "training", promote: "promotion", rollback: "rollback" };
 
@@ -43,7 +45,9 @@ export function decisionsPanel() {
   const stack = []; // `before` of the pages above the one shown
   let before = null;
   const list = h("ol", { class: "decisions" });
-  const none = empty("Nothing was decided yet. The first training, and after it every check, will stand here with its reason.");
+  const none = empty();
+  const shown = h("input", { type: "checkbox", checked: kept(HIDDEN) === null, "data-key": "checks", on: { change: () => { keep(HIDDEN, shown.checked ? null : "yes"); stack.length = 0; page(null); } } });
+  const choice = h("label", {}, shown, " Show checks that led to nothing");
   const total = h("span", {});
   const newer = h("button", { type: "button", on: { click: () => page(stack.pop() ?? null) } }, "Newer");
   const older = h("button", { type: "button", on: { click: () => { stack.push(before); page(next); } } }, "Older");
@@ -58,17 +62,19 @@ export function decisionsPanel() {
   const panel = new Panel({
     id: "decisions",
     title: "Decisions",
-    lead: "Newest first. Checks that came to the same are folded.",
+    lead: "Newest first. Checks in a row that led to nothing in the same way are one line.",
     topics: ["decisions", "runs"],
-    path: () => `page/decisions?limit=${PAGE}${before === null ? "" : `&before=${before}`}`,
+    path: () => `page/decisions?limit=${PAGE}${shown.checked ? "" : "&checks=0"}${before === null ? "" : `&before=${before}`}`,
     draw(body, { decisions, before: rest, total: all }) {
       next = rest;
       render(list, decisions.map(line));
       total.textContent = `${count(all, "run")} in the store`;
       newer.disabled = before === null;
       older.disabled = rest === null;
-      if (!list.isConnected) render(body, none, list, pager);
+      if (!list.isConnected) render(body, choice, none, list, pager);
+      choice.hidden = !all;
       none.hidden = decisions.length > 0;
+      none.textContent = all ? "Nothing but checks that led to nothing." : "Nothing was decided yet. The first training, and after it every check, will stand here with its reason.";
       pager.hidden = decisions.length === 0 && before === null;
     },
   });

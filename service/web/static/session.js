@@ -2,6 +2,7 @@
 
 import { Refused, get, guardWith, send } from "./api.js";
 import { h } from "./dom.js";
+import { keep, kept } from "./keep.js";
 
 const HINT = "evergreen-session-until"; // So that a first visit asks for a token and not for an error.
 
@@ -13,40 +14,29 @@ export const session = () => known;
 /** Whether the token may do what this scope allows. */
 export const may = (scope) => known?.scopes.includes(scope) ?? false;
 
-function keep(found) {
+function know(found) {
   known = found;
   guardWith(found?.csrf ?? "");
-  try {
-    if (found) localStorage.setItem(HINT, String(found.expires_at ?? ""));
-    else localStorage.removeItem(HINT);
-  } catch {
-    // A browser that keeps nothing asks for the token at each visit.
-  }
+  keep(HINT, found && String(found.expires_at ?? ""));
   return found;
 }
 
-function mayBeKnown() {
-  try {
-    return Number(localStorage.getItem(HINT)) > Date.now() / 1000;
-  } catch {
-    return false;
-  }
-}
+const mayBeKnown = () => Number(kept(HINT)) > Date.now() / 1000;
 
 /** The session of the cookie, null when there is none or it has ended. Raises `Refused` when the server is away. */
 export async function resume() {
-  if (!mayBeKnown()) return keep(null);
+  if (!mayBeKnown()) return know(null);
   try {
-    return keep(await get("page/session", undefined, { signsIn: true }));
+    return know(await get("page/session", undefined, { signsIn: true }));
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) return keep(null);
+    if (error instanceof Refused && error.status === 401) return know(null);
     throw error;
   }
 }
 
 export async function signOut() {
   await send("DELETE", "page/session");
-  keep(null);
+  know(null);
 }
 
 /** Asks for a token until one is taken; `lead` says why it asks. */
@@ -84,7 +74,7 @@ export function signIn(lead) {
       if (!token) return;
       button.disabled = true;
       try {
-        const found = keep(await send("POST", "page/session", { token }, { signsIn: true }));
+        const found = know(await send("POST", "page/session", { token }, { signsIn: true }));
         field.value = "";
         dialog.close();
         dialog.remove();
