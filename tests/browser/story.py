@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CALM_UNTIL = 7_500
 """Row of the sample up to which nothing moves; it begins after the 4,000 that the first version was trained on."""
 LATER_UNTIL = 120_000
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 """For what takes seconds on a machine that has nothing else to do."""
 
 
