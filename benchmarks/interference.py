@@ -1,10 +1,11 @@
-"""What a training does to predictions on the same cores: p99 at 30 % of capacity, with and without one.
+"""What a training, or ten open pages, do to predictions on the same cores: p99 at 30 % of capacity, with and without.
 
     python -m benchmarks.interference --json interference.json
+    python -m benchmarks.interference --pages 10
 
 A real `evergreen serve` with its default two workers. Capacity is measured first; then a constant rate of 30 % of it,
 open loop (latency counts from the moment a request was due), in phases that alternate: without a training, and with
-one that was asked for through the management API.
+one that was asked for through the management API; or without a page, and with so many (`benchmarks/open_pages.py`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import psutil  # type: ignore[import-untyped]
 
 from benchmarks import report
 from benchmarks.load import Generator, Measured, Target, closed_loop, open_loop
+from benchmarks.open_pages import OpenPages
 from benchmarks.peers import records_body
 from benchmarks.processes import Family
 from benchmarks.report import Spread
@@ -38,13 +40,26 @@ CLIENTS: Final = 32
 SHARE: Final = 0.3
 LABELLED_ROWS: Final = 3000
 CAPACITY_S: Final = 4.0
+CHECKS_WITH_PAGES_S: Final = 10
 
 DOES_NOT_SHOW: Final = (
     "One row a request on loopback; the load generator runs on the same cores and is disturbed as well, which these "
     "numbers count as the server's.",
     "A training on the sample's few thousand rows: much larger ones press on memory bandwidth and cache, too.",
-    "Scheduled checks (drift, quality) are switched off meanwhile; they run in the controller, not in a training.",
+    "Beside trainings no checks (drift, quality) are scheduled; they run in the controller. Beside open pages there is "
+    "one every ten seconds, in the phases without a page, too; the browsers are on other machines.",
 )
+
+
+class Disturbance(Protocol):
+    """What may slow predictions; `busy` costs the same in every phase, also where it was never started."""
+
+    def start(self) -> None: ...
+    def busy(self) -> bool: ...
+    def stop(self) -> None: ...
+
+    @property
+    def outcomes(self) -> list[str]: ...
 
 
 class Trainings:
@@ -52,7 +67,7 @@ class Trainings:
 
     def __init__(self, server: Server, family: Family) -> None:
         self.server, self.family = server, family
-        self.outcomes: list[str] = []
+        self._outcomes: list[str] = []
         self.problem = ""
         self._wanted = True
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -69,6 +84,14 @@ class Trainings:
         self._wanted = False
         self._thread.join()
 
+    def busy(self) -> bool:
+        return self.job() is not None
+
+    @property
+    def outcomes(self) -> list[str]:
+        """Of each training that ended."""
+        return self._outcomes
+
     def job(self) -> psutil.Process | None:
         """The process that trains, if there is one."""
         for process in self.family.processes():
@@ -83,7 +106,7 @@ class Trainings:
         with self.server.client() as client:
             while self._wanted:
                 run = client.wait(client.retrain("interference benchmark"), poll_s=1.0)
-                self.outcomes.append(str(run["outcome"]))
+                self._outcomes.append(str(run["outcome"]))
                 if run["outcome"] in ("no_action", "failed"):
                     self.problem = str(run["record"].get("error"))
                     return
@@ -103,9 +126,9 @@ def send_labelled_rows(server: Server, schema: FeatureSchema, seed: int) -> None
 
 
 def phase(
-    generator: Generator, target: Target, rate: float, seconds: float, training: Trainings
+    generator: Generator, target: Target, rate: float, seconds: float, other: Disturbance
 ) -> tuple[Measured, float]:
-    """A constant load, and the share of the time a training process was alive meanwhile.
+    """A constant load, and the share of the time that something else was busy meanwhile.
 
     Looking for it costs the same in every phase, and the cores are the server's, too.
     """
@@ -113,7 +136,7 @@ def phase(
     looks, alive = 0, 0
     while not load.done():
         looks += 1
-        alive += training.job() is not None
+        alive += other.busy()
         time.sleep(1.0)
     return load.result(), alive / looks if looks else 0.0
 
@@ -123,17 +146,19 @@ def run(
     seconds: float = 10.0,
     repeats: int = 4,
     trials: int = 12,
+    pages: int = 0,
     workers: int = 2,
     seed: int = SEED,
     json_to: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Measure and print; 1 when a request failed, else 0."""
+    """Measure and print; 1 when a request failed, else 0. With `pages` they are what disturbs, else trainings."""
     machine = report.machine()
     family = Family()
     phases: dict[str, list[Measured]] = {"without": [], "with": []}
     shares: list[float] = []
     outcomes: list[str] = []
+    what = f"{pages} open pages" if pages else "a training"
     with (
         tempfile.TemporaryDirectory(prefix="evergreen-", ignore_cleanup_errors=True) as folder,
         Generator() as generator,
@@ -143,7 +168,7 @@ def run(
             environ=family.environ,
             SERVE__WORKERS=str(workers),
             TRAINING__TRIALS=str(trials),
-            SCHEDULE__CHECK_INTERVAL_S="3600",
+            SCHEDULE__CHECK_INTERVAL_S=str(CHECKS_WITH_PAGES_S if pages else 3600),
         )
         try:
             say("evergreen starts and trains its first version")
@@ -163,17 +188,16 @@ def run(
             time.sleep(2)  # the record of the capacity run reaches the store
             generator.run(open_loop, target, CLIENTS, 2.0, rate=rate)
             for repeat in range(repeats):
-                say(f"repeat {repeat + 1} of {repeats}: without a training")
-                training = Trainings(server, family)
-                phases["without"].append(phase(generator, target, rate, seconds, training)[0])
-                say(f"repeat {repeat + 1} of {repeats}: with a training")
-                training.start()
-                found, share = phase(generator, target, rate, seconds, training)
+                say(f"repeat {repeat + 1} of {repeats}: without {what}")
+                other: Disturbance = OpenPages(server, pages) if pages else Trainings(server, family)
+                phases["without"].append(phase(generator, target, rate, seconds, other)[0])
+                say(f"repeat {repeat + 1} of {repeats}: with {what}")
+                other.start()
+                found, share = phase(generator, target, rate, seconds, other)
                 phases["with"].append(found)
                 shares.append(share)
-                say("waiting for the training to end")
-                training.stop()
-                outcomes += training.outcomes
+                other.stop()
+                outcomes += other.outcomes
         finally:
             family.end()
 
@@ -200,8 +224,9 @@ def run(
         "trials": trials,
         "requests": {which: sum(m.requests for m in measured) for which, measured in phases.items()},
         "failures": {which: [m.failures for m in measured] for which, measured in phases.items()},
-        "training_share": shares,
-        "training_outcomes": outcomes,
+        "with": what,
+        "share": shares,
+        "outcomes": outcomes,
         "training_nice": settings.training.nice,
         "training_threads": settings.training.threads,
         **{name: {which: s.json() for which, s in by.items()} for name, by in found_by.items()},
@@ -214,13 +239,15 @@ def run(
     ]
     say("")
     say(f"Measured {report.machine_text(machine)}.\n")
+    jobs = f"nice {settings.training.nice}, {settings.training.threads} thread, {trials} trials"
+    told = f"{what}, there in" if pages else f"{what} ({jobs}) was running in"
     say(
         f"{workers} workers, capacity {capacity:,.0f} requests/s, constant rate {rate:,.0f} ({SHARE:.0%}), {repeats} "
         f"repeats of {seconds:g} s each way, {sum(m.requests for ms in phases.values() for m in ms):,} requests, "
-        f"{failed} failed, seed {seed}; a training (nice {settings.training.nice}, {settings.training.threads} thread, "
-        f"{trials} trials) was running {Spread.of(shares).median:.0%} of its phases; median (lowest to highest).\n"
+        f"{failed} failed, seed {seed}; {told} {Spread.of(shares).median:.0%} of the phases with it "
+        f"({', '.join(outcomes)}); median (lowest to highest).\n"
     )
-    say(report.table((f"At {SHARE:.0%} of capacity", "without a training", "with one", "ratio"), rows))
+    say(report.table((f"At {SHARE:.0%} of capacity", f"without {what}", "with", "ratio"), rows))
     say("\nWhat this does not show.\n" + "\n".join(f"- {line}" for line in DOES_NOT_SHOW))
     return 1 if failed else 0
 
@@ -230,6 +257,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of one phase")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--trials", type=int, default=12, help="of each training")
+    parser.add_argument("--pages", type=int, default=0, metavar="N", help="open pages instead of trainings")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -238,6 +266,7 @@ def main() -> int:
         seconds=given.seconds,
         repeats=given.repeats,
         trials=given.trials,
+        pages=given.pages,
         workers=given.workers,
         seed=given.seed,
         json_to=given.json,
