@@ -77,6 +77,7 @@ ENDPOINTS: Final = (
     "drift?since={middle}&until={later}",
 )
 FIRST_VIEW: Final = ("state", "quality", "decisions", "drift", "distribution", "segments", "traffic")
+LOOKS_EVERY_S: Final = 0.001
 MOST_MS: Final = 100.0
 MOST_VIEW_MS: Final = 1_000.0
 
@@ -229,6 +230,8 @@ class Took(NamedTuple):
     each: list[float]
     processor: float
     """Of the processor, the mean."""
+    stalls: list[float]
+    """How long the event loop, which answers predictions, had to wait at worst while each was made."""
 
 
 def _server_of(engine: sa.Engine) -> psutil.Process | None:
@@ -261,27 +264,47 @@ def measured(settings: Settings, loop: Loop, repeats: int, server: psutil.Proces
     }
     found: dict[str, Took] = {}
     with working(settings, loop) as (front, worker):
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://page")
 
-        async def ask(client: httpx.AsyncClient, endpoint: str) -> None:
+        async def ask(endpoint: str) -> None:
             path = "/page/" + endpoint.format(**names)
             answer = await client.get(path, headers={"authorization": f"Bearer {TOKEN}"})
             assert answer.status_code == 200, (path, answer.text)
 
+        stall = 0.0
+
+        async def watch() -> None:
+            nonlocal stall
+            while True:
+                due = time.perf_counter() + LOOKS_EVERY_S
+                await asyncio.sleep(LOOKS_EVERY_S)
+                stall = max(stall, time.perf_counter() - due)
+
+        async def timed(*endpoints: str) -> tuple[float, float]:
+            """Milliseconds until all were answered, and the longest stall meanwhile."""
+            nonlocal stall
+            await asyncio.sleep(2 * LOOKS_EVERY_S)
+            stall, began = 0.0, time.perf_counter()
+            await asyncio.gather(*(ask(endpoint) for endpoint in endpoints))
+            took = (time.perf_counter() - began) * 1000
+            await asyncio.sleep(2 * LOOKS_EVERY_S)
+            return took, stall * 1000
+
         async def all_of_it() -> None:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://page") as client:
-                spent, began = _spent_ms(server), time.perf_counter()
-                await asyncio.gather(*(ask(client, endpoint) for endpoint in FIRST_VIEW))
-                took = (time.perf_counter() - began) * 1000
-                found["the first view"] = Took([took], _spent_ms(server) - spent)
-                await ask(client, "drift/{check}/income")  # the reference is read once
+            async with client:
+                watching = asyncio.create_task(watch())
+                spent = _spent_ms(server)
+                took, stalled = await timed(*FIRST_VIEW)
+                found["the first view"] = Took([took], _spent_ms(server) - spent, [stalled])
+                await ask("drift/{check}/income")  # the reference is read once
                 for endpoint in ENDPOINTS:
-                    spent, times = _spent_ms(server), []
+                    spent, each = _spent_ms(server), []
                     for _ in range(repeats):
                         _forget(worker)
-                        began = time.perf_counter()
-                        await ask(client, endpoint)
-                        times.append((time.perf_counter() - began) * 1000)
-                    found[endpoint] = Took(times, (_spent_ms(server) - spent) / repeats)
+                        each.append(await timed(endpoint))
+                    times, stalls = map(list, zip(*each, strict=True))
+                    found[endpoint] = Took(times, (_spent_ms(server) - spent) / repeats, stalls)
+                watching.cancel()
 
         asyncio.run(all_of_it())
     return found
@@ -326,12 +349,12 @@ def run(
             result[kind] = {name: took._asdict() for name, took in found.items()}
             result[kind]["load_average"] = round(os.getloadavg()[0], 2)
             rows = []
-            for name, (times, processor) in found.items():
+            for name, (times, processor, stalls) in found.items():
                 limit = MOST_VIEW_MS if name == "the first view" else MOST_MS
                 middle = statistics.median(times)
                 slow += [f"{kind} {name}"] if middle > limit else []
-                rows.append((name, f"{middle:.1f}", f"{max(times):.1f}", f"{processor:.1f}"))
-            say(report.table((kind, "median ms", "worst ms", "processor ms"), rows))
+                rows.append((name, f"{middle:.1f}", f"{max(times):.1f}", f"{processor:.1f}", f"{max(stalls):.1f}"))
+            say(report.table((kind, "median ms", "worst ms", "processor ms", "worst stall ms"), rows))
             say(f"load average {result[kind]['load_average']}")
     say(report.machine_text(result["machine"]))
     report.write_json(json_to, result)
