@@ -196,6 +196,8 @@ def init(
             {
                 "path": str(done.path),
                 "rows": done.rows,
+                "rows_without_label": done.without_label,
+                "rows_without_time": done.without_time,
                 "task": done.task,
                 "features": done.kinds,
                 "warnings": done.warnings,

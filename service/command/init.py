@@ -66,6 +66,11 @@ class InitReport:
 
     path: Path
     rows: int
+    """With a label, and with a time where there is a time column: those that train."""
+    without_label: int
+    """Rows left out because their label is missing,"""
+    without_time: int
+    """and because only their time is."""
     task: str
     kinds: dict[str, str]
     """Feature → kind."""
@@ -105,10 +110,12 @@ def init(
             raise InitError(f'{option} "{column}": {data} has no such column{known}')
     if time == target or target in ignore:
         raise InitError(f'--target "{target}" is also --time or in --ignore')
-    if frame[target].dropna().nunique() < 2:
-        raise InitError(
-            f'--target "{target}" has {frame[target].dropna().nunique()} different values: nothing to predict'
-        )
+    labelled = frame[frame[target].notna()]
+    if (different := labelled[target].nunique()) < 2:
+        raise InitError(f'--target "{target}" has {different} different values: nothing to predict')
+    without_label = len(frame) - len(labelled)
+    frame = labelled[labelled[time].notna()] if time else labelled
+    without_time = len(labelled) - len(frame)
     left_out = [*ignore, *([time] if time and time not in ignore else [])]
     try:
         schema = FeatureSchema.infer(frame, target, ignore=left_out, task=None if task == "auto" else task)
@@ -124,7 +131,8 @@ def init(
         "task": task,
     }
     _write(path, _toml(known_values, schema, len(frame), warnings))
-    return InitReport(path, len(frame), schema.task, {f.name: f.kind for f in schema.features}, warnings)
+    kinds = {feature.name: feature.kind for feature in schema.features}
+    return InitReport(path, len(frame), without_label, without_time, schema.task, kinds, warnings)
 
 
 def suspicious_columns(
@@ -135,7 +143,6 @@ def suspicious_columns(
 
     step = max(1, len(frame) // LOOKED_AT_ROWS)
     rows = frame.iloc[::step]
-    rows = rows[rows[target].notna()]
     regression = task == "regression"
     aim = rows[target].to_numpy(dtype=float) if regression else _codes(rows[target])
     found = []
@@ -173,8 +180,6 @@ def suspicious_columns(
         moments = [str(name) for name in frame.columns if frame[name].dtype.kind == "M"]
         if moments:
             found.append(f'no --time was given: do the rows follow "{moments[0]}"? then say --time {moments[0]}')
-    elif (gaps := int(frame[time].isna().sum())) > 0:
-        found.append(f'"{time}" is missing in {gaps} rows: they are ordered last')
     return found
 
 

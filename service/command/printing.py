@@ -282,6 +282,9 @@ def print_init(done: InitReport, target: str) -> None:
     console.print(f"wrote {done.path}")
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     console.print(f'{done.rows:,} rows, predicting "{target}" ({done.task}) from {counts}')
+    for count, what in ((done.without_label, "label"), (done.without_time, "time")):
+        if count:
+            console.print(f"{count:,} rows without a {what} are left out")
     for warning in done.warnings:
         console.print(f"look at this: {warning}", style="yellow")
     console.print("next: evergreen train && evergreen serve")

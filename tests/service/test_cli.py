@@ -416,6 +416,17 @@ def test_init_says_what_it_found(empty_folder: Path) -> None:
     assert evergreen("init", "--data", "rows.csv", "--target", "defaulted").exit_code == 1
 
 
+def test_init_counts_the_rows_without_a_label(empty_folder: Path) -> None:
+    frame = sample.training_frame(300)
+    frame.assign(defaulted=frame["defaulted"].where(frame.index >= 7)).to_csv("rows.csv", index=False)
+
+    result = evergreen("init", "--data", "rows.csv", "--target", "defaulted", "--time", "applied_at")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert '293 rows, predicting "defaulted" (binary)' in result.stdout
+    assert "7 rows without a label are left out" in result.stdout
+
+
 # The doctor
 
 

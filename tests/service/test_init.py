@@ -149,6 +149,25 @@ def test_a_target_with_one_value_is_refused(tmp_path: Path) -> None:
         init(tmp_path / "rows.csv", "y", out=tmp_path / "evergreen.toml")
 
 
+def test_rows_without_a_label_or_a_time_are_left_out_and_counted(data: Path, tmp_path: Path) -> None:
+    frame = pd.read_parquet(data).astype({sample.TARGET: "Int64"})
+    frame.loc[frame.index[:40], sample.TARGET] = None
+    frame.loc[frame.index[30:45], sample.TIME] = None
+    frame.to_parquet(data)
+
+    report = init(data, sample.TARGET, time=sample.TIME, out=tmp_path / "evergreen.toml")
+
+    assert (report.rows, report.without_label, report.without_time, report.task) == (555, 40, 5, "binary")
+    assert "# Found in 555 rows: binary: 0, 1." in (tmp_path / "evergreen.toml").read_text()
+
+
+def test_a_target_that_is_never_known_is_refused(tmp_path: Path) -> None:
+    honest().assign(y=np.nan).to_csv(tmp_path / "rows.csv", index=False)
+
+    with pytest.raises(InitError, match="0 different values: nothing to predict"):
+        init(tmp_path / "rows.csv", "y", out=tmp_path / "evergreen.toml")
+
+
 # Suspicious columns
 
 
