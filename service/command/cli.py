@@ -184,7 +184,13 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace the file")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a commented evergreen.toml for a data file."""
+    """Write a commented evergreen.toml for a data file, and say what was decided of each column.
+
+    Constants, ids, free text, duplicates, copies of the target and what tells it too well are left out; each stands in
+    the file on a line of its own, and is a feature again without it.
+    """
+    from dataclasses import asdict
+
     from service.command.init import init as write
 
     if _Umask.of_the_user is not None:
@@ -200,6 +206,7 @@ def init(
                 "rows_without_time": done.without_time,
                 "task": done.task,
                 "features": done.kinds,
+                "columns": [asdict(each) for each in done.columns],
                 "warnings": done.warnings,
             }
         )
