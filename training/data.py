@@ -246,6 +246,18 @@ def _format_of(column: pd.Series[Any], name: str) -> str:
     return how.formats[0] if how.formats else ISO
 
 
+def row_order(frame: pd.DataFrame, *, time: str = "", shuffle: int | None = None) -> Any:
+    """Positions of the rows in the order in which they train and are replayed: by time, at random, or as they are.
+
+    `shuffle` is the seed of the random order. Raises `DataError` as `seconds_of` does.
+    """
+    import numpy as np
+
+    if time:
+        return time_order(frame[time])
+    return np.arange(len(frame)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(frame))
+
+
 def time_order(column: pd.Series[Any]) -> Any:
     """Positions in time order, as `prepare` has it: equal times keep their order, missing ones end it.
 

@@ -176,6 +176,9 @@ def init(
     data: Annotated[Path, typer.Option(help="Parquet or CSV file")],
     target: Annotated[str, typer.Option(help="Column to predict")],
     time_column: Annotated[str, typer.Option("--time", help="Column that orders the rows")] = "",
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Rows in random order, when there is no column that orders them")
+    ] = False,
     ignore: Annotated[list[str] | None, typer.Option(help="Columns that are no features, COL,COL")] = None,
     task: Annotated[
         Literal["auto", "binary", "multiclass", "regression"], typer.Option(help="Kind of prediction")
@@ -196,7 +199,16 @@ def init(
     if _Umask.of_the_user is not None:
         os.umask(_Umask.of_the_user)  # a file of the user's own, often for a repository
     with show.open_console(stderr=True).status(f"looking at {data}"):
-        done = write(data, target, time=time_column, ignore=_columns(ignore), task=task, out=out, force=force)
+        done = write(
+            data,
+            target,
+            time=time_column,
+            shuffle=shuffle,
+            ignore=_columns(ignore),
+            task=task,
+            out=out,
+            force=force,
+        )
     if as_json:
         show.print_json(
             {
@@ -612,6 +624,7 @@ def traffic(
         source,
         target=label,
         time_column=ordered_by,
+        shuffle=settings.data.shuffle and source == settings.data.source and not ordered_by,
         first=first,
         until=until,
         scenario=scenario,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "model": ("name", "seed"),
-    "data": ("source", "target", "time", "ignore", "task", "first", "sensitive"),
+    "data": ("source", "target", "time", "shuffle", "ignore", "task", "first", "sensitive"),
     "serve": ("host", "port", "workers", "max_records"),
     "store": ("url", "var"),
     "log": ("fsync", "max_spool_bytes"),
@@ -77,6 +77,7 @@ def init(
     target: str,
     *,
     time: str = "",
+    shuffle: bool = False,
     ignore: Sequence[str] = (),
     task: Literal["auto", "binary", "multiclass", "regression"] = "auto",
     out: Path | None = None,
@@ -105,6 +106,8 @@ def init(
             raise InitError(f'{option} "{column}": {data} has no such column{known}')
     if time == target or target in ignore:
         raise InitError(f'--target "{target}" is also --time or in --ignore')
+    if time and shuffle:
+        raise InitError(f'--shuffle would undo the order of --time "{time}": give one of the two')
     labelled = frame[frame[target].notna()]
     if (different := labelled[target].nunique()) < 2:
         raise InitError(f'--target "{target}" has {different} different values: nothing to predict')
@@ -128,14 +131,15 @@ def init(
         raise InitError(f"{data}: no column is left to predict from ({reasons})")
     schema = msgspec.structs.replace(schema, features=features)
     warnings: list[str] = []
-    if not time and sorted_by_target(frame[target], regression=schema.task == "regression"):
-        warnings.append("the rows are sorted by target: give --time, or sort them in their order")
+    if not time and not shuffle and sorted_by_target(frame[target], regression=schema.task == "regression"):
+        warnings.append("the rows are sorted by target: give --time COLUMN, or --shuffle if nothing orders them")
     source = str(data) if data.is_absolute() else os.path.relpath(data.absolute(), path.parent)
     ordered = [decided[name] for name in columns]
     known_values: dict[str, Any] = {
         "source": source,
         "target": target,
         "time": time,
+        "shuffle": shuffle,
         "ignore": [each for each in ordered if each.use == "left out"],
         "task": task,
     }

@@ -10,9 +10,10 @@ from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.columns import Column, decide, sorted_by_target
 from service.command.init import USEFUL, InitError, init
+from service.command.rows import read_rows
 from service.configuration import load
 from service.control.deployment import source
-from service.settings import SECTIONS
+from service.settings import SECTIONS, SettingsError
 from training.data import DataError
 
 
@@ -381,6 +382,33 @@ def test_what_only_grows_with_the_time_is_left_out() -> None:
 
 
 # Sorted by target
+
+
+def test_a_file_sorted_by_target_is_told_and_shuffled_if_asked(tmp_path: Path) -> None:
+    honest().sort_values("y").to_csv(tmp_path / "rows.csv", index=False)
+    out = tmp_path / "evergreen.toml"
+
+    told = init(tmp_path / "rows.csv", "y", out=out)
+    assert told.warnings == ("the rows are sorted by target: give --time COLUMN, or --shuffle if nothing orders them",)
+    assert "# Look at this: the rows are sorted by target" in out.read_text()
+    assert source(load(out, {})).frame["_label"].is_monotonic_increasing
+
+    assert init(tmp_path / "rows.csv", "y", shuffle=True, out=out, force=True).warnings == ()
+    settings = load(out, {"EVERGREEN_DATA__FIRST": "20%"})
+    first = source(settings).frame
+    assert settings.data.shuffle and 0.3 < first["_label"].mean() < 0.7
+    pd.testing.assert_frame_equal(first, source(settings).frame)
+    replayed = read_rows(settings.data.source, target="y", shuffle=True, until="20%", seed=settings.model.seed)
+    assert first["x"].tolist() == replayed["x"].astype("float32").tolist()
+    other = source(load(out, {"EVERGREEN_DATA__FIRST": "20%", "EVERGREEN_MODEL__SEED": "7"})).frame
+    assert first["x"].tolist() != other["x"].tolist()
+
+
+def test_shuffle_and_time_are_not_given_together(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InitError, match="--shuffle would undo the order of --time"):
+        init(data, sample.TARGET, time=sample.TIME, shuffle=True, out=tmp_path / "evergreen.toml")
+    with pytest.raises(SettingsError, match="`shuffle` would undo the order of time"):
+        load(environ={"EVERGREEN_DATA__SHUFFLE": "1", "EVERGREEN_DATA__TIME": "at"})
 
 
 @pytest.mark.parametrize("regression", [False, True])
