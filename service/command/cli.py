@@ -237,11 +237,17 @@ def train(
 ) -> None:
     """Train the first version from the configured data."""
     from service.command import first_version as bootstrap
+    from service.command.trained_on import refuse_the_sample_beside_data, trained_on
 
     settings = _settings(config, {"EVERGREEN_DATA__FIRST": first} if first else {})
+    refuse_the_sample_beside_data(settings)
+    data = trained_on(settings)
+    if not as_json:
+        typer.echo(f"training on {data}")
     done = bootstrap.train(settings, force=force)
     if as_json:
-        show.print_json({"version": done.version, "promoted": done.promoted, "reasons": list(done.reasons)})
+        reasons = list(done.reasons)
+        show.print_json({"version": done.version, "promoted": done.promoted, "reasons": reasons, "data": data})
     else:
         word = "in service" if done.promoted else "not promoted"
         typer.echo(f"version {done.version}: {word}")
@@ -261,6 +267,7 @@ def serve(
 ) -> None:
     """Serve predictions and keep the model fresh, until stopped."""
     from service.command import serve as server
+    from service.command.trained_on import refuse_the_sample_beside_data
 
     given = {
         "EVERGREEN_SERVE__HOST": host,
@@ -268,6 +275,8 @@ def serve(
         "EVERGREEN_SERVE__WORKERS": "" if workers is None else str(workers),
     }
     settings = _settings(config, {name: value for name, value in given.items() if value})
+    if not settings.live_file.exists():  # else there is a version already, from wherever it came
+        refuse_the_sample_beside_data(settings)
     raise typer.Exit(server.run(settings))
 
 
