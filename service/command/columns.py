@@ -67,13 +67,13 @@ def decide(frame: pd.DataFrame, schema: FeatureSchema, *, time: str = "") -> lis
     proposed = "" if time else time_of(frame, schema.names)
     at = _seconds_in_order(frame, time, proposed)
     found: list[Column] = []
-    kept: list[str] = []
+    kept: dict[tuple[Any, ...], list[str]] = {}  # by a few of their values: each pair compared whole would take minutes
     numbers: dict[str, npt.NDArray[np.float64]] = {}
     for feature in schema.features:
         name = feature.name
         why = (
             _by_itself(frame[name], time=name == proposed)
-            or _again(frame, name, kept, target)
+            or _again(frame, name, kept.get(_few(frame[name]), ()), target)
             or _with_time(frame[name], feature.kind, time or proposed, at)
         )
         if why:
@@ -85,7 +85,7 @@ def decide(frame: pd.DataFrame, schema: FeatureSchema, *, time: str = "") -> lis
             why = f"leak: alone tells the target ({measure} {score:.3f}); is it known when predicting?"
             found.append(Column(name, feature.kind, "left out", why))
             continue
-        kept.append(name)
+        kept.setdefault(_few(frame[name]), []).append(name)
         if feature.kind == "numeric" and not np.isnan(codes).any():
             numbers[name] = codes
         if score > NEARLY:
@@ -154,6 +154,8 @@ def _by_itself(column: pd.Series[Any], *, time: bool) -> str:
             return f"dates as text, {how}: the service takes ISO 8601, such as 2026-01-31"
         if dates.formats:
             return ""
+    elif how := _moments(column, name):
+        return f"time as a number, {how}: the service takes ISO 8601, such as 2026-01-31"
     share = different / len(values)
     if len(values) < FEW:
         return ""
@@ -176,12 +178,18 @@ def _numbers_rows(values: pd.Series[Any], name: str, different: int) -> bool:
     return float(values.max()) - float(values.min()) < 1.1 * len(values) or _ID_NAME.search(name) is not None
 
 
-def _again(frame: pd.DataFrame, name: str, kept: Sequence[str], target: pd.Series[Any]) -> str:
-    """Why a column is left out for what it repeats; "" when it repeats nothing."""
+def _few(column: pd.Series[Any]) -> tuple[Any, ...]:
+    """Values from all over the column, None where it is missing: columns that hold the same have the same."""
+    few = column.iloc[:: max(1, len(column) // FEW)].astype(object)
+    return tuple(few.where(few.notna(), None))
+
+
+def _again(frame: pd.DataFrame, name: str, alike: Sequence[str], target: pd.Series[Any]) -> str:
+    """Why a column is left out for what it repeats, the target or one of those that look alike; "" for nothing."""
     column = frame[name]
     if _equals(column, target):
         return "copy of the target: it will not be known when predicting"
-    if (other := next((each for each in kept if _same(column, frame[each])), None)) is not None:
+    if (other := next((each for each in alike if _same(column, frame[each])), None)) is not None:
         return f'duplicate of "{other}"'
     return ""
 

@@ -345,6 +345,7 @@ def test_date_texts_never_become_categories() -> None:
     frame["german"] = days.dt.strftime("%d.%m.%Y")
     frame["odd"] = days.dt.strftime("%Y-%m-%d").where(days.index != 5, "unknown")
     frame["kind"] = days.dt.strftime("%d %b %Y").astype("category")
+    frame["paid_at"] = days.astype("datetime64[s]").astype("int64")
 
     found = {each.name: each for each in decided(frame, time="at")}
 
@@ -353,6 +354,7 @@ def test_date_texts_never_become_categories() -> None:
         "german": "dates as text, %d.%m.%Y",
         "odd": "dates (ISO8601), but also 'unknown'",
         "kind": "dates as text, %d %b %Y",
+        "paid_at": "time as a number, seconds since 1970",
     }
 
 
