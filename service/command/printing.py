@@ -285,7 +285,7 @@ def print_init(done: InitReport, target: str) -> None:
         if count:
             lines.append(f"{count:,} rows without a {what} are left out")
     cells = [(each.name, each.kind, each.use, each.line, each.why) for each in done.columns]
-    lines += table(("column", "kind", "use", "line", "why"), cells, width)
+    lines += table(("column", "kind", "use", "line", "why"), cells, width, sentences=True)
     if any(each.use == "left out" for each in done.columns):
         lines.append(f"to bring a column back take its line out of {done.path}")
     for warning in done.warnings:
