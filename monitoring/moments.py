@@ -38,7 +38,7 @@ class Written(NamedTuple):
     """How the texts of a column write moments."""
 
     formats: tuple[str, ...]
-    """None: it holds no dates. Two: the day may be the month."""
+    """Empty: it holds no dates. Two: the day may be the month."""
     odd: str | None = None
     """A text that is no date, of a column of dates otherwise."""
 
@@ -121,6 +121,18 @@ def epoch_unit(column: pd.Series[Any]) -> str | None:
         return None
     first, last = _SECONDS
     return next((unit for unit, many in UNITS.items() if first * many <= least and most <= last * many), None)
+
+
+def days_as_numbers(column: pd.Series[Any]) -> bool:
+    """Whether all numbers of a column are days such as 20260131."""
+    import pandas as pd
+
+    if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+        return False
+    numbers = pd.Series(column.dropna().unique())
+    if not len(numbers) or not (numbers.between(19000101, 21001231) & (numbers % 1 == 0)).all():
+        return False
+    return bool(pd.to_datetime(numbers.astype("int64").astype(str), format="%Y%m%d", errors="coerce").notna().all())
 
 
 def named_as_time(name: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from monitoring.feature import MAX_CATEGORIES
-from monitoring.moments import ISO, epoch_unit, named_as_time, written
+from monitoring.moments import ISO, days_as_numbers, epoch_unit, named_as_time, written
 from monitoring.wording import percent
 from service.replay.stream import LEAST_DATE
 
@@ -228,8 +228,10 @@ def _moments(column: pd.Series[Any], name: str) -> str:
     if column.dtype.kind == "M":
         return "dates"
     if column.dtype.kind in "iuf":
-        unit = epoch_unit(column) if named_as_time(name) else None
-        return f"{_UNITS[unit]} since 1970" if unit else ""
+        if not named_as_time(name):
+            return ""
+        unit = epoch_unit(column)
+        return f"{_UNITS[unit]} since 1970" if unit else "days as 20260131" if days_as_numbers(column) else ""
     found = written(column)
     return f"dates as text, {found.formats[0]}" if len(found.formats) == 1 and found.odd is None else ""
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring.moments import epoch_unit, iso_texts, named_as_time, written
+from monitoring.moments import days_as_numbers, epoch_unit, iso_texts, named_as_time, written
 from monitoring.schema import FeatureSchema
 
 DAYS = pd.Series(pd.date_range("2026-01-20", periods=40, freq="D"))
@@ -54,6 +54,13 @@ def test_numbers_since_1970_are_told_by_their_size() -> None:
 
     assert [epoch_unit(seconds * many) for many in (1, 1000, 10**6, 10**9)] == ["s", "ms", "us", "ns"]
     assert epoch_unit(seconds / 1000) is None and epoch_unit(pd.Series(["a"])) is None
+
+
+def test_days_written_as_one_number_are_told_from_other_numbers() -> None:
+    days = DAYS.dt.strftime("%Y%m%d").astype(int)
+
+    assert days_as_numbers(days) and days_as_numbers(days.astype(float).where(days.index != 3))
+    assert not days_as_numbers(days + 12) and not days_as_numbers(pd.Series([1, 2])) and not days_as_numbers(days + 0.5)
 
 
 def test_names_that_say_time() -> None:

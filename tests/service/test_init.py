@@ -323,6 +323,7 @@ def test_a_column_that_looks_like_time_is_proposed() -> None:
         "iso": (hours().dt.strftime("%Y-%m-%d %H:%M"), ", dates as text, ISO8601"),
         "text": (hours().dt.strftime("%d.%m.%Y %H:%M"), ", dates as text, %d.%m.%Y %H:%M"),
         "seconds": (seconds, ", seconds since 1970"),
+        "days": (hours().dt.strftime("%Y%m%d").astype(int), ", days as 20260131"),
         "milliseconds": (seconds * 1000, ", milliseconds since 1970"),
     }
     for column, how in written.values():
