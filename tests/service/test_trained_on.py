@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,9 +71,10 @@ def test_a_service_that_has_a_version_goes_on_beside_data(folder: Path) -> None:
     (folder / "training").mkdir()
     (folder / "training" / "__init__.py").touch()  # what `serve` refuses next
 
-    result = evergreen("serve")
+    program = Path(sys.executable).parent / "evergreen"  # a process of its own: `serve` sets up the logging
+    done = subprocess.run([program, "serve"], capture_output=True, text=True, timeout=60)
 
-    assert result.exit_code == 1 and "would shadow evergreen's own package" in result.stderr
+    assert done.returncode == 1 and "would shadow evergreen's own package" in done.stderr
 
 
 @pytest.mark.parametrize(
