@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service import sample
-from service.command import serve
 from service.command.cli import app
 from service.command.trained_on import refuse_the_sample_beside_data, trained_on
 from service.configuration import load
@@ -28,6 +27,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def evergreen(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
+
+
+def serve_apart(told: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`evergreen serve` in a process of its own, for it sets up the logging."""
+    program = [Path(sys.executable).parent / "evergreen", "serve"]
+    return subprocess.run(program, env=os.environ | told, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("command", ["train", "serve"])
@@ -71,8 +76,7 @@ def test_a_service_that_has_a_version_goes_on_beside_data(folder: Path) -> None:
     (folder / "training").mkdir()
     (folder / "training" / "__init__.py").touch()  # what `serve` refuses next
 
-    program = Path(sys.executable).parent / "evergreen"  # a process of its own: `serve` sets up the logging
-    done = subprocess.run([program, "serve"], capture_output=True, text=True, timeout=60)
+    done = serve_apart({})
 
     assert done.returncode == 1 and "would shadow evergreen's own package" in done.stderr
 
@@ -93,14 +97,12 @@ def test_what_is_trained_on_is_said_in_words(folder: Path, given: str, said: str
 
 def test_serve_says_what_it_trains_on(folder: Path) -> None:
     (folder / "a-file").touch()
-    port = str(free_port())
-    settings = load(environ={"BENTOML_HOME": "a-file", "EVERGREEN_SERVE__PORT": port})
-    said: list[str] = []
+    told = {"BENTOML_HOME": "a-file", "EVERGREEN_SERVE__PORT": str(free_port())}
 
-    with pytest.raises(NotADirectoryError):  # there is no room for models, so that no server starts
-        serve.run(settings, say=said.append)
+    done = serve_apart(told)
 
-    assert said == ["trains on the built-in sample stream of loans; `evergreen init` sets data of your own"]
+    assert done.returncode == 1 and "NotADirectoryError" in done.stderr  # no room for models: no server starts
+    assert "trains on the built-in sample stream of loans; `evergreen init` sets" in done.stdout + done.stderr
 
 
 def test_train_says_what_it_trains_on(folder: Path) -> None:
