@@ -13,6 +13,7 @@ import numpy as np
 
 from monitoring.canonical import canonical_column, refuse_missing_labels, to_target_numbers, to_texts
 from monitoring.feature import MAX_CATEGORIES, Feature, Kind, SchemaError, Task, first_repeated, nearest, shown, some
+from monitoring.moments import iso_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,6 +96,8 @@ def _infer_kind(name: str, column: pd.Series[Any]) -> tuple[Kind, bool]:
     if content in ("integer", "floating", "mixed-integer-float", "decimal"):
         return "numeric", content == "integer"
     if len(present) and all(isinstance(value, date | np.datetime64) for value in present):
+        return "datetime", False
+    if content == "string" and iso_texts(present):
         return "datetime", False
     return "categorical", False
 

@@ -69,9 +69,10 @@ class FeatureSchema(msgspec.Struct, frozen=True):
     ) -> FeatureSchema:
         """The schema of a training frame: every column but `target` and those in `ignore` (ids, the time column).
 
-        Kinds: numbers -> numeric; bool, nullable boolean and objects of only True/False -> boolean; datetime64 and
-        objects of date or datetime -> datetime; everything else that is scalar -> categorical, also any `category`
-        dtype and object columns without one value. Objects of only numbers are numeric.
+        Kinds: numbers -> numeric; bool, nullable boolean and objects of only True/False -> boolean; datetime64,
+        objects of date or datetime and text of ISO 8601 dates only -> datetime; everything else that is scalar ->
+        categorical, also any `category` dtype and object columns without one value. Objects of only numbers are
+        numeric.
         Task, when not given: bool, text or exactly 2 distinct whole values -> binary (text with more: multiclass);
         at most 20 distinct whole numbers -> multiclass; else regression.
 

@@ -89,6 +89,10 @@ class DataSettings(Section):
     )
     target: str = Field("", description="column; what is predicted (empty only for the sample)")
     time: str = Field("", description="column; orders the rows and is no feature (empty: row order is time order)")
+    shuffle: bool = Field(
+        False,
+        description="switch; rows in random order, by model.seed; for a file that is sorted by target and has no time",
+    )
     ignore: tuple[str, ...] = Field(
         (), description="columns; known only after the prediction, copies of the label, ids: never features"
     )
@@ -109,6 +113,8 @@ class DataSettings(Section):
             raise ValueError(f'source "{self.source}" needs `target`, the column to predict')
         if self.target and self.target in (*self.ignore, self.time):
             raise ValueError(f'target "{self.target}" is also `time` or in `ignore`: take it out there')
+        if self.shuffle and self.time:
+            raise ValueError(f'`shuffle` would undo the order of time "{self.time}": take one of the two out')
         return self
 
 

@@ -16,6 +16,7 @@ import msgspec
 from monitoring.errors import CannotGoOn
 from monitoring.feature import AT, LABEL, ORIGIN
 from monitoring.files import replacing
+from monitoring.moments import ISO, UNITS, epoch_unit, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,9 +92,9 @@ def prepare(
 ) -> Prepared:
     """Labelled rows in time order, canonical, with the schema inferred from them (or the one given).
 
-    Rows without a label are left out, with a `time` column also those without a time. `time` may hold dates,
-    ISO text, or numbers (seconds since 1970 when they are large enough to be that, else only an order). Without one the
-    row order counts, and `_at` are the seconds -n … -1, before every recorded row. Rows of equal time keep their order.
+    Rows without a label are left out, with a `time` column also those without a time. `time` may hold
+    what `seconds_of` reads. Without one the row order counts, and `_at` are the seconds -n … -1, before every recorded
+    row. Rows of equal time keep their order.
     Raises `DataError`, or the schema's `SchemaError` for columns it cannot take.
     """
     import numpy as np
@@ -208,36 +209,60 @@ def _dress(features: pd.DataFrame, at: Any, labels: Any, origin: Origin) -> pd.D
 
 
 def seconds_of(column: pd.Series[Any], name: str) -> Any:
-    """A time column as float64: numbers as they are, dates and ISO 8601 text as seconds since 1970 UTC.
+    """A time column as float64 seconds since 1970 UTC, NaN where it is missing.
 
-    Raises `DataError` for anything else.
+    Dates, their text in ISO 8601 or another common format, and numbers. All numbers in the range of milli-, micro- or
+    nanoseconds since 1970 are these; others stay as they are: seconds, or only an order.
+    Raises `DataError` for anything else, and for text in which the day may be the month.
     """
     import numpy as np
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
-        return column.to_numpy(dtype=np.float64)
+        unit = epoch_unit(column)
+        return column.to_numpy(dtype=np.float64, na_value=np.nan) / (UNITS[unit] if unit else 1.0)
     try:
-        moments = pd.to_datetime(column, utc=True, format="ISO8601")
+        moments = pd.to_datetime(column, utc=True, format=_format_of(column, name))
     except (ValueError, TypeError, OverflowError) as error:
         text = " ".join(str(error).split())[:160]
         raise DataError(f"the time column {name!r} holds neither numbers nor ISO-8601 dates: {text}") from None
-    return moments.dt.tz_localize(None).to_numpy(dtype="datetime64[us]").astype(np.int64) / 1e6
+    instants = moments.dt.tz_localize(None).to_numpy(dtype="datetime64[us]")
+    seconds = instants.astype(np.int64) / 1e6
+    seconds[np.isnat(instants)] = np.nan
+    return seconds
+
+
+def _format_of(column: pd.Series[Any], name: str) -> str:
+    if column.dtype.kind == "M":
+        return ISO
+    how = written(column)
+    if how.odd is not None:
+        raise DataError(f"the time column {name!r} holds dates ({how.formats[0]}), but also {how.odd!r}: correct it")
+    if len(how.formats) > 1:
+        raise DataError(
+            f"the time column {name!r}: is {column.dropna().iloc[0]!r} written {' or '.join(how.formats)}? "
+            "all rows fit both; write ISO 8601, such as 2026-01-31"
+        )
+    return how.formats[0] if how.formats else ISO
+
+
+def row_order(frame: pd.DataFrame, *, time: str = "", shuffle: int | None = None) -> Any:
+    """Positions of the rows in the order in which they train and are replayed: by time, at random, or as they are.
+
+    `shuffle` is the seed of the random order. Raises `DataError` as `seconds_of` does.
+    """
+    import numpy as np
+
+    if time:
+        return time_order(frame[time])
+    return np.arange(len(frame)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(frame))
 
 
 def time_order(column: pd.Series[Any]) -> Any:
     """Positions in time order, as `prepare` has it: equal times keep their order, missing ones end it.
 
-    Raises `DataError` for a column of neither numbers nor dates.
+    Raises `DataError` as `seconds_of` does.
     """
     import numpy as np
-    import pandas as pd
 
-    moments = column
-    if not pd.api.types.is_numeric_dtype(column.dtype):
-        try:
-            moments = pd.to_datetime(column, utc=True).dt.tz_localize(None)
-        except (ValueError, TypeError, OverflowError) as error:
-            words = " ".join(str(error).split())[:160]
-            raise DataError(f'the time column "{column.name}" holds neither numbers nor dates: {words}') from None
-    return np.argsort(moments.to_numpy(), kind="stable")
+    return np.argsort(seconds_of(column, str(column.name)), kind="stable")

@@ -176,6 +176,9 @@ def init(
     data: Annotated[Path, typer.Option(help="Parquet or CSV file")],
     target: Annotated[str, typer.Option(help="Column to predict")],
     time_column: Annotated[str, typer.Option("--time", help="Column that orders the rows")] = "",
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Rows in random order, when there is no column that orders them")
+    ] = False,
     ignore: Annotated[list[str] | None, typer.Option(help="Columns that are no features, COL,COL")] = None,
     task: Annotated[
         Literal["auto", "binary", "multiclass", "regression"], typer.Option(help="Kind of prediction")
@@ -184,20 +187,38 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace the file")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a commented evergreen.toml for a data file."""
+    """Write a commented evergreen.toml for a data file, and say what was decided of each column.
+
+    Constants, ids, free text, duplicates, copies of the target and what tells it too well are left out; each stands in
+    the file on a line of its own, and is a feature again without it.
+    """
+    from dataclasses import asdict
+
     from service.command.init import init as write
 
     if _Umask.of_the_user is not None:
         os.umask(_Umask.of_the_user)  # a file of the user's own, often for a repository
     with show.open_console(stderr=True).status(f"looking at {data}"):
-        done = write(data, target, time=time_column, ignore=_columns(ignore), task=task, out=out, force=force)
+        done = write(
+            data,
+            target,
+            time=time_column,
+            shuffle=shuffle,
+            ignore=_columns(ignore),
+            task=task,
+            out=out,
+            force=force,
+        )
     if as_json:
         show.print_json(
             {
                 "path": str(done.path),
                 "rows": done.rows,
+                "rows_without_label": done.without_label,
+                "rows_without_time": done.without_time,
                 "task": done.task,
                 "features": done.kinds,
+                "columns": [asdict(each) for each in done.columns],
                 "warnings": done.warnings,
             }
         )
@@ -216,11 +237,17 @@ def train(
 ) -> None:
     """Train the first version from the configured data."""
     from service.command import first_version as bootstrap
+    from service.command.trained_on import refuse_the_sample_beside_data, trained_on
 
     settings = _settings(config, {"EVERGREEN_DATA__FIRST": first} if first else {})
+    refuse_the_sample_beside_data(settings)
+    data = trained_on(settings)
+    if not as_json:
+        typer.echo(f"training on {data}")
     done = bootstrap.train(settings, force=force)
     if as_json:
-        show.print_json({"version": done.version, "promoted": done.promoted, "reasons": list(done.reasons)})
+        reasons = list(done.reasons)
+        show.print_json({"version": done.version, "promoted": done.promoted, "reasons": reasons, "data": data})
     else:
         word = "in service" if done.promoted else "not promoted"
         typer.echo(f"version {done.version}: {word}")
@@ -240,6 +267,7 @@ def serve(
 ) -> None:
     """Serve predictions and keep the model fresh, until stopped."""
     from service.command import serve as server
+    from service.command.trained_on import refuse_the_sample_beside_data
 
     given = {
         "EVERGREEN_SERVE__HOST": host,
@@ -247,6 +275,8 @@ def serve(
         "EVERGREEN_SERVE__WORKERS": "" if workers is None else str(workers),
     }
     settings = _settings(config, {name: value for name, value in given.items() if value})
+    if not settings.live_file.exists():  # else there is a version already, from wherever it came
+        refuse_the_sample_beside_data(settings)
     raise typer.Exit(server.run(settings))
 
 
@@ -603,6 +633,7 @@ def traffic(
         source,
         target=label,
         time_column=ordered_by,
+        shuffle=settings.data.shuffle and source == settings.data.source and not ordered_by,
         first=first,
         until=until,
         scenario=scenario,

@@ -12,7 +12,9 @@ GAP: Final = "  "
 NARROWEST: Final = 6
 """Cells that a column keeps when a table is too wide,"""
 NARROWEST_LAST: Final = 12
-"""and the last one, which is cut first."""
+"""and the last one, which is cut first,"""
+NARROWEST_SENTENCE: Final = 30
+"""and the last one when it is broken instead."""
 
 
 def terminal_width() -> int | None:
@@ -20,11 +22,14 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], width: int | None) -> list[str]:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[Any]], width: int | None, *, sentences: bool = False
+) -> list[str]:
     """A line for the head and one for each row.
 
     In a terminal of `width` cells stand below each other; what does not fit is cut with an ellipsis, in the last column
-    first, then in the widest. A column without any value is left out.
+    first, then in the widest. A column without any value is left out. With `sentences` the last column is broken
+    between words instead, over as many lines as it takes.
     """
     cells = [list(head), *([_cell(value) for value in row] for row in rows)]
     if width is None:
@@ -35,14 +40,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], width: int | None)
     cells = [[cell for cell, there in zip(row, filled, strict=True) if there] for row in cells]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     room = width - len(GAP) * (len(widths) - 1)
-    widths[-1] = min(widths[-1], max(room - sum(widths[:-1]), NARROWEST_LAST))
-    while sum(widths) > room and max(widths) > NARROWEST:
-        widths[widths.index(max(widths))] -= 1
+    least = NARROWEST_SENTENCE if sentences else NARROWEST_LAST
+    widths[-1] = min(widths[-1], max(room - sum(widths[:-1]), least))
+    while sum(widths) > room and max(cut := widths[: -1 if sentences else None], default=0) > NARROWEST:
+        widths[cut.index(max(cut))] -= 1
+    if sentences:
+        cells = [line for row in cells for line in _broken(row, widths[-1])]
 
     def fitted(cell: str, size: int) -> str:
         return set_cell_size(cell, size) if cell_len(cell) <= size else set_cell_size(cell, size - 1) + "…"
 
     return [GAP.join(map(fitted, row, widths)).rstrip() for row in cells]
+
+
+def _broken(row: Sequence[str], width: int) -> list[list[str]]:
+    """A row as several, the last cell broken between words; the other cells stand in the first."""
+    first, *rest = textwrap.wrap(row[-1], width, break_on_hyphens=False) or [""]
+    return [[*row[:-1], first], *([*[""] * (len(row) - 1), line] for line in rest)]
 
 
 def paragraph(text: str, width: int | None, *, first: str = "", rest: str = "") -> list[str]:

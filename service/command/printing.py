@@ -276,15 +276,21 @@ def print_tokens(found: Iterable[Token]) -> None:
 
 
 def print_init(done: InitReport, target: str) -> None:
-    """What `evergreen init` wrote and noticed."""
-    console = open_console()
+    """What `evergreen init` wrote and decided."""
     kinds = list(done.kinds.values())
-    console.print(f"wrote {done.path}")
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    console.print(f'{done.rows:,} rows, predicting "{target}" ({done.task}) from {counts}')
+    width = terminal_width()
+    lines = [f"wrote {done.path}", f'{done.rows:,} rows, predicting "{target}" ({done.task}) from {counts}']
+    for count, what in ((done.without_label, "label"), (done.without_time, "time")):
+        if count:
+            lines.append(f"{count:,} rows without a {what} are left out")
+    cells = [(each.name, each.kind, each.use, each.line, each.why) for each in done.columns]
+    lines += table(("column", "kind", "use", "line", "why"), cells, width, sentences=True)
+    if any(each.use == "left out" for each in done.columns):
+        lines.append(f"to bring a column back take its line out of {done.path}")
     for warning in done.warnings:
-        console.print(f"look at this: {warning}", style="yellow")
-    console.print("next: evergreen train && evergreen serve")
+        lines += paragraph(warning, width, first="look at this: ")
+    show([*lines, "next: evergreen train && evergreen serve"])
 
 
 def _check_parts(check: Mapping[str, Any] | None) -> list[tuple[str, str]]:

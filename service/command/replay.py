@@ -82,7 +82,7 @@ def _stream(asked: Asked, settings: Settings) -> tuple[Stream, str]:
         max_rows=asked.max_rows,
         delay_rows=delay,
         label_time=asked.label_time,
-        shuffle=asked.seed if asked.shuffle else None,
+        shuffle=asked.seed if asked.shuffle or (settings.data.shuffle and not time) else None,
     )
     return stream, f"by the column {asked.label_time!r}" if asked.label_time else f"{delay:,} rows later"
 

@@ -43,6 +43,7 @@ def read_rows(
     *,
     target: str,
     time_column: str = "",
+    shuffle: bool = False,
     first: str = "",
     until: str = "",
     scenario: Scenario = "none",
@@ -50,13 +51,13 @@ def read_rows(
     over_rows: int = 4000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Rows `first` … `until` (marks: "20%", "3000") of a file in time order, or of the sample stream.
+    """Rows `first` … `until` (marks: "20%", "3000") of a file in time order or shuffled, or of the sample stream.
 
     The index is each row's number in that order, from 0. The sample begins behind its training rows and goes on for
     10,000; its scenario begins at `drift_at`, by default 2,000 rows after `first`.
     Raises `RowsError`, or `training.data.DataError` when the file cannot be read.
     """
-    from training.data import load_source, time_order
+    from training.data import load_source, row_order
 
     if source == SAMPLE:
         return _sample_rows(first, until, scenario, drift_at, over_rows, seed)
@@ -67,9 +68,7 @@ def read_rows(
             raise RowsError(
                 f'{source} has no column "{column}"{did_you_mean(column, known) or "; it has " + ", ".join(known)}'
             )
-    if time_column:
-        rows = rows.iloc[time_order(rows[time_column])]
-    rows = rows.reset_index(drop=True)
+    rows = rows.iloc[row_order(rows, time=time_column, shuffle=seed if shuffle else None)].reset_index(drop=True)
     try:
         start, end = row_at(first or "0", len(rows)), row_at(until or "100%", len(rows))
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from service import sample
 from service.process import INSTALL_ROOT
 from service.settings import SAMPLE, Settings, row_at
-from training.data import Prepared, load_source, prepare, time_order
+from training.data import Prepared, load_source, prepare, row_order, seconds_of
 from training.loop import Loop
 from training.registry import Registry
 from training.rollout import live_workers
@@ -74,6 +74,8 @@ def source(settings: Settings) -> Prepared:
 
     Raises `training.data.DataError` when the file cannot be used.
     """
+    import pandas as pd
+
     data = settings.data
     task = None if data.task == "auto" else data.task
     if data.source == SAMPLE:
@@ -83,7 +85,10 @@ def source(settings: Settings) -> Prepared:
         target, ordered_by = data.target, data.time
         frame = load_source(Path(data.source), columns=[name for name in (target, ordered_by, *data.ignore) if name])
         if ordered_by:
-            frame = frame.iloc[time_order(frame[ordered_by])]  # as `evergreen traffic` numbers them
+            # Read from all rows: a part of them may not tell a day from a month.
+            at = pd.Series(seconds_of(frame[ordered_by], ordered_by), index=frame.index)
+            frame = frame.assign(**{ordered_by: at})
+        frame = frame.iloc[row_order(frame, time=ordered_by, shuffle=settings.model.seed if data.shuffle else None)]
     if data.first:
         frame = frame.head(row_at(data.first, len(frame)))
     private = [name for name in settings.privacy.names if name in frame.columns]

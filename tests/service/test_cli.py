@@ -412,8 +412,25 @@ def test_init_says_what_it_found(empty_folder: Path) -> None:
     assert result.exit_code == 0
     assert f"wrote {empty_folder}/evergreen.toml" in result.stdout
     assert '300 rows, predicting "defaulted" (binary)' in result.stdout
-    assert 'look at this: "bank" is constant' in result.stdout
+    table = [line.split("\t") for line in result.stdout.splitlines() if "\t" in line]
+    assert table[0] == ["column", "kind", "use", "line", "why"]
+    assert ["defaulted", "binary", "target", "", ""] in table and ["age", "numeric", "feature", "", ""] in table
+    (bank,) = (row for row in table if row[0] == "bank")
+    assert bank[2] == "left out" and bank[4] == "constant: always 'ours'"
+    assert '"bank",' in (empty_folder / "evergreen.toml").read_text().splitlines()[int(bank[3]) - 1]
+    assert f"to bring a column back take its line out of {empty_folder}/evergreen.toml" in result.stdout
     assert evergreen("init", "--data", "rows.csv", "--target", "defaulted").exit_code == 1
+
+
+def test_init_counts_the_rows_without_a_label(empty_folder: Path) -> None:
+    frame = sample.training_frame(300)
+    frame.assign(defaulted=frame["defaulted"].where(frame.index >= 7)).to_csv("rows.csv", index=False)
+
+    result = evergreen("init", "--data", "rows.csv", "--target", "defaulted", "--time", "applied_at")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert '293 rows, predicting "defaulted" (binary)' in result.stdout
+    assert "7 rows without a label are left out" in result.stdout
 
 
 # The doctor

@@ -40,3 +40,17 @@ def test_a_name_is_said_once_in_a_terminal_and_on_each_line_of_a_pipe() -> None:
 
     assert named(parts, 80) == ["  because  growth", "           quality", "  data     12 rows"]
     assert named(parts, None) == ["  because  growth", "  because  quality", "  data     12 rows"]
+
+
+def test_sentences_are_broken_between_words_and_never_cut() -> None:
+    rows = [("a_long_name_of_a_column", "leak: alone tells the target, is it known when predicting?"), ("b", "")]
+
+    lines = table(("column", "why"), rows, 50, sentences=True)
+
+    assert lines == [
+        "column              why",
+        "a_long_name_of_a_…  leak: alone tells the target,",
+        "                    is it known when predicting?",
+        "b",
+    ]
+    assert table(("column", "why"), rows, None, sentences=True)[1].split("\t") == list(rows[0])

@@ -69,6 +69,23 @@ def test_a_missing_target_or_no_label_at_all_is_said() -> None:
         prepare(raw(5).assign(city="Ulm"), target="y", time="city")
 
 
+@pytest.mark.parametrize("form", ["%d.%m.%Y", "%m/%d/%Y", "ms"])
+def test_times_in_other_writings_give_the_same_rows_in_the_same_order(form: str) -> None:
+    days = pd.Series(pd.date_range("2026-01-20", periods=40, freq="D"))
+    frame = raw(40).assign(when=days)
+    texts = days.astype("datetime64[ms]").astype("int64") if form == "ms" else days.dt.strftime(form)
+
+    expected = prepare(frame, target="y", time="when").frame
+    found = prepare(frame.assign(when=texts).sample(frac=1, random_state=0), target="y", time="when").frame
+
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_time_whose_day_may_be_the_month_is_refused_by_name() -> None:
+    with pytest.raises(DataError, match="'when': is '05/04/2026' written %d/%m/%Y or %m/%d/%Y"):
+        prepare(raw(4).assign(when=["05/04/2026", "02/03/2026", "06/01/2026", "07/02/2026"]), target="y", time="when")
+
+
 def test_an_infinite_number_is_refused_by_the_schema() -> None:
     frame = raw(5)
     frame.loc[2, "b"] = np.inf
