@@ -205,10 +205,10 @@ def test_a_boosted_tree_has(boosted: Any, name: str) -> None:
 
 
 def test_a_boosted_tree_is_where_the_trust_list_says(boosted: Any) -> None:
-    from training.trust import DEFAULT_TRUSTED
+    from training.known_types import LOADERS
 
     kind = type(boosted._predictors[0][0])
-    assert f"{kind.__module__}.{kind.__qualname__}" in DEFAULT_TRUSTED
+    assert f"{kind.__module__}.{kind.__qualname__}" in LOADERS
 
 
 def test_a_boosted_tree_keeps_parents_before_their_children(boosted: Any) -> None:
