@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 LOADERS: Final[Mapping[str, str]] = {
@@ -59,12 +59,11 @@ def _is_plain(name: str) -> bool:
     if not isinstance(kind, type) or _named(kind) != name:
         return False
     ancestors = kind.__mro__[:-1]
-    setstate = getattr(kind, "__setstate__", None)
     return (
         any(_named(ancestor) in _PARTS for ancestor in ancestors)
         and all(a.__module__.startswith("sklearn.") or _named(a) == "abc.ABC" for a in ancestors)
-        and kind.__new__ is object.__new__
-        and (setstate is None or setstate.__qualname__ == "BaseEstimator.__setstate__")
+        and not any("__new__" in vars(a) for a in ancestors)
+        and all("__setstate__" not in vars(a) or _named(a) == "sklearn.base.BaseEstimator" for a in ancestors)
     )
 
 
@@ -75,14 +74,25 @@ def _named(kind: type) -> str:
 def _loaders(schema: Any, wanted: set[str]) -> dict[str, set[str]]:
     """By which loaders the file has each of the wanted types built."""
     found: dict[str, set[str]] = {}
+    for name, loader in _nodes(schema):
+        if name in wanted:
+            found.setdefault(name, set()).add(loader)
+    return found
+
+
+def names_of_types(schema: Any) -> set[str]:
+    """The types and functions that a file names in its `schema.json`."""
+    return {name for name, loader in _nodes(schema) if loader != "JsonNode"}
+
+
+def _nodes(schema: Any) -> Iterator[tuple[str, str]]:
+    """(type, loader) of each object in the file."""
     stack = [schema]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
-            name = f"{value.get('__module__')}.{value.get('__class__')}"
-            if "__loader__" in value and name in wanted:
-                found.setdefault(name, set()).add(str(value["__loader__"]))
+            if "__loader__" in value:
+                yield f"{value.get('__module__')}.{value.get('__class__')}", str(value["__loader__"])
             stack += value.values()
         elif isinstance(value, list):
             stack += value
-    return found

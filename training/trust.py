@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from monitoring.errors import in_short
 from training.artefact import PIPELINE, ArtefactError
@@ -57,7 +57,7 @@ def load_skops(path: Path, trusted: Iterable[str] = ()) -> Any:
     """
     import skops.io
 
-    schema = _check_zip(path)
+    schema = check_form(path)
     try:
         found = set(skops.io.get_untrusted_types(file=path))
         if unknown := untrusted(found - set(trusted), schema):
@@ -75,7 +75,7 @@ def load_skops(path: Path, trusted: Iterable[str] = ()) -> Any:
     return model
 
 
-def _check_zip(path: Path) -> dict[str, Any]:
+def check_form(path: Path) -> dict[str, Any]:
     """The file's `schema.json`. Raises `ArtefactError` for what is no skops file, or a bomb."""
     try:
         size = path.stat().st_size
@@ -114,7 +114,7 @@ def _check_trees(model: Any, path: Path) -> None:
     from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
     from sklearn.tree._tree import Tree
 
-    def refuse(why: str) -> None:
+    def refuse(why: str) -> NoReturn:
         raise ArtefactError(f"{path} holds a tree whose {why}: it was not written by scikit-learn; train it again")
 
     for owner, tree in parts_of(model, (TreePredictor, Tree)):
