@@ -84,9 +84,12 @@ def check(pushed: Pushed) -> None:
     _check_version(schema)
     model = load_skops(path, pushed.trusted)
     if pushed.schema is not None:
+        from training.blame import check_takes_a_row
         from training.interface import check_interface
 
-        check_interface(model, FeatureSchema.from_json(Path(pushed.schema).read_bytes()))
+        features = FeatureSchema.from_json(Path(pushed.schema).read_bytes())
+        check_interface(model, features)
+        check_takes_a_row(model, features)
 
 
 def _check_version(schema: Any) -> None:

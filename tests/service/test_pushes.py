@@ -69,6 +69,17 @@ def pipeline(final: Any = None, leave_out: str = "", labels: Any = None) -> Any:
     return make_pipeline(columns, final).fit(features, truth if labels is None else labels(truth))
 
 
+def words_for_flags() -> Any:
+    """A pipeline that was fitted to "True" and "False" where requests bring numbers."""
+    schema, features, truth = sample_schema()
+    flag = next(feature.name for feature in schema.features if feature.kind == "boolean")
+    encoded = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder())
+    columns = ColumnTransformer([("flag", encoded, [flag])])
+    return make_pipeline(columns, LogisticRegression()).fit(
+        features.assign(**{flag: (features[flag] > 0).astype(str)}), truth
+    )
+
+
 def crafted(schema: Any, **members: bytes) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -140,7 +151,11 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("pickle", pickle.dumps(Mark("was_run")), "not a skops file .*pickle and joblib files are never loaded"),
     ("truncated", GOOD[: len(GOOD) // 2], "not a skops file"),
     ("bomb", bomb(), "would unpack to 1000000[0-9]+: .*zip bomb"),
-    ("damaged", GOOD[:300] + bytes(byte ^ 1 for byte in GOOD[300:400]) + GOOD[400:], "cannot be loaded by skops .*: Bad"),
+    (
+        "damaged",
+        GOOD[:300] + bytes(byte ^ 1 for byte in GOOD[300:400]) + GOOD[400:],
+        "cannot be loaded by skops .*: Bad",
+    ),
     ("no schema", crafted({}), r"not a skops file \(its schema.json has no __loader__\)"),
     (
         "own function",
@@ -163,6 +178,12 @@ REFUSED: list[tuple[str, bytes, str]] = [
         "other classes",
         skops.io.dumps(pipeline(labels=lambda truth: np.where(truth == truth[0], "a", "b"))),
         "its classes are .*GET /schema",
+    ),
+    (
+        "row refused",
+        skops.io.dumps(words_for_flags()),
+        r"cannot answer a record: 'columntransformer' > 'flag' > .*OneHotEncoder does not take column 'owns_home' "
+        r"\(value .*; booleans come as the numbers 1.0 and 0.0 \(float32\)\): Found unknown categories",
     ),
     ("no classifier", skops.io.dumps(StandardScaler().fit([[0.0]])), "it has no method predict"),
 ]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -329,3 +330,37 @@ def test_a_forest_that_would_lead_its_trees_outside_of_the_row_is_refused(
     skops.io.dump(forest, tmp_path / "model.skops")
     with pytest.raises(ArtefactError, match=said):
         load_skops(tmp_path / "model.skops")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "categories", "said"),
+    [
+        (
+            StandardScaler(),
+            OneHotEncoder(handle_unknown="ignore"),
+            r"LogisticRegression does not take column 'a' \(value nan; numbers come as float32\): .*add an imputer",
+        ),
+        (
+            imputed(),
+            OneHotEncoder(handle_unknown="error"),
+            r"'columntransformer' > 'categories' > OneHotEncoder does not take column 'city' \(value .*come as text\)",
+        ),
+    ],
+)
+def test_the_column_and_the_transformer_that_keep_a_pipeline_from_a_twin_are_named(
+    numbers: Any, categories: Any, said: str
+) -> None:
+    schema, features, labels = known(300)
+    features = features.fillna({name: 0.0 for name in NUMBERS}).fillna({"city": "Rome"})
+    pipeline = make_pipeline(columns(numbers, categories), LogisticRegression()).fit(features, labels)
+    model, _, parity = convert(pipeline, schema, features)
+    assert model is None
+    assert re.search(said, parity.reason), parity.reason
+
+
+def test_a_transformer_of_numbers_and_categories_together_is_named_with_both() -> None:
+    schema, features, labels = known(300)
+    together = ColumnTransformer([("both", OneHotEncoder(handle_unknown="ignore"), ["member", "city"])])
+    pipeline = make_pipeline(together, LogisticRegression()).fit(features, labels)
+    _, _, parity = convert(pipeline, schema, features)
+    assert "the transformer 'both' for numbers (member) and categories (city) together" in parity.reason
