@@ -28,12 +28,14 @@ from monitoring.store import connect
 from service.serving.front import Front
 from service.serving.worker import Worker
 from tests.artefacts import sample_schema
-from tests.fronts import nothing_beyond, run
-from tests.wired import add, artefact, worker_with_store
+from tests.fronts import nothing_beyond, post, run
+from tests.wired import add, artefact, worker_with_store, working
 from training.admission import Pushed, problem_of
 from training.artefact import SCHEMA
+from training.export import export
 from training.lease import CONTROLLER, Lease
 from training.registry import Registry
+from training.trust import load_skops
 
 __all__ = ["artefact", "worker_with_store"]  # fixtures
 
@@ -220,3 +222,21 @@ def test_what_takes_too_long_is_left_to_the_run(tmp_path: Path, artefact: Path) 
     asked = Pushed(path=str(tmp_path / "m.skops"), schema=str(artefact / SCHEMA))
     assert problem_of(asked, longest_s=0.01) == ""
     assert problem_of(asked) == ""
+
+
+@pytest.mark.parametrize("final", [None, RandomForestClassifier(30, random_state=0)], ids=["linear", "forest"])
+def test_a_pushed_model_answers_as_scikit_learn_does(tmp_path: Path, final: Any) -> None:
+    schema, features, _ = sample_schema()
+    model = pipeline(final)
+    skops.io.dump(model, tmp_path / "m.skops")
+    export(load_skops(tmp_path / "m.skops"), schema, tmp_path / "v1", check_frame=features, manifest={"name": "x"})
+    flags = {feature.name for feature in schema.features if feature.kind == "boolean"}
+    records = [
+        {name: None if value != value else bool(value) if name in flags else value for name, value in row.items()}
+        for row in features.head(200).to_dict("records")
+    ]
+    with working(tmp_path / "home", tmp_path / "v1") as worker:
+        answer = post(Front(nothing_beyond, lambda: worker), "/predict", {"records": records}).json()
+    expected = model.predict_proba(features.head(200))
+    np.testing.assert_allclose(np.array(answer["probabilities"]), expected, atol=1e-5)
+    assert answer["predictions"] == model.predict(features.head(200)).tolist()
