@@ -52,6 +52,7 @@ def problem_of(pushed: Pushed, *, longest_s: float = LONGEST_S) -> str:
     process = subprocess.Popen(
         [sys.executable, "-m", "training.admission"],
         cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -121,7 +122,6 @@ def main() -> int:
     import resource
 
     pushed = msgspec.json.decode(sys.stdin.buffer.read(), type=Pushed)
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     end_with_parent(signal.SIGKILL)
     if pushed.memory_mb:
         resource.setrlimit(resource.RLIMIT_DATA, (pushed.memory_mb << 20, pushed.memory_mb << 20))

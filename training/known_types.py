@@ -14,7 +14,7 @@ LOADERS: Final[Mapping[str, str]] = {
 }
 """Type -> the one way in which skops may build it. The content of both trees is checked after loading."""
 
-_PARTS: Final = frozenset(
+PARTS: Final = frozenset(
     {
         "sklearn.base.BaseEstimator",
         "sklearn._loss.link.BaseLink",
@@ -37,7 +37,7 @@ def untrusted(found: set[str], schema: Any) -> set[str]:
 
     - It is a class, defined under that name in a module of scikit-learn that skops has imported: nothing is imported
       because a file says so, and a function, or what a module has imported from elsewhere, is not trusted.
-    - It is a part of fitted estimators (`_PARTS`) written in Python, every class it inherits from is scikit-learn's,
+    - It is a part of fitted estimators (`PARTS`) written in Python, every class it inherits from is scikit-learn's,
       and it has no restoring code of its own: skops makes an empty instance, fills its `__dict__`, and calls nothing.
     - The file has it built in just this way ("ObjectNode"): skops's other loaders would call it with arguments.
 
@@ -60,7 +60,7 @@ def _is_plain(name: str) -> bool:
         return False
     ancestors = kind.__mro__[:-1]
     return (
-        any(_named(ancestor) in _PARTS for ancestor in ancestors)
+        any(_named(ancestor) in PARTS for ancestor in ancestors)
         and all(a.__module__.startswith("sklearn.") or _named(a) == "abc.ABC" for a in ancestors)
         and not any("__new__" in vars(a) for a in ancestors)
         and all("__setstate__" not in vars(a) or _named(a) == "sklearn.base.BaseEstimator" for a in ancestors)
