@@ -165,6 +165,8 @@ class StandIn:
             case "POST", ["models"]:
                 if not body:
                     raise Reject(400, "the body is empty: send one skops file")
+                if not body.startswith(b"PK"):
+                    raise Reject(400, "the pushed file is not a skops file: write it with skops.io.dump(model, path)")
                 return self.queue("push", query.get("why", [""])[0], body)
             case "POST", ["models", version, "promote"]:
                 why = reason(body)

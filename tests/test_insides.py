@@ -6,6 +6,7 @@ The upper bounds in `pyproject.toml` stand for these tests: raise a bound when t
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import struct
 from collections.abc import Iterator
@@ -205,10 +206,27 @@ def test_a_boosted_tree_has(boosted: Any, name: str) -> None:
 
 
 def test_a_boosted_tree_is_where_the_trust_list_says(boosted: Any) -> None:
-    from training.trust import DEFAULT_TRUSTED
+    from training.known_types import LOADERS
 
     kind = type(boosted._predictors[0][0])
-    assert f"{kind.__module__}.{kind.__qualname__}" in DEFAULT_TRUSTED
+    assert f"{kind.__module__}.{kind.__qualname__}" in LOADERS
+
+
+def test_the_parts_of_estimators_that_are_trusted_are_where_scikit_learn_has_them() -> None:
+    from training.known_types import PARTS
+
+    for name in sorted(PARTS):
+        module, _, attribute = name.rpartition(".")
+        kind = getattr(importlib.import_module(module), attribute)
+        assert f"{kind.__module__}.{kind.__qualname__}" == name
+
+
+def test_gradient_boosting_says_where_it_starts() -> None:
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    features = np.arange(30.0).reshape(-1, 1)
+    boosting = GradientBoostingClassifier(n_estimators=2).fit(features, np.arange(30) % 3)
+    assert boosting._raw_predict_init(features).shape == (30, boosting.estimators_.shape[1])
 
 
 def test_a_boosted_tree_keeps_parents_before_their_children(boosted: Any) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from monitoring.errors import in_short
 from training.artefact import plain
+from training.blame import refused_row
 from training.manifest import Parity, Plan
 from training.parity import CHECK_ROWS, UNSEEN, answers_of, check_rows, compare
 from training.pipeline import final_of, names_of, parts_of
@@ -58,7 +59,8 @@ def convert(
                 None,
                 False,
                 "the pipeline itself refuses rows with missing values, unseen categories or extreme numbers, which "
-                f"its twin would answer: {in_short(error)}; add an imputer, or handle_unknown to the encoder",
+                f"its twin would answer: {refused_row(pipeline, rows, schema, error)}; "
+                "add an imputer, or handle_unknown to the encoder",
             ),
         )
     for layout in (_float32_matrix, _float64_matrix, _columns):
@@ -196,7 +198,7 @@ def _split(pipeline: Any, schema: FeatureSchema) -> tuple[Any, list[dict[str, An
         chosen = _selected(selected, names)
         if not chosen:
             continue
-        tables, surrogate = _tables(transformer, chosen, schema)
+        tables, surrogate = _tables(step, transformer, chosen, schema)
         surrogates.append((step, surrogate, list(range(len(columns), len(columns) + len(chosen)))))
         columns += [
             {"feature": name} if table is None else {"feature": name, **table}
@@ -228,7 +230,9 @@ def _selected(selected: Any, names: list[str]) -> list[str]:
     return [names[value] if isinstance(value, int) else str(value) for value in values.tolist()]
 
 
-def _tables(transformer: Any, chosen: list[str], schema: FeatureSchema) -> tuple[list[dict[str, Any] | None], Any]:
+def _tables(
+    step: str, transformer: Any, chosen: list[str], schema: FeatureSchema
+) -> tuple[list[dict[str, Any] | None], Any]:
     """The code table of each chosen column (None: a number as it is), and the transformer of those codes."""
     import numpy as np
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
@@ -237,12 +241,17 @@ def _tables(transformer: Any, chosen: list[str], schema: FeatureSchema) -> tuple
     if not any(categorical):
         return [None] * len(chosen), transformer if isinstance(transformer, str) else _nameless(transformer)
     if isinstance(transformer, str) or not all(categorical):
-        raise _NoConversion(f"one transformer for numbers and categories together ({', '.join(chosen[:3])}…)")
+        numbers, words = ([n for n, word in zip(chosen, categorical, strict=True) if word is w] for w in (False, True))
+        together = f"for numbers ({_few(numbers)}) and categories ({_few(words)}) together" if numbers else ""
+        raise _NoConversion(f"the transformer {step!r} {together or f'passes categories on ({_few(words)})'}")
     if isinstance(transformer, OrdinalEncoder):
         return [_ordinal(transformer, chosen, at) for at in range(len(chosen))], "passthrough"
     if isinstance(transformer, OneHotEncoder):
         if transformer.drop is not None or transformer.handle_unknown != "ignore" or transformer._infrequent_enabled:
-            raise _NoConversion("a OneHotEncoder with drop, infrequent categories or handle_unknown other than ignore")
+            raise _NoConversion(
+                f"the transformer {step!r} on {_few(chosen)}: a OneHotEncoder with drop, infrequent categories or "
+                "handle_unknown other than ignore"
+            )
         tables: list[dict[str, Any] | None] = []
         for categories in transformer.categories_:
             known = {value: float(at) for at, value in enumerate(categories) if isinstance(value, str)}
@@ -254,7 +263,13 @@ def _tables(transformer: Any, chosen: list[str], schema: FeatureSchema) -> tuple
             sparse_output=False,
         )
         return tables, codes.fit(np.zeros((1, len(chosen)), dtype=np.float32))
-    raise _NoConversion(f"{type(transformer).__name__} on categorical features")
+    raise _NoConversion(
+        f"the transformer {step!r}: {type(transformer).__name__} on categorical features ({_few(chosen)})"
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + ("…" if len(names) > 3 else "")
 
 
 def _ordinal(encoder: Any, chosen: list[str], at: int) -> dict[str, Any]:

@@ -116,20 +116,22 @@ def names_of(pipeline: Any, schema: FeatureSchema) -> list[str]:
 
 
 def parts_of(model: Any, wanted: tuple[type, ...]) -> Iterator[tuple[Any, Any]]:
-    """(owner, object) for each object of the wanted types within `model`; the owner is the estimator around it."""
+    """(owner, object) for each object of the wanted types within `model`; the owner is the estimator around it.
+
+    An object of several owners comes once for each.
+    """
     import numpy as np
     from sklearn.base import BaseEstimator
 
-    seen: set[int] = set()
+    seen: set[tuple[int, int]] = set()
     stack: list[tuple[Any, Any]] = [(None, model)]
     while stack:
         owner, value = stack.pop()
-        if id(value) in seen or isinstance(value, (str, bytes, int, float, bool, type(None))):
+        if (id(owner), id(value)) in seen or isinstance(value, (str, bytes, int, float, bool, type(None))):
             continue
-        seen.add(id(value))
+        seen.add((id(owner), id(value)))
         if isinstance(value, wanted):
             yield owner, value
-            continue
         if isinstance(value, BaseEstimator):
             owner = value
         if isinstance(value, Mapping):

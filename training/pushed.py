@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from monitoring.feature import AT, ORIGIN
 from training.artefact import read_manifest
 from training.data import content_digest, read_snapshot
 from training.fitting import refreshed
 from training.gates import GatePolicy
+from training.interface import check_interface
 from training.judgement import Judged, finish, schema_of
 from training.pipeline import final_of
 from training.spec import JobError, JobResult, JobSpec
 from training.split import TrainPolicy, champions_holdout, holdout_facts, known_rows, split
 from training.trust import load_skops
-
-if TYPE_CHECKING:
-    from monitoring.schema import FeatureSchema
 
 
 def judge_pushed(spec: JobSpec, out: Path) -> JobResult:
@@ -28,7 +24,7 @@ def judge_pushed(spec: JobSpec, out: Path) -> JobResult:
         raise JobError("a judge job needs `pushed`, the path of a skops file")
     schema = schema_of(spec)
     pipeline = load_skops(Path(spec.pushed), spec.trusted)
-    _check_interface(pipeline, schema)
+    check_interface(pipeline, schema)
     frame = read_snapshot(Path(spec.snapshot), schema)
     notes: tuple[str, ...] = ()
     first = spec.champion is None
@@ -59,36 +55,6 @@ def judge_pushed(spec: JobSpec, out: Path) -> JobResult:
         until=float(recorded.iloc[-1]) if len(recorded) else 0.0,  # as if fitted to everything known when it came
         notes=notes,
     )
-
-
-def _check_interface(pipeline: Any, schema: FeatureSchema) -> None:
-    """Raises `JobError` naming every way in which a pushed model does not fit the schema."""
-    needed = ("predict",) if schema.task == "regression" else ("predict", "predict_proba")
-    problems = [f"it has no method {method}" for method in needed if not callable(getattr(pipeline, method, None))]
-    names = getattr(pipeline, "feature_names_in_", None)
-    if names is None:
-        problems.append("it has no feature_names_in_: fit it to a DataFrame with the schema's columns")
-    else:
-        found = [str(name) for name in names]
-        if missing := [name for name in schema.names if name not in found]:
-            problems.append(f"it does not take the features {', '.join(missing)}")
-        if extra := [name for name in found if name not in schema.names]:
-            problems.append(f"it wants features that requests do not have: {', '.join(extra)}")
-    classes = getattr(pipeline, "classes_", None)
-    if schema.task == "regression":
-        if classes is not None:
-            problems.append("it is a classifier, the task is a regression")
-    elif classes is None:
-        problems.append(f"it has no classes_; the task is {schema.task}")
-    else:
-        found_classes = np.asarray(classes).tolist()
-        same = found_classes == list(schema.classes) and list(map(type, found_classes)) == list(
-            map(type, schema.classes)
-        )
-        if not same:
-            problems.append(f"its classes are {found_classes}, those of {schema.target!r} are {list(schema.classes)}")
-    if problems:
-        raise JobError(f"the pushed model does not fit: {'; '.join(problems)}")
 
 
 def _simple_parameters(pipeline: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     drift: dict[str, Any] = {}  # report: DriftReport, as the check's row has it
     heading: str = ""  # report: what the page is of
     parameters: dict[str, Any] = {}  # pipeline.Parameters: where the search starts
-    trusted: tuple[str, ...] = ()  # types beyond export.DEFAULT_TRUSTED
+    trusted: tuple[str, ...] = ()  # types beyond training.known_types
     seed: int = 0
     threads: int = 1
     memory_mb: int = 0  # of private memory; 0: unbounded

@@ -1,6 +1,6 @@
 """Model files as data: writing a pipeline with skops, and reading one back without running what it brings.
 
-A pushed file may come from anyone: no pickle is ever loaded, only types on a list, and trees are checked first.
+A pushed file may come from anyone: no pickle is ever loaded, only known types, and trees are checked first.
 """
 
 from __future__ import annotations
@@ -8,23 +8,18 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from monitoring.errors import in_short
 from training.artefact import PIPELINE, ArtefactError
+from training.known_types import untrusted
 from training.pipeline import parts_of
 
 MAX_MODEL_BYTES: Final = 2 << 30
 MAX_MODEL_RATIO: Final = 200
 """A skops file may unpack to this many bytes, and to this many times its own size: more is a zip bomb."""
-
-_TREE_PREDICTOR: Final = "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"
-DEFAULT_TRUSTED: Final = (_TREE_PREDICTOR, "numpy.dtype")
-"""What skops does not trust by itself, and our own pipelines or a SimpleImputer (a dtype: plain data) need. Its reason
-for the trees is that node indices are not checked before use: `load_skops` checks them, also those of
-`sklearn.tree._tree.Tree` when that is put on the list."""
 
 
 class UntrustedModel(ArtefactError):
@@ -49,26 +44,26 @@ def to_skops(pipeline: Any) -> bytes:
 def load_pipeline(folder: Path, trusted: Iterable[str] = ()) -> Any:
     """The scikit-learn pipeline of an artefact folder (verify the folder first).
 
-    `trusted` extends `DEFAULT_TRUSTED`. Raises as `load_skops` does.
+    `trusted` adds to what is trusted anyway. Raises as `load_skops` does.
     """
     return load_skops(folder / PIPELINE, trusted)
 
 
 def load_skops(path: Path, trusted: Iterable[str] = ()) -> Any:
-    """The object in a skops file, when it holds only types skops trusts, `DEFAULT_TRUSTED` and `trusted`.
+    """The object in a skops file, when it holds only types that skops, `known_types` or `trusted` trust.
 
     Never unpickles. Raises `UntrustedModel` naming the types, or `ArtefactError` for a file that is not skops, would
     unpack beyond `MAX_MODEL_BYTES`, or holds trees whose node indices lead outside of them.
     """
     import skops.io
 
-    _check_zip(path)
-    allowed = {*DEFAULT_TRUSTED, *trusted}
+    schema = check_form(path)
     try:
-        found = skops.io.get_untrusted_types(file=path)
-        if unknown := sorted(set(found) - allowed):
-            raise UntrustedModel(str(path), unknown)
-        model = skops.io.load(path, trusted=sorted(set(found) & allowed))
+        found = set(skops.io.get_untrusted_types(file=path))
+        if unknown := untrusted(found - set(trusted), schema):
+            raise UntrustedModel(str(path), sorted(unknown))
+        model = skops.io.load(path, trusted=sorted(found))
+        _check_trees(model, path)
     except ArtefactError:
         raise
     except Exception as error:  # a crafted file can make skops fail anywhere
@@ -77,11 +72,11 @@ def load_skops(path: Path, trusted: Iterable[str] = ()) -> Any:
             f"{type(error).__name__}: {in_short(error)}: write it with skops.io.dump and scikit-learn "
             f"{importlib.metadata.version('scikit-learn')}"
         ) from error
-    _check_trees(model, path)
     return model
 
 
-def _check_zip(path: Path) -> None:
+def check_form(path: Path) -> dict[str, Any]:
+    """The file's `schema.json`. Raises `ArtefactError` for what is no skops file, or a bomb."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -97,6 +92,7 @@ def _check_zip(path: Path) -> None:
         raise ArtefactError(f"{path} is not a skops file ({in_short(error)}): {remedy}") from None
     if not isinstance(schema, dict) or "__loader__" not in schema:
         raise ArtefactError(f"{path} is not a skops file (its schema.json has no __loader__): {remedy}")
+    return schema
 
 
 def _bounded(members: Sequence[zipfile.ZipInfo], size: int, path: Path) -> bool:
@@ -110,7 +106,7 @@ def _bounded(members: Sequence[zipfile.ZipInfo], size: int, path: Path) -> bool:
 
 
 def _check_trees(model: Any, path: Path) -> None:
-    """Raises `ArtefactError` for a tree whose indices lead outside of it.
+    """Raises `ArtefactError` for a tree whose indices lead outside of it, of the row, or of its forest's answer.
 
     scikit-learn follows them without checking: it would read foreign memory, or never end.
     """
@@ -118,11 +114,13 @@ def _check_trees(model: Any, path: Path) -> None:
     from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
     from sklearn.tree._tree import Tree
 
-    def refuse(why: str) -> None:
+    def refuse(why: str) -> NoReturn:
         raise ArtefactError(f"{path} holds a tree whose {why}: it was not written by scikit-learn; train it again")
 
     for owner, tree in parts_of(model, (TreePredictor, Tree)):
-        features = getattr(owner, "n_features_in_", getattr(owner, "_n_features", None))
+        features = getattr(owner, "n_features_in_", None)
+        if not isinstance(features, (int, np.integer)):
+            refuse("number of features is missing")
         if isinstance(tree, TreePredictor):
             nodes = tree.nodes
             inner = np.flatnonzero(nodes["is_leaf"] == 0)
@@ -136,7 +134,9 @@ def _check_trees(model: Any, path: Path) -> None:
         else:
             inner = np.flatnonzero(tree.children_left != -1)
             left, right, feature = tree.children_left[inner], tree.children_right[inner], tree.feature[inner]
-            count, features = tree.node_count, tree.n_features
+            count = tree.node_count
+            if tree.n_features > features:
+                refuse("rows are wider than those of its estimator")
         if not count:
             refuse("nodes are missing")
         # Both kinds store parents before their children; so an index that does not grow is a cycle.
@@ -144,7 +144,25 @@ def _check_trees(model: Any, path: Path) -> None:
             min((left - inner).min(), (right - inner).min()) <= 0 or max(left.max(), right.max()) >= count
         ):
             refuse("node indices lead outside of it")
-        if len(inner) and (
-            not isinstance(features, (int, np.integer)) or feature.min() < 0 or feature.max() >= features
-        ):
+        if len(inner) and (feature.min() < 0 or feature.max() >= min(features, getattr(tree, "n_features", features))):
             refuse("feature indices lead outside of the row")
+    for forest in _forests(model):
+        width = min([forest.n_features_in_, *map(len, getattr(forest, "estimators_features_", ()))])
+        trees = [estimator.tree_ for estimator in np.asarray(forest.estimators_, dtype=object).ravel()]
+        if any(tree.n_features > width for tree in trees):
+            refuse("rows are wider than those of its forest")
+        if hasattr(forest, "_raw_predict_init"):  # gradient boosting: compiled code adds up what the trees say
+            start = forest._raw_predict_init(np.zeros((1, width), dtype=np.float32))
+            if start.shape != (1, forest.estimators_.shape[1]) or any(tree.value.shape[1:] != (1, 1) for tree in trees):
+                refuse("answers do not fit its forest")
+
+
+def _forests(model: Any) -> Iterator[Any]:
+    """The estimators in `model` that hand a row to their trees without letting these check its width."""
+    from sklearn.ensemble import IsolationForest
+    from sklearn.ensemble._forest import BaseForest
+    from sklearn.ensemble._gb import BaseGradientBoosting
+
+    for _, found in parts_of(model, (BaseForest, BaseGradientBoosting, IsolationForest)):
+        if hasattr(found, "estimators_"):  # else it is not fitted: what a bagging was given, for example
+            yield found

@@ -104,26 +104,33 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, None]]
     """Register a function as a command whose exceptions become one line and an exit code."""
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
-        @functools.wraps(function)
-        def reported(*args: P.args, **kwargs: P.kwargs) -> None:
-            try:
-                function(*args, **kwargs)
-            except (typer.Exit, typer.Abort, typer.BadParameter):
-                raise
-            except KeyboardInterrupt:
-                _fail("stopped", INTERRUPTED)
-            except BrokenPipeError:  # `evergreen runs | head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise typer.Exit(FAILED) from None
-            except Exception as error:
-                if _Shown.traceback:
-                    raise
-                _report(error)
-
-        group.command(name)(reported)
-        return reported
+        found = reported(function)
+        group.command(name)(found)
+        return found
 
     return register
+
+
+def reported(function: Callable[P, None]) -> Callable[P, None]:
+    """The function, whose exceptions become one line and an exit code."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            _fail("stopped", INTERRUPTED)
+        except BrokenPipeError:  # `evergreen runs | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(FAILED) from None
+        except Exception as error:
+            if _Shown.traceback:
+                raise
+            _report(error)
+
+    return called
 
 
 def _report(error: Exception) -> NoReturn:
@@ -310,17 +317,47 @@ def status(
     show.print_status(found, lines)
 
 
-@command("models")
+versions = typer.Typer()
+app.add_typer(versions, name="models")
+
+
+@versions.callback(invoke_without_command=True)
+@reported
 def models(
-    url: UrlOption = "", token: TokenOption = "", config: ConfigOption = None, as_json: JsonOption = False
+    context: typer.Context,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Every version of the model, newest first."""
+    """Every version of the model, newest first; `models export` gives one back as files."""
+    if context.invoked_subcommand:
+        return
     with _client(config, url, token) as client:
         found = client.models()
     if as_json:
         show.print_json(found)
         return
     show.print_models(found)
+
+
+@command("export", versions)
+def models_export(
+    version: Annotated[int, typer.Argument(help="Version to give back", min=1)],
+    to: Annotated[Path, typer.Option("--to", help="Folder for its files, made when absent", show_default=False)],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version's pipeline (skops), its ONNX twin and its schema; no server needs to run."""
+    from service.command.export_model import export_model
+
+    done = export_model(_settings(config), version, to)
+    if as_json:
+        show.print_json(done._asdict())
+        return
+    typer.echo(f"version {done.version}: {', '.join(done.files)} in {done.to}")
+    if done.no_twin:
+        typer.echo(f"it has no ONNX twin: {done.no_twin}")
 
 
 @command("runs")

@@ -9,7 +9,9 @@ with Client("http://127.0.0.1:3000", token) as evergreen:
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlencode
@@ -166,7 +168,10 @@ class Client:
             "/manage/models",
             params={"why": why} if why else None,
             content=model,
-            headers={"Content-Type": "application/octet-stream"},
+            headers={
+                "Content-Type": "application/octet-stream",
+                "Content-Digest": f"sha-256=:{b64encode(sha256(model).digest()).decode()}:",
+            },
         )
         return int(answer.json()["run"])
 

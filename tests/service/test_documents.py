@@ -29,6 +29,7 @@ from service.serving.pages import PAGES
 from service.serving.routes import FRAMEWORK, TEMPLATES, template
 from service.serving.worker import Worker
 from tests.wired import Served, artefact, read_answer, request, serving, working
+from training.artefact import PIPELINE
 from training.lease import CONTROLLER, Lease
 from training.registry import Registry
 from training.runs import Runs
@@ -111,10 +112,10 @@ def examples(document: Document, operation: Document) -> list[bytes]:
     return [json.dumps(example).encode() for example in shape["examples"]]
 
 
-def well_asked(talk: Talk, document: Document) -> None:
+def well_asked(talk: Talk, document: Document, model: bytes = b"") -> None:
     for method, path, operation in operations(document):
         if path == "/manage/models" and method == "post":
-            talk.ask(method, path, talk.request(method, path, b"PK\x03\x04"))
+            talk.ask(method, path, talk.request(method, path, model))
             continue
         bodies = examples(document, operation)
         found = talk.ask(method, path, *(talk.request(method, path, body) for body in bodies))
@@ -253,9 +254,10 @@ def test_the_management_answers_what_its_document_says_and_nothing_else(tmp_path
         settings = worker.settings
         engine = open_store(settings.store_url)
         document = talk.said("/manage/openapi.json")
-        well_asked(talk, document)  # nothing is there yet
+        model = (artefact / PIPELINE).read_bytes()
+        well_asked(talk, document, model)  # nothing is there yet
         token = prepare(Registry(engine, settings.models_dir, "evergreen"), Runs(engine), engine, artefact)
-        well_asked(talk, document)
+        well_asked(talk, document, model)
         badly_asked(talk, document)
         for method, path, operation in operations(document):
             body = examples(document, operation)[0]
@@ -268,10 +270,10 @@ def test_the_management_answers_what_its_document_says_and_nothing_else(tmp_path
                 talk.ask(method, path, talk.request(method, f"{path}?limit=0&why={'y' * 1001}", body or b"PK"))
         reports(talk, ReportFiles(settings.reports_dir), Runs(engine))
         pause(Runs(engine), token)
-        well_asked(talk, document)
+        well_asked(talk, document, model)
         engine.dispose()
         tables_gone(settings.store_url)
-        well_asked(talk, document)
+        well_asked(talk, document, model)
 
     assert exactly(document, seen) == []
 

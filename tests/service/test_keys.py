@@ -23,6 +23,7 @@ from service.serving.worker import Worker
 from tests.artefacts import example_record, sample_schema
 from tests.fronts import nothing_beyond
 from tests.wired import add, artefact, records, request, serving, talk, worker_with_store, working
+from training.artefact import PIPELINE
 
 __all__ = ["artefact", "worker_with_store"]  # fixtures
 
@@ -218,10 +219,13 @@ SCOPED = [
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), SCOPED)
-def test_each_call_of_manage_needs_its_scope(worker: Worker, method: str, path: str, scope: str) -> None:
+def test_each_call_of_manage_needs_its_scope(
+    worker: Worker, artefact: Path, method: str, path: str, scope: str
+) -> None:
     others = [each for each in keys.SCOPES if each != scope]
     with_all_but_it, with_it = add(worker, "others", *others), add(worker, "one", scope)
     body = {"ids": ["a"]} if "erasures" in path else {} if method == "POST" else None
+    body = (artefact / PIPELINE).read_bytes() if scope == "push" else body
 
     assert ask(worker, method, path, body).status_code == 401
     assert ask(worker, method, path, body, token="x").status_code == 403
@@ -334,7 +338,7 @@ def test_an_error_of_ours_in_manage_is_json_with_the_request_in_the_log(
     assert answers[0].headers["x-request-id"] == "r-7"
 
 
-def test_interrupted_pushes_leave_nothing_and_leftovers_are_swept(worker: Worker) -> None:
+def test_interrupted_pushes_leave_nothing_and_leftovers_are_swept(worker: Worker, artefact: Path) -> None:
     from service.control.pushes import sweep
 
     token = add(worker, "ci", "push")
@@ -361,7 +365,7 @@ def test_interrupted_pushes_leave_nothing_and_leftovers_are_swept(worker: Worker
     assert ask(worker, "POST", "/manage/models", b"", token=token).status_code == 400
     assert list(folder.iterdir()) == []
 
-    queued = ask(worker, "POST", "/manage/models", b"a model", token=token)
+    queued = ask(worker, "POST", "/manage/models", (artefact / PIPELINE).read_bytes(), token=token)
     assert queued.status_code == 202
     (folder / "left.skops").write_bytes(b"of a worker that was killed")
     engine = open_store(worker.settings.store_url)

@@ -17,7 +17,7 @@ from tests.fronts import nothing_beyond, run
 from tests.places import Place, first, record
 from tests.stand_in import TOKEN, StandIn
 from tests.working import working
-from training.artefact import SCHEMA
+from training.artefact import PIPELINE, SCHEMA
 from training.cycle import run_cycle
 
 __all__ = ["first"]  # a fixture
@@ -31,6 +31,7 @@ FREE = ("metrics", "record", "failed", "unadapted", "weights")
 class Both(NamedTuple):
     real: Front
     stand_in: StandIn
+    model: bytes
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def both(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both
     for _ in range(3):
         stand_in.queue("retrain", "", None)
     with working(place, home) as worker:
-        yield Both(Front(nothing_beyond, lambda: worker), stand_in)
+        yield Both(Front(nothing_beyond, lambda: worker), stand_in, (place.registry.path(2) / PIPELINE).read_bytes())
     place.engine.dispose()
 
 
@@ -72,6 +73,9 @@ def differences(real: Any, other: Any, where: str = "") -> list[str]:
 GOOD = {"records": [record("car"), record("home")]}
 LABEL = {"labels": [{"id": "x", "label": True}]}
 WRITES = ("/manage/retrain", "/manage/rollback", "/manage/pause", "/manage/models/1/promote")
+
+MODEL = b"PK"
+"""Stands for the champion's own file."""
 
 REQUESTS: list[tuple[str, str, Any, int]] = [
     ("GET", "/readyz", None, 200),
@@ -126,8 +130,9 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
     ("POST", "/manage/resume", {"why": "it is over"}, 409),
     ("GET", "/manage/pause", None, 405),
     ("GET", "/manage/nowhere", None, 404),
-    ("POST", "/manage/models", b"PK\x03\x04", 202),
-    ("POST", "/manage/models?why=mine", b"PK\x03\x04", 202),
+    ("POST", "/manage/models", MODEL, 202),
+    ("POST", "/manage/models?why=mine", MODEL, 202),
+    ("POST", "/manage/models", b"\x80\x04.", 400),
     ("POST", "/manage/models", b"", 400),
     ("POST", "/manage/models/99/promote", {"why": ""}, 404),
     ("POST", "/manage/models/0/promote", {"why": ""}, 400),
@@ -146,9 +151,11 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
 
 def asked(both: Both, method: str, path: str, body: Any, **headers: str) -> list[httpx.Response]:
     """The real answer, and the stand-in's."""
+    if body == MODEL:
+        body = both.model
     given: dict[str, Any] = {"content": body} if isinstance(body, bytes) else {} if body is None else {"json": body}
     given["headers"] = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}", **headers}
-    return [run(app, (method, path, given))[0] for app in both]
+    return [run(app, (method, path, given))[0] for app in (both.real, both.stand_in)]
 
 
 @pytest.mark.parametrize(

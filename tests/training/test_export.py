@@ -2,19 +2,32 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import skops.io
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    BaggingClassifier,
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+)
+from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.svm import LinearSVC
+from skops.io._protocol import PROTOCOL
 
 from monitoring.feature import Task
 from tests.world import known
@@ -28,7 +41,6 @@ from training.trust import UntrustedModel, load_pipeline, load_skops
 from training.twin import Twin
 
 NUMBERS, CATEGORIES = ["a", "b", "member", "joined"], ["city"]
-TREE = "sklearn.tree._tree.Tree"
 
 
 def columns(numbers: Any, categories: Any) -> ColumnTransformer:
@@ -169,13 +181,71 @@ def test_our_own_pipeline_loads_with_the_default_trust(tmp_path: Path) -> None:
     assert np.array_equal(load_pipeline(tmp_path).predict_proba(features), pipeline.predict_proba(features))
 
 
+def twice(values: Any) -> Any:
+    return 2 * values
+
+
 def test_untrusted_types_are_named_with_the_setting(tmp_path: Path) -> None:
-    path = tmp_path / "forest.skops"
-    skops.io.dump(RandomForestClassifier(2).fit([[0.0], [1.0]], [0, 1]), path)
+    path = tmp_path / "own.skops"
+    skops.io.dump(FunctionTransformer(twice).fit([[0.0]]), path)
+    name = f"{twice.__module__}.twice"
     with pytest.raises(UntrustedModel, match="`trusted_types`") as caught:
         load_skops(path)
-    assert caught.value.types == (TREE,)
-    assert load_skops(path, [TREE]).predict([[1.0]]).shape == (1,)
+    assert caught.value.types == (name,)
+    assert load_skops(path, [name]).transform(np.ones((1, 1))) == 2
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        RandomForestClassifier(3),
+        ExtraTreesClassifier(3),
+        GradientBoostingClassifier(n_estimators=3),
+        HistGradientBoostingClassifier(max_iter=3),
+        make_pipeline(StandardScaler(), SimpleImputer(), LogisticRegression()),
+        CalibratedClassifierCV(LinearSVC()),
+        GaussianProcessClassifier(),
+        BaggingClassifier(n_estimators=3, max_features=0.5),
+        StackingClassifier([("a", LogisticRegression()), ("b", RandomForestClassifier(2))]),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_estimators_of_scikit_learn_are_trusted(tmp_path: Path, model: Any) -> None:
+    features = np.random.default_rng(0).normal(size=(60, 4))
+    model.fit(features, features[:, 0] > 0)
+    skops.io.dump(model, tmp_path / "model.skops")
+    again = load_skops(tmp_path / "model.skops")
+    expected = model.predict_proba(features)
+    assert np.array_equal(again.predict_proba(features), expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "loader"),
+    [
+        ("sklearn.gaussian_process.kernels", "RBF", "ConstructorFromReduceNode"),  # a trusted class that is called
+        ("sklearn.gaussian_process.kernels", "RBF", "ListNode"),
+        ("sklearn.linear_model._logistic", "LogisticRegression", "LossNode"),
+        ("sklearn.tree._tree", "Tree", "ConstructorFromReduceNode"),
+        ("sklearn.datasets._openml", "fetch_openml", "FunctionNode"),  # a function
+        ("sklearn.datasets._base", "load_files", "TypeNode"),
+        ("sklearn.svm._base", "np", "TypeNode"),  # what a module has imported
+        ("sklearn.neighbors._kd_tree", "KDTree", "ObjectNode"),  # compiled: it trusts its numbers
+        ("sklearn.utils._testing", "TempMemmap", "ObjectNode"),
+        ("sklearn.ensemble._hist_gradient_boosting.predictor", "TreePredictor", "ListNode"),
+        ("sklearn.tests.random_seed", "pytest_configure", "FunctionNode"),  # of a module that is not imported
+        ("builtins", "eval", "FunctionNode"),
+        ("os", "system", "FunctionNode"),
+    ],
+)
+def test_nothing_of_scikit_learn_that_could_run_is_trusted(tmp_path: Path, module: str, name: str, loader: str) -> None:
+    nothing = {"__class__": "tuple", "__module__": "builtins", "__loader__": "TupleNode", "content": []}
+    crafted = {"__class__": name, "__module__": module, "__loader__": loader, "protocol": PROTOCOL, "content": nothing}
+    crafted |= {"__reduce__": {"args": nothing}} if loader == "LossNode" else {}
+    crafted |= {"content": []} if loader == "ListNode" else {}
+    with zipfile.ZipFile(tmp_path / "model.skops", "w") as archive:
+        archive.writestr("schema.json", json.dumps(crafted))
+    with pytest.raises(UntrustedModel, match=rf"not trusted: {module}\.{name}:"):
+        load_skops(tmp_path / "model.skops")
 
 
 class Bomb:
@@ -228,3 +298,69 @@ def test_a_tree_that_points_outside_of_itself_is_refused(tmp_path: Path, field: 
     skops.io.dump(pipeline, tmp_path / "model.skops")
     with pytest.raises(ArtefactError, match="holds a tree whose"):
         load_skops(tmp_path / "model.skops")
+
+
+def wider(forest: Any) -> None:
+    forest.n_features_in_ = 2
+
+
+def no_width(forest: Any) -> None:
+    del forest.estimators_[0].n_features_in_
+
+
+def more_answers(forest: Any) -> None:
+    forest.estimators_ = np.hstack([forest.estimators_] * 50)
+
+
+@pytest.mark.parametrize(
+    ("kind", "crafted", "said"),
+    [
+        (RandomForestClassifier, wider, "rows are wider than those of its forest"),
+        (RandomForestClassifier, no_width, "number of features is missing"),
+        (GradientBoostingClassifier, wider, "rows are wider than those of its forest"),
+        (GradientBoostingClassifier, more_answers, "answers do not fit its forest"),
+    ],
+)
+def test_a_forest_that_would_lead_its_trees_outside_of_the_row_is_refused(
+    tmp_path: Path, kind: Any, crafted: Callable[[Any], None], said: str
+) -> None:
+    features = np.random.default_rng(0).normal(size=(60, 4))
+    forest = kind(n_estimators=3).fit(features, features[:, 3] > 0)
+    crafted(forest)
+    skops.io.dump(forest, tmp_path / "model.skops")
+    with pytest.raises(ArtefactError, match=said):
+        load_skops(tmp_path / "model.skops")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "categories", "said"),
+    [
+        (
+            StandardScaler(),
+            OneHotEncoder(handle_unknown="ignore"),
+            r"LogisticRegression does not take column 'a' \(value nan; numbers come as float32\): .*add an imputer",
+        ),
+        (
+            imputed(),
+            OneHotEncoder(handle_unknown="error"),
+            r"'columntransformer' > 'categories' > OneHotEncoder does not take column 'city' \(value .*come as text\)",
+        ),
+    ],
+)
+def test_the_column_and_the_transformer_that_keep_a_pipeline_from_a_twin_are_named(
+    numbers: Any, categories: Any, said: str
+) -> None:
+    schema, features, labels = known(300)
+    features = features.fillna({name: 0.0 for name in NUMBERS}).fillna({"city": "Rome"})
+    pipeline = make_pipeline(columns(numbers, categories), LogisticRegression()).fit(features, labels)
+    model, _, parity = convert(pipeline, schema, features)
+    assert model is None
+    assert re.search(said, parity.reason), parity.reason
+
+
+def test_a_transformer_of_numbers_and_categories_together_is_named_with_both() -> None:
+    schema, features, labels = known(300)
+    together = ColumnTransformer([("both", OneHotEncoder(handle_unknown="ignore"), ["member", "city"])])
+    pipeline = make_pipeline(together, LogisticRegression()).fit(features, labels)
+    _, _, parity = convert(pipeline, schema, features)
+    assert "the transformer 'both' for numbers (member) and categories (city) together" in parity.reason

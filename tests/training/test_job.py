@@ -13,6 +13,7 @@ import pytest
 import skops.io
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_selection import SelectKBest, f_classif
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -26,6 +27,7 @@ from training.artefact import verify
 from training.data import DataError, Snapshot, read_snapshot, snapshot
 from training.fitting import fit_rows, refit
 from training.job import THREAD_VARIABLES, main, run
+from training.loaded import load_model
 from training.pipeline import predict
 from training.spec import JobResult, JobSpec, read_result
 from training.split import TrainPolicy, interleaved, split
@@ -324,13 +326,28 @@ def test_a_pushed_model_that_does_not_fit_the_schema_is_refused_by_name(
 
 def test_a_pushed_model_of_untrusted_types_is_refused_until_they_are_trusted(tmp_path: Path) -> None:
     schema, frame = history(400, 0)
-    model = pushed(tmp_path / "p.skops", frame, schema, RandomForestClassifier(5, random_state=0))
+    selected = make_pipeline(SelectKBest(f_classif, k=2), LogisticRegression(max_iter=2000))
+    model = pushed(tmp_path / "p.skops", frame, schema, selected)
     spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v1", kind="judge", pushed=str(model))
     refused = run(spec)
     assert not refused.ok
-    assert "sklearn.tree._tree.Tree" in str(refused.error)
+    name = f"{f_classif.__module__}.f_classif"
+    assert name in str(refused.error)
     assert "`trusted_types`" in str(refused.error)
-    assert run(msgspec.structs.replace(spec, trusted=("sklearn.tree._tree.Tree",))).ok
+    assert run(msgspec.structs.replace(spec, trusted=(name,))).ok
+
+
+def test_a_pushed_forest_is_judged_and_answers_as_scikit_learn_does(tmp_path: Path) -> None:
+    schema, frame = history(400, 0)
+    path = pushed(tmp_path / "p.skops", frame, schema, RandomForestClassifier(20, random_state=0))
+    result = run(job(schema, snapshot(frame, tmp_path), tmp_path / "v1", kind="judge", pushed=str(path)))
+    assert result.ok, result.error
+    manifest = verify(tmp_path / "v1")
+    assert manifest.estimator == "RandomForestClassifier"
+    features = frame[list(schema.names)]
+    expected = skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path)).predict_proba(features)
+    answer = load_model(tmp_path / "v1", manifest, schema).answer(features)
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
 def test_a_pushed_file_that_is_no_skops_file_is_refused(tmp_path: Path) -> None:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import re
 import secrets
-from typing import Annotated, Any, Final
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import IO, Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request
 
+from service.serving.management.deployment import TRY_AGAIN_S
 from service.serving.management.loop import refuse_while_paused
-from service.serving.management.managed import CONFLICT, Accepted, Here, NumberInPath, Text, Why
+from service.serving.management.managed import CONFLICT, Accepted, Here, Managed, NumberInPath, Text, Why
+from training.admission import Pushed, problem_of
+from training.artefact import SCHEMA
 from training.registry import Version
 
 router = APIRouter()
+
+_CHECKS: Final = BoundedSemaphore(2)
+"""Pushed files that are checked at the same time by one worker."""
 
 MODEL_FILE: Final = {
     "requestBody": {
@@ -47,24 +58,60 @@ def model(here: Here, version: NumberInPath) -> dict[str, Any]:
 async def push(here: Here, request: Request, why: Annotated[Text, Query(max_length=1000)] = "") -> Accepted:
     """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one.
 
-    Refused while the loop is paused.
+    What cannot become a version is refused at once, with the reason: a file that is not skops, of types that are not
+    trusted, of another scikit-learn, or of other features or classes. With a `Content-Digest: sha-256=:…:` (RFC 9530)
+    what arrived is compared with it. Refused while the loop is paused, and asked for again while others are checked.
     """
     await asyncio.to_thread(refuse_while_paused, here)
+    digest = sha256()
     here.settings.pushes_dir.mkdir(parents=True, exist_ok=True)
     path = here.settings.pushes_dir / f"{secrets.token_hex(8)}.skops"
     try:
         with path.open("xb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             async for chunk in request.stream():
-                await asyncio.to_thread(file.write, chunk)
+                await asyncio.to_thread(_take, file, digest, chunk)
             file.flush()
             if not file.tell():
                 raise HTTPException(400, "the body is empty: send one skops file")
+            _check_digest(request.headers.get("content-digest", ""), digest.digest())
+            await asyncio.to_thread(_check, here, path)
             payload = {"path": str(path), "bytes": file.tell(), "temporary": True}
             return await asyncio.to_thread(here.queue, "push", why, request, payload)
     except BaseException:  # also when the client leaves
         path.unlink(missing_ok=True)
         raise
+
+
+def _take(file: IO[bytes], digest: Any, chunk: bytes) -> None:
+    file.write(chunk)
+    digest.update(chunk)
+
+
+def _check_digest(given: str, found: bytes) -> None:
+    said = re.search(r"sha-256=:([A-Za-z0-9+/=]+):", given)
+    if said and said[1] != (came := b64encode(found).decode()):
+        raise HTTPException(400, f"the body has the SHA-256 {came}, its Content-Digest says {said[1]}: send it again")
+
+
+def _check(here: Managed, path: Path) -> None:
+    """Have a process of its own look at the file. Raises the 400 with what is wrong, or the 503 when too many wait."""
+    if not _CHECKS.acquire(blocking=False):
+        raise HTTPException(503, "other pushed files are being checked: try again", {"retry-after": str(TRY_AGAIN_S)})
+    try:
+        champion = here.registry.live().champion
+        problem = problem_of(
+            Pushed(
+                path=str(path),
+                schema=None if champion is None else str(here.registry.path(champion) / SCHEMA),
+                trusted=here.settings.security.trusted_types,
+                memory_mb=here.settings.training.memory_mb,
+            )
+        )
+    finally:
+        _CHECKS.release()
+    if problem:
+        raise HTTPException(400, problem)
 
 
 @router.post("/manage/models/{version}/promote", status_code=202)

@@ -1,0 +1,139 @@
+"""A pushed file, looked at in seconds before a run is queued for it; in a process of its own, and bounded.
+
+The file may be anything: who loads it may run out of memory, never end or crash, and an API worker must not. What costs
+least comes first, so that what is no model at all is refused before scikit-learn is imported. The process does not give
+way to others: who pushed waits for the answer.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from monitoring.errors import CannotGoOn
+from monitoring.schema import FeatureSchema
+from training.artefact import ArtefactError
+from training.known_types import names_of_types
+from training.priority import end_with_parent
+from training.trust import UntrustedModel, check_form, load_skops
+
+LONGEST_S: Final = 15.0
+"""Seconds; a model that takes longer to load is left to the run, which has more time."""
+
+_KNOWN: Final = frozenset({"builtins", "collections", "datetime", "functools", "numpy", "operator", "scipy", "sklearn"})
+"""Packages of which skops or `training.known_types` trust some types, at most."""
+
+
+class Pushed(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process is given, as JSON on its standard input."""
+
+    path: str
+    schema: str | None  # path of the champion's schema.json; None: there is no champion yet
+    trusted: tuple[str, ...] = ()
+    memory_mb: int = 0  # of private memory; 0: unbounded
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process answers, as JSON on its standard output; `problem` "": nothing speaks against the file."""
+
+    problem: str = ""
+
+
+def problem_of(pushed: Pushed, *, longest_s: float = LONGEST_S) -> str:
+    """Why the file must be refused, and what to do; "" when a run should judge it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.admission"],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(msgspec.json.encode(pushed), timeout=longest_s)
+    except subprocess.TimeoutExpired:
+        return ""
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    if process.returncode:
+        how = f"ended by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else "broken off"
+        return (
+            f"the file was not taken: the process that loaded it was {how}, with {pushed.memory_mb} MB of memory at "
+            "most: push a smaller model, written with skops.io.dump, or raise `training.memory_mb`"
+        )
+    return msgspec.json.decode(said, type=Finding).problem
+
+
+def check(pushed: Pushed) -> None:
+    """Raises `ArtefactError` for a file that cannot become a version: what, with which value, and what to do."""
+    path = Path(pushed.path)
+    schema = check_form(path)
+    strangers = {name for name in names_of_types(schema) if name.partition(".")[0] not in _KNOWN}
+    if unknown := strangers - set(pushed.trusted):
+        raise UntrustedModel("the pushed file", sorted(unknown))
+    _check_version(schema)
+    model = load_skops(path, pushed.trusted)
+    if pushed.schema is not None:
+        from training.blame import check_takes_a_row
+        from training.interface import check_interface
+
+        features = FeatureSchema.from_json(Path(pushed.schema).read_bytes())
+        check_interface(model, features)
+        check_takes_a_row(model, features)
+
+
+def _check_version(schema: Any) -> None:
+    here = importlib.metadata.version("scikit-learn")
+    for found in sorted(set(_versions(schema))):
+        if found.split(".")[:2] != here.split(".")[:2]:
+            raise ArtefactError(
+                f"the pushed file was written with scikit-learn {found}, this service has {here}, which may read it "
+                f"differently: fit and write the model with scikit-learn {'.'.join(here.split('.')[:2])}"
+            )
+
+
+def _versions(schema: Any) -> Iterator[str]:
+    """The versions of scikit-learn that the file's estimators say they were fitted with."""
+    stack = [schema]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            found = value.get("_sklearn_version")
+            if isinstance(found, dict) and isinstance(found.get("content"), str):
+                yield found["content"].strip('"')
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+
+
+def main() -> int:
+    """Check the file of the request on standard input, and say what was found on standard output."""
+    import resource
+
+    pushed = msgspec.json.decode(sys.stdin.buffer.read(), type=Pushed)
+    end_with_parent(signal.SIGKILL)
+    if pushed.memory_mb:
+        resource.setrlimit(resource.RLIMIT_DATA, (pushed.memory_mb << 20, pushed.memory_mb << 20))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        check(pushed)
+        finding = Finding()
+    except CannotGoOn as error:
+        finding = Finding(problem=str(error).replace(pushed.path, "the pushed file"))
+    sys.stdout.buffer.write(msgspec.json.encode(finding))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Which types a pushed model file may hold although skops does not know them: scikit-learn's own, as plain data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+LOADERS: Final[Mapping[str, str]] = {
+    "sklearn.tree._tree.Tree": "TreeNode",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": "ObjectNode",
+    "sklearn.utils._bunch.Bunch": "DictNode",  # a dict, of voting and stacking
+    "numpy.dtype": "DTypeNode",  # of every SimpleImputer
+}
+"""Type -> the one way in which skops may build it. The content of both trees is checked after loading."""
+
+PARTS: Final = frozenset(
+    {
+        "sklearn.base.BaseEstimator",
+        "sklearn._loss.link.BaseLink",
+        "sklearn._loss.loss.BaseLoss",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.compose._column_transformer.make_column_selector",
+        "sklearn.gaussian_process.kernels.Kernel",
+        "sklearn.model_selection._split.BaseCrossValidator",
+        "sklearn.model_selection._split.BaseShuffleSplit",
+        "sklearn.neural_network._stochastic_optimizers.BaseOptimizer",
+    }
+)
+"""What a fitted estimator of scikit-learn is made of: these classes and those that scikit-learn derives from them."""
+
+
+def untrusted(found: set[str], schema: Any) -> set[str]:
+    """Which of the types that skops does not trust (`found`) stay untrusted; `schema` is the file's `schema.json`.
+
+    Trusted is a type that is scikit-learn's own and that the file brings as nothing but data:
+
+    - It is a class, defined under that name in a module of scikit-learn that skops has imported: nothing is imported
+      because a file says so, and a function, or what a module has imported from elsewhere, is not trusted.
+    - It is a part of fitted estimators (`PARTS`) written in Python, every class it inherits from is scikit-learn's,
+      and it has no restoring code of its own: skops makes an empty instance, fills its `__dict__`, and calls nothing.
+    - The file has it built in just this way ("ObjectNode"): skops's other loaders would call it with arguments.
+
+    This is how skops itself trusts the public estimators. What is compiled (KDTree, the distances) trusts its numbers,
+    so it is refused, but for the trees of `LOADERS`, whose numbers `training.trust` checks.
+    """
+    loaders = _loaders(schema, found)
+    return {
+        name for name in found if loaders.get(name) != {LOADERS.get(name) or ("ObjectNode" if _is_plain(name) else "")}
+    }
+
+
+def _is_plain(name: str) -> bool:
+    """Whether the type of this name is a part of scikit-learn's estimators that is restored without running code."""
+    module, _, attribute = name.rpartition(".")
+    if not module.startswith("sklearn.") or module.startswith(("sklearn.externals.", "sklearn.utils.")):
+        return False
+    kind = vars(sys.modules.get(module, object)).get(attribute)
+    if not isinstance(kind, type) or _named(kind) != name:
+        return False
+    ancestors = kind.__mro__[:-1]
+    return (
+        any(_named(ancestor) in PARTS for ancestor in ancestors)
+        and all(a.__module__.startswith("sklearn.") or _named(a) == "abc.ABC" for a in ancestors)
+        and not any("__new__" in vars(a) for a in ancestors)
+        and all("__setstate__" not in vars(a) or _named(a) == "sklearn.base.BaseEstimator" for a in ancestors)
+    )
+
+
+def _named(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _loaders(schema: Any, wanted: set[str]) -> dict[str, set[str]]:
+    """By which loaders the file has each of the wanted types built."""
+    found: dict[str, set[str]] = {}
+    for name, loader in _nodes(schema):
+        if name in wanted:
+            found.setdefault(name, set()).add(loader)
+    return found
+
+
+def names_of_types(schema: Any) -> set[str]:
+    """The types and functions that a file names in its `schema.json`."""
+    return {name for name, loader in _nodes(schema) if loader != "JsonNode"}
+
+
+def _nodes(schema: Any) -> Iterator[tuple[str, str]]:
+    """(type, loader) of each object in the file."""
+    stack = [schema]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            if "__loader__" in value:
+                yield f"{value.get('__module__')}.{value.get('__class__')}", str(value["__loader__"])
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
