@@ -6,19 +6,6 @@ import { when } from "./format.js";
 
 const RETRY_MS = 3_000;
 
-/** 53 bits that tell one text from another (cyrb53): what a panel shows need not be kept twice. */
-function digestOf(text) {
-  let [low, high] = [0xdeadbeef, 0x41c6ce57];
-  for (let at = 0; at < text.length; at += 1) {
-    const code = text.charCodeAt(at);
-    low = Math.imul(low ^ code, 2654435761);
-    high = Math.imul(high ^ code, 1597334677);
-  }
-  low = Math.imul(low ^ (low >>> 16), 2246822507) ^ Math.imul(high ^ (high >>> 13), 3266489909);
-  high = Math.imul(high ^ (high >>> 16), 2246822507) ^ Math.imul(low ^ (low >>> 13), 3266489909);
-  return 4294967296 * (2097151 & high) + (low >>> 0);
-}
-
 export class Panel {
   #shown = null;
   #reading = null;
@@ -55,10 +42,9 @@ export class Panel {
       const text = await read(this.path(context), this.#reading.signal);
       this.#readAt = Date.now() / 1000;
       this.trouble.hidden = true;
-      const digest = digestOf(text);
-      if (digest !== this.#shown) {
+      if (text !== this.#shown) {
         if (this.#shown === null) render(this.body);
-        this.#shown = digest;
+        this.#shown = text;
         await this.draw(this.body, JSON.parse(text), context);
       }
     } catch (error) {
@@ -75,10 +61,10 @@ export class Panel {
   /** Draws what another panel has read: of it, what `uses` names. */
   give(all, context) {
     const data = Object.fromEntries(this.uses.map((name) => [name, all[name]]));
-    const digest = digestOf(JSON.stringify(data));
-    if (digest === this.#shown) return;
+    const text = JSON.stringify(data);
+    if (text === this.#shown) return;
     if (this.#shown === null) render(this.body);
-    this.#shown = digest;
+    this.#shown = text;
     this.draw(this.body, data, context);
   }
 
