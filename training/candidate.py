@@ -167,7 +167,7 @@ def _unseen(
 
 
 def _known_at(row: int, learnt: npt.NDArray[np.intp], frame: pd.DataFrame, delay_s: float) -> npt.NDArray[np.intp]:
-    """The positions before `row` whose labels had come by then, `delay_s` after each; a source's own are no delay."""
+    """The positions before `row` whose labels were known by then: `delay_s` after each answer, a source's at once."""
     before = learnt[learnt < row]
     origin, at = frame[ORIGIN].to_numpy(), frame[AT].to_numpy()
     late = (origin[before] == "record") & (at[before] > at[row] - delay_s)
