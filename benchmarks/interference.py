@@ -54,12 +54,11 @@ DOES_NOT_SHOW: Final = (
 class Disturbance(Protocol):
     """What may slow predictions; `busy` costs the same in every phase, also where it was never started."""
 
+    outcomes: list[str]
+
     def start(self) -> None: ...
     def busy(self) -> bool: ...
     def stop(self) -> None: ...
-
-    @property
-    def outcomes(self) -> list[str]: ...
 
 
 class Trainings:
@@ -67,7 +66,7 @@ class Trainings:
 
     def __init__(self, server: Server, family: Family) -> None:
         self.server, self.family = server, family
-        self._outcomes: list[str] = []
+        self.outcomes: list[str] = []
         self.problem = ""
         self._wanted = True
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -87,11 +86,6 @@ class Trainings:
     def busy(self) -> bool:
         return self.job() is not None
 
-    @property
-    def outcomes(self) -> list[str]:
-        """Of each training that ended."""
-        return self._outcomes
-
     def job(self) -> psutil.Process | None:
         """The process that trains, if there is one."""
         for process in self.family.processes():
@@ -106,7 +100,7 @@ class Trainings:
         with self.server.client() as client:
             while self._wanted:
                 run = client.wait(client.retrain("interference benchmark"), poll_s=1.0)
-                self._outcomes.append(str(run["outcome"]))
+                self.outcomes.append(str(run["outcome"]))
                 if run["outcome"] in ("no_action", "failed"):
                     self.problem = str(run["record"].get("error"))
                     return

@@ -110,11 +110,18 @@ def _is_iso(text: str) -> bool:
     return True
 
 
+def holds_numbers(column: pd.Series[Any]) -> bool:
+    """Whether the column is of numbers; booleans are none."""
+    import pandas as pd
+
+    return bool(pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype))
+
+
 def epoch_unit(column: pd.Series[Any]) -> str | None:
     """The unit ("s", "ms", "us", "ns") in which all numbers of a column may count from 1970 UTC; None for others."""
     import pandas as pd
 
-    if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+    if not holds_numbers(column):
         return None
     least, most = column.min(), column.max()
     if pd.isna(least):
@@ -127,7 +134,7 @@ def days_as_numbers(column: pd.Series[Any]) -> bool:
     """Whether all numbers of a column are days such as 20260131."""
     import pandas as pd
 
-    if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+    if not holds_numbers(column):
         return False
     numbers = pd.Series(column.dropna().unique())
     if not len(numbers) or not (numbers.between(19000101, 21001231) & (numbers % 1 == 0)).all():

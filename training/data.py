@@ -16,7 +16,7 @@ import msgspec
 from monitoring.errors import CannotGoOn
 from monitoring.feature import AT, LABEL, ORIGIN
 from monitoring.files import replacing
-from monitoring.moments import ISO, UNITS, epoch_unit, written
+from monitoring.moments import ISO, UNITS, epoch_unit, holds_numbers, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,7 +218,7 @@ def seconds_of(column: pd.Series[Any], name: str) -> Any:
     import numpy as np
     import pandas as pd
 
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+    if holds_numbers(column):
         unit = epoch_unit(column)
         return column.to_numpy(dtype=np.float64, na_value=np.nan) / (UNITS[unit] if unit else 1.0)
     try:

@@ -88,7 +88,7 @@ def _bars(schema: FeatureSchema, texts: Sequence[str]) -> OutputBars | None:
         found: Sketch = numbers(_floats(texts))
         return OutputBars(edges=found.edges, categories=None, counts=found.bars.counts, rows=len(texts))
     of = {text_of(each): 0 for each in schema.classes}
-    counted_by = categories(list(_classes(texts).elements()))
+    counted_by = categories(_classes(texts))
     of |= dict(zip(counted_by.categories or (), counted_by.bars.counts, strict=True))
     names = tuple(name[:SHOWN_CHARS] for name in of)
     return OutputBars(edges=None, categories=names, counts=tuple(of.values()), rows=len(texts))
@@ -110,18 +110,16 @@ def _shares(schema: FeatureSchema) -> Callable[[list[str]], dict[str, float | No
     names = [text_of(each) for each in schema.classes[:MOST_CLASSES]]
 
     def of(texts: list[str]) -> dict[str, float | None]:
-        found = _classes(texts)
+        found = Counter(_classes(texts))
         return {name[:SHOWN_CHARS]: found[name] / len(texts) for name in names}
 
     return of
 
 
-def _classes(texts: Sequence[str]) -> Counter[str]:
-    """How often each class stands in these JSON texts, each of which is decoded once."""
-    found: Counter[str] = Counter()
-    for text, count in Counter(texts).items():
-        found[text_of(msgspec.json.decode(text))] += count
-    return found
+def _classes(texts: Sequence[str]) -> list[str]:
+    """The class in each of these JSON texts; equal ones are decoded once."""
+    names = {text: text_of(msgspec.json.decode(text)) for text in set(texts)}
+    return [names[text] for text in texts]
 
 
 def _numbers(texts: list[str]) -> dict[str, float | None]:

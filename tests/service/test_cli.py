@@ -19,17 +19,11 @@ from service.command.cli import EXIT_CODES, app
 from service.keys import management_token
 from service.process import DISTRIBUTION
 from service.settings import Settings
+from tests.folders import empty_folder
 from tests.real_server import ROOT
 from tests.stand_in import TOKEN, StandIn, serving
 
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of this test alone, and no setting in the environment."""
-    for variable in [name for name in os.environ if name.startswith("EVERGREEN_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+__all__ = ["empty_folder"]  # a fixture
 
 
 @pytest.fixture

@@ -14,15 +14,9 @@ from service.command.trained_on import refuse_the_sample_beside_data, trained_on
 from service.configuration import load
 from service.place import free_port
 from service.settings import SettingsError
+from tests.folders import empty_folder
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of this test alone, and no setting in the environment."""
-    for variable in [name for name in os.environ if name.startswith("EVERGREEN_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+__all__ = ["empty_folder"]  # a fixture
 
 
 def evergreen(*arguments: str) -> Result:
@@ -38,43 +32,43 @@ def serve_apart(told: dict[str, str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", ["train", "serve"])
 @pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "data/rows.parquet"])
 def test_data_without_a_configuration_are_named_and_the_sample_is_not_taken(
-    folder: Path, command: str, name: str
+    empty_folder: Path, command: str, name: str
 ) -> None:
-    (folder / "data").mkdir()
-    (folder / name).touch()
+    (empty_folder / "data").mkdir()
+    (empty_folder / name).touch()
 
     result = evergreen(command)
 
     assert result.exit_code == 2
-    assert f"{folder} has no evergreen.toml, but data: {name}. " in result.stderr
+    assert f"{empty_folder} has no evergreen.toml, but data: {name}. " in result.stderr
     assert f"`evergreen init --data {name} --target COLUMN`" in result.stderr
     assert "EVERGREEN_DATA__SOURCE=sample" in result.stderr
-    assert not (folder / "var").exists()
+    assert not (empty_folder / "var").exists()
 
 
-def test_many_files_are_counted(folder: Path) -> None:
+def test_many_files_are_counted(empty_folder: Path) -> None:
     for number in range(8):
-        (folder / f"{number}.csv").touch()
+        (empty_folder / f"{number}.csv").touch()
 
     with pytest.raises(SettingsError, match=r"data: 0\.csv, 1\.csv, 2\.csv, 3\.csv, 4\.csv and 3 more\."):
         refuse_the_sample_beside_data(load())
 
 
-def test_the_sample_is_taken_when_asked_for_or_when_there_is_nothing_else(folder: Path) -> None:
-    (folder / "notes.txt").touch()
+def test_the_sample_is_taken_when_asked_for_or_when_there_is_nothing_else(empty_folder: Path) -> None:
+    (empty_folder / "notes.txt").touch()
     refuse_the_sample_beside_data(load())
-    (folder / "rows.csv").touch()
+    (empty_folder / "rows.csv").touch()
     refuse_the_sample_beside_data(load(environ={"EVERGREEN_DATA__SOURCE": "sample"}))
-    (folder / "evergreen.toml").write_text("[serve]\nport = 3001\n")
+    (empty_folder / "evergreen.toml").write_text("[serve]\nport = 3001\n")
     refuse_the_sample_beside_data(load())
 
 
-def test_a_service_that_has_a_version_goes_on_beside_data(folder: Path) -> None:
-    (folder / "rows.csv").touch()
-    (folder / "var").mkdir()
-    (folder / "var" / "live.json").touch()
-    (folder / "training").mkdir()
-    (folder / "training" / "__init__.py").touch()  # what `serve` refuses next
+def test_a_service_that_has_a_version_goes_on_beside_data(empty_folder: Path) -> None:
+    (empty_folder / "rows.csv").touch()
+    (empty_folder / "var").mkdir()
+    (empty_folder / "var" / "live.json").touch()
+    (empty_folder / "training").mkdir()
+    (empty_folder / "training" / "__init__.py").touch()  # what `serve` refuses next
 
     done = serve_apart({})
 
@@ -89,14 +83,14 @@ def test_a_service_that_has_a_version_goes_on_beside_data(folder: Path) -> None:
         ("", "rows as filed"),
     ],
 )
-def test_what_is_trained_on_is_said_in_words(folder: Path, given: str, said: str) -> None:
-    (folder / "evergreen.toml").write_text(f'[data]\nsource = "rows.csv"\ntarget = "y"\n{given}\n')
+def test_what_is_trained_on_is_said_in_words(empty_folder: Path, given: str, said: str) -> None:
+    (empty_folder / "evergreen.toml").write_text(f'[data]\nsource = "rows.csv"\ntarget = "y"\n{given}\n')
 
-    assert trained_on(load()) == f'{folder}/rows.csv: predicting "y", {said}'
+    assert trained_on(load()) == f'{empty_folder}/rows.csv: predicting "y", {said}'
 
 
-def test_serve_says_what_it_trains_on(folder: Path) -> None:
-    (folder / "a-file").touch()
+def test_serve_says_what_it_trains_on(empty_folder: Path) -> None:
+    (empty_folder / "a-file").touch()
     told = {"BENTOML_HOME": "a-file", "EVERGREEN_SERVE__PORT": str(free_port())}
 
     done = serve_apart(told)
@@ -105,7 +99,7 @@ def test_serve_says_what_it_trains_on(folder: Path) -> None:
     assert "trains on the built-in sample stream of loans; `evergreen init` sets" in done.stdout + done.stderr
 
 
-def test_train_says_what_it_trains_on(folder: Path) -> None:
+def test_train_says_what_it_trains_on(empty_folder: Path) -> None:
     sample.training_frame(1500).to_csv("rows.csv", index=False)
     assert evergreen("init", "--data", "rows.csv", "--target", "defaulted", "--time", "applied_at").exit_code == 0
 
@@ -113,5 +107,5 @@ def test_train_says_what_it_trains_on(folder: Path) -> None:
 
     assert result.exit_code == 0, result.output
     first, second = result.stdout.splitlines()[:2]
-    assert first == f'training on {folder}/rows.csv: predicting "defaulted", rows in the order of "applied_at"'
+    assert first == f'training on {empty_folder}/rows.csv: predicting "defaulted", rows in the order of "applied_at"'
     assert second == "version 1: in service"
