@@ -310,8 +310,13 @@ def _sample(done: Done) -> list[Line]:
         said = "never" if first is None else f"after {first:,} rows"
         return [(f"{done.stream}: told {said}, within {TOLD_WITHIN:,}", first is not None and first <= TOLD_WITHIN)]
     if done.stream == "sample-harmless":
-        wrong = sum(t.drift_matters or t.verdict == "lost" for t in done.loop.turns)
-        return [(f"{done.stream}: {wrong} checks said that it matters or that quality is lost", wrong == 0)]
+        wrong = sum(t.drift_matters is True or t.verdict == "lost" for t in done.loop.turns)
+        open_ = sum(t.drift_matters is None for t in done.loop.turns)
+        last = done.loop.turns[-1].drift_matters
+        return [
+            (f"{done.stream}: {wrong} checks said that it matters or that quality is lost", wrong == 0),
+            (f"{done.stream}: {open_} checks said that it may matter, the last that it does not", last is False),
+        ]
     return _stationary(done) if done.stream == "sample-none" else []
 
 

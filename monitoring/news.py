@@ -7,9 +7,10 @@ return is what its own past shows, and no news, unless it goes `RETURN` times as
 
 All of this stands in the report of the check before, so a check needs that one report and nothing else.
 
-A movement matters when the model leans on the feature (its share of the importance) and the output moved, too. Labels
-know better, once there are some from after it began: when quality held, it does not matter; when it was lost, it does.
-Before that nothing can tell harmless from harmful: the same rows come in with both.
+A movement does not matter when the model does not lean on the feature (its share of the importance), or when its output
+did not move. Else labels tell: when quality held on those from after it began, it does not matter; when it was lost, it
+does. Until they tell, it may: the same rows come in with harmless and harmful movements. Where no labels come at all,
+the model's importance and its output are all there is, and decide.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ RETURN: Final = 1.5
 class Labels(NamedTuple):
     """What labels say of the champion's quality."""
 
-    held: bool
-    """True: it surely held; False: it was lost. Not known yet: give no `Labels`."""
-    middle_at: float
+    held: bool | None
+    """True: it surely held; False: it was lost; None: they do not tell yet. Where no labels come, give no `Labels`."""
+    middle_at: float = 0.0
     """When the middle one of the rows that say so was answered, seconds since 1970 UTC."""
 
 
@@ -119,19 +120,21 @@ def _matters(
     finding: Finding, share: float | None, output: FeatureDrift | None, policy: DriftPolicy, labels: Labels | None
 ) -> tuple[bool | None, str]:
     """Whether it matters, and why."""
-    told_by_labels = labels is not None and finding.since > 0 and labels.middle_at >= finding.since
+    since = labels is not None and finding.since > 0 and labels.middle_at >= finding.since
+    held = labels.held if labels is not None and since else None
     leans = "" if share is None or finding.name == OUTPUT else f"{percent(share)} of the model's importance"
-    if told_by_labels and labels is not None and labels.held:
+    if held:
         return False, "quality held on the labels since"
     if share is not None and share < policy.matters:
         return False, leans
-    if told_by_labels:
+    if held is False:
         return True, "quality was lost on the labels since"
     if finding.name != OUTPUT and output is not None and output.score is not None and output.score < policy.threshold:
         return False, f"{leans}, and its output did not move".removeprefix(", and ")
     if share is None:
         return None, "the model's importance is not known"
-    return True, leans or "the model's answers are others"
+    leans = leans or "the model's answers are others"
+    return (True, leans) if labels is None else (None, f"{leans}, and the labels since do not tell yet")
 
 
 def _sentence(finding: Finding, drift: FeatureDrift, why: str) -> str:

@@ -92,7 +92,7 @@ def check(loop: Loop, champion: int, labels: Maturity, matured: pd.DataFrame, ad
         _drift_before(last),
         loop.drift,
         importance=loop.registry.manifest(champion).importance,
-        labels=_labels_say(quality, answered),
+        labels=_labels_say(quality, answered) if labels.labels else None,
     )
     unfit = {"drift": unfit_rows(window), "quality": answered.unfit}
     groups = slices(loop, schema, matured)
@@ -185,15 +185,15 @@ def _raw_before(last: Check | None) -> QualityVerdict | None:
     return None
 
 
-def _labels_say(quality: QualityCheck, answered: Answers) -> Labels | None:
-    """What the labels say of the champion, and of when; None when they do not say.
+def _labels_say(quality: QualityCheck, answered: Answers) -> Labels:
+    """What the labels say of the champion, and of when.
 
     Its own output is asked where it was adapted: that an adaptation makes good what a movement did is no sign that the
     movement does not matter.
     """
     verdict = quality.raw or quality.verdict
     if verdict.state == "not known yet":
-        return None
+        return Labels(held=None)
     rows = max(one.fall.rows for one in verdict.compared if one.fall.state == verdict.state)
     return Labels(held=verdict.state == "held", middle_at=float(np.median(answered.at[-rows:])))
 

@@ -39,12 +39,19 @@ class JobStopped(EvergreenError, RuntimeError):
         )
 
 
-def subprocess_job(spec: JobSpec, *, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> JobResult:
+def subprocess_job(
+    spec: JobSpec,
+    *,
+    timeout_s: float,
+    stopped: Callable[[], bool] = lambda: False,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> JobResult:
     """The result of `python -m training.job` in a process group of its own, with the install root as directory.
 
     The whole group is killed after `timeout_s` seconds (`JobCrashed`), when `stopped()` turns true (`JobStopped`), and
     when this call is left in any other way. Raises `JobCrashed` also when the process leaves no result. The file of
-    the specification and the process's stderr are kept beside `spec.out`.
+    the specification and the process's stderr are kept beside `spec.out`. `meanwhile` is called ten times a second
+    while the job runs: what can be done beside it, in this thread.
     """
     out = Path(spec.out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +67,7 @@ def subprocess_job(spec: JobSpec, *, timeout_s: float, stopped: Callable[[], boo
             start_new_session=True,
         )
     try:
-        reason = _wait(process, time.monotonic() + timeout_s, timeout_s, stopped)
+        reason = _wait(process, time.monotonic() + timeout_s, timeout_s, stopped, meanwhile)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -71,7 +78,13 @@ def subprocess_job(spec: JobSpec, *, timeout_s: float, stopped: Callable[[], boo
     return result
 
 
-def _wait(process: subprocess.Popen[bytes], ends: float, timeout_s: float, stopped: Callable[[], bool]) -> str:
+def _wait(
+    process: subprocess.Popen[bytes],
+    ends: float,
+    timeout_s: float,
+    stopped: Callable[[], bool],
+    meanwhile: Callable[[], None],
+) -> str:
     """Why the job must be killed; "" when it ended by itself."""
     while True:
         with suppress(subprocess.TimeoutExpired):
@@ -81,6 +94,7 @@ def _wait(process: subprocess.Popen[bytes], ends: float, timeout_s: float, stopp
             raise JobStopped
         if time.monotonic() >= ends:
             return f"was killed: it took longer than {timeout_s:g} s"
+        meanwhile()
 
 
 def _ended(code: int) -> str:

@@ -17,6 +17,7 @@ from training.loop import Loop
 from training.registry import Registry
 from training.rollout import live_workers
 from training.runs import Runs
+from training.spec import JobResult, JobSpec
 from training.subprocess_job import subprocess_job
 
 if TYPE_CHECKING:
@@ -31,9 +32,18 @@ def assemble(
     *,
     on_event: Callable[[str, Mapping[str, Any]], None],
     stopped: Callable[[], bool],
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Loop:
-    """The loop for the holder of the lease with this token; `stopped` ends a training that is under way."""
+    """The loop for the holder of the lease with this token.
+
+    `stopped` ends a training that is under way; `meanwhile` is called again and again while one is.
+    """
     training = settings.training
+
+    def run_job(spec: JobSpec) -> JobResult:
+        beside = {} if spec.kind == "adapt" else {"meanwhile": meanwhile}
+        return subprocess_job(spec, timeout_s=training.timeout_s, stopped=stopped, **beside)
+
     return Loop(
         engine=engine,
         registry=Registry(engine, settings.models_dir, settings.model.name),
@@ -56,7 +66,7 @@ def assemble(
         exports=settings.exports_url,
         exports_lock=settings.exports_lock,
         source=partial(source, settings),
-        run_job=partial(subprocess_job, timeout_s=training.timeout_s, stopped=stopped),
+        run_job=run_job,
         live_workers=lambda: live_workers(engine),
         on_event=on_event,
         clock=time.time,

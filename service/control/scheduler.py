@@ -101,6 +101,7 @@ class Scheduler:
         self._reported = 0  # the version whose drift was last asked to be shown as a page
         self._works_hard = 0  # the version whose adaptation was last told to do much
         self._bootstrap_after = 0.0
+        self._looks_at = 0.0  # time.monotonic() when the next check is due, also beside a training
         self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
         # While true, nothing is checked, trained or promoted by itself; only the holder of the lease changes it.
         self._paused = False
@@ -147,6 +148,7 @@ class Scheduler:
             self.holder,
             on_event=self._on_event,
             stopped=lambda: self._stopping.is_set() or self.lease.token != token or self._paused,
+            meanwhile=self._look_beside_a_training,
         )
         self._pause(self._loop.runs.paused() is not None)
         left = take_over(self._loop, "" if self._broken is None else reason(self._broken))
@@ -273,12 +275,19 @@ class Scheduler:
 
     def _check(self, loop: Loop) -> None:
         with self._turn:
-            if self._paused:
-                return
-            try:
-                run_cycle(loop)
-            except NoChampion:
-                return  # the first version is on its way
+            self._look(loop)
+
+    def _look(self, loop: Loop) -> None:
+        if self._paused:
+            return
+        self._looks_at = time.monotonic() + self.settings.schedule.check_interval_s
+        with suppress(NoChampion):  # the first version is on its way
+            run_cycle(loop)
+
+    def _look_beside_a_training(self) -> None:
+        """The check that is due while a training is under way, in its thread: it adapts, and decides to wait."""
+        if time.monotonic() >= self._looks_at:
+            self._guarded("check", self._look)
 
     def _prune(self, loop: Loop) -> None:
         now, policy = time.time(), self.settings.retention
@@ -322,8 +331,9 @@ class Scheduler:
     def _check_sooner(self) -> None:
         """The next check comes after a quarter of the usual time: something has begun that may matter."""
         if self._jobs is not None:
-            wait = timedelta(seconds=self.settings.schedule.check_interval_s / 4)
-            self._jobs.modify_job("check", next_run_time=datetime.now(UTC) + wait)
+            seconds = self.settings.schedule.check_interval_s / 4
+            self._jobs.modify_job("check", next_run_time=datetime.now(UTC) + timedelta(seconds=seconds))
+            self._looks_at = time.monotonic() + seconds
 
     def _count_adaptation(self, version: int, found: Adapted, *, works_hard: bool) -> None:
         for output, loss in (("raw", found.raw_loss), ("served", found.served_loss)):

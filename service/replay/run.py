@@ -67,8 +67,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     drift_news: bool
     """Whether something was told to move."""
-    drift_matters: bool
-    """Whether what was told matters to the model, or may."""
+    drift_matters: bool | None
+    """Whether what has moved matters to the model; False when nothing has, None when that is not known yet."""
     adaptation: int | None
     """In force from now on; None: the champion's own output is served."""
     weights: dict[str, float]
@@ -273,9 +273,11 @@ def verdict_of(quality: dict[str, Any]) -> Verdict:
     return "held" if quality.get("usable") and quality.get("reference") is not None else "not known yet"
 
 
-def news_of(drift: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether a check's record says that something has begun to move, and whether that matters, or may."""
+def news_of(drift: dict[str, Any]) -> tuple[bool, bool | None]:
+    """Whether a check's record says that something has begun to move, and whether what has moved by now matters."""
     if "findings" not in drift:
         return bool(drift.get("detected")), bool(drift.get("detected"))
-    began = [finding for finding in drift["findings"] if finding["state"] == "began"]
-    return bool(began), any(finding["matters"] is not False for finding in began)
+    moved = [finding for finding in drift["findings"] if finding["state"] in ("began", "continues")]
+    began = any(finding["state"] == "began" for finding in moved)
+    weights = {finding["matters"] for finding in moved}
+    return began, True if True in weights else None if None in weights else False

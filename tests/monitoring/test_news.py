@@ -103,10 +103,13 @@ def test_labels_from_after_it_began_know_better_and_earlier_ones_know_nothing() 
     later = report(measured("age", 4.0), at=12_000)
     held = told(later, begun, POLICY, importance=share, labels=Labels(held=True, middle_at=11_000.0))
     lost = told(later, begun, POLICY, importance=share, labels=Labels(held=False, middle_at=11_000.0))
-    assert (begun.news, begun.matters) == (True, True)
+    assert (begun.news, begun.findings[0].matters) == (True, None)
+    assert begun.findings[0].sentence.endswith(
+        "may matter: 40% of the model's importance, and the labels since do not tell yet"
+    )
     assert (held.news, held.matters) == (False, False)
     assert sentence(held) == "moved since earlier checks: age (none of it matters)"
-    assert (lost.news, lost.matters) == (False, True)
+    assert (lost.news, lost.findings[0].matters) == (False, True)
     assert lost.findings[0].sentence.endswith("matters: quality was lost on the labels since")
 
 

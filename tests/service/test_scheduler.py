@@ -14,12 +14,15 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring.metrics import Metrics, total
-from monitoring.store import aliases, open_store
+from monitoring.store import aliases, leases, open_store
 from service.configuration import load
 from service.control.scheduler import Scheduler
 from service.settings import Settings
+from tests.places import Place, first, place
 from tests.real_server import wait_until
 from training.runs import Runs
+
+__all__ = ["first", "place"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
@@ -199,3 +202,24 @@ def test_while_the_store_is_down_a_failed_check_is_an_alert_all_the_same(
 
     (once,) = (facts for facts in told if "no such table" in facts["error"])
     assert once["run"] is None and "no such table: aliases" in once["error"]
+
+
+def test_beside_a_training_checks_go_on_and_decide_to_wait(place: Place, tmp_path: Path) -> None:
+    place.answer(600, 3, moved=True)
+    with place.engine.begin() as connection:
+        connection.execute(leases.update().values(expires_at=0.0))
+    wish = place.runs.queue("retrain", trigger="manual", who="ana", why="", now=place.now, payload={})
+    changed = {"MODEL__NAME": "credit", "STORE__VAR": str(tmp_path / "home"), "SCHEDULE__CHECK_INTERVAL_S": "1"}
+    changed |= {"TRAINING__TRIALS": "15", "RETRAIN__MIN_LABELLED_ROWS": "300"}
+    environ = {
+        "EVERGREEN_HOME": str(tmp_path / "home"),
+        **{f"EVERGREEN_{key}": value for key, value in changed.items()},
+    }
+    settings = load(environ=environ)
+
+    with scheduling(settings, open_store(settings.store_url)) as scheduler, working(scheduler):
+        wait_until("the end of the training", lambda: place.runs.get(wish).state == "done")
+
+    said = [run.why for run in place.runs.list(kind="check", limit=1_000)]
+    assert sum(f"run {wish} is under way" in why for why in said) > 1, said
+    assert place.runs.get(wish).outcome in ("promoted", "kept")

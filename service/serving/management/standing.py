@@ -144,9 +144,9 @@ def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float)
 
 
 def _drift(newest: Check | None, champion: int | None) -> Iterator[Alert]:
-    """What moved under the version in service, and matters."""
+    """What moved under the version in service, and matters, or may."""
     if newest is None or newest.version != champion:
         return
     for finding in (newest.drift or {}).get("findings", ()):
-        if finding.get("state") in ("began", "continues") and finding.get("matters"):
+        if finding.get("state") in ("began", "continues") and finding.get("matters") is not False:
             yield Alert(f"drift: {finding['sentence']}", "drift")
