@@ -1,7 +1,8 @@
 """The champion's matured answers become the next adaptation, in a process of its own (`training/job.py`).
 
-The champion's raw output is computed anew, by the engine that answers requests. Each row is scored with the adaptation
-that was in force when it was answered (`training/experts.py`).
+The champion's raw output is computed anew, by the engine that answers requests: also for rows that the versions before
+answered and that the champion did not learn. Each row is scored with the adaptation that was in force when it was
+answered, those with the champion's first (`training/experts.py`); quality and harm are judged on its own answers only.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     model = load_model(Path(spec.champion), verify(Path(spec.champion)), schema, spec.trusted)
     recorded = pd.read_parquet(spec.snapshot)
     served = np.load(spec.served, allow_pickle=False)
+    own = np.ones(len(recorded), bool) if spec.own is None else np.load(spec.own, allow_pickle=False)
     truth = Truth.of(labels_of(recorded, schema), schema)
     known = truth.known
     if not known.any():
         return JobResult(ok=True, passed=False, adapted=Adapted(made=False))
-    recorded, served = recorded[known].reset_index(drop=True), served[known]
+    recorded, served, own = recorded[known].reset_index(drop=True), served[known], own[known]
     features = schema.canonical(recorded)
     raw, x = model.answer_with_matrix(features)
     rows = tempered(Answered(raw, x, truth.values[known]), schema.task)
@@ -57,7 +59,7 @@ def make_adaptation(spec: JobSpec, out: Path) -> JobResult:
     standing = _scored(spec, recorded, rows, policy, scale)
     found = msgspec.structs.replace(
         _compared(raw, served, rows.truth, recorded, features, schema, spec, policy, scale),
-        raw=_judged(raw, recorded, schema, spec),
+        raw=_judged(raw[own], recorded[own], schema, spec),
     )
     if found.harm:
         return JobResult(ok=True, passed=False, adapted=found)

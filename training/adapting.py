@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from monitoring.feature import ADAPTATION, AT, LABEL, PREDICTED, PROBABILITIES, SCORE
+from monitoring.feature import ADAPTATION, AT, LABEL, PREDICTED, PROBABILITIES, SCORE, VERSION
 from monitoring.schema import FeatureSchema
 from training.adaptations import Adaptations, SwitchedOff, UnknownAdaptation
 from training.artefact import SCHEMA
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def adapt(loop: Loop, champion: int, matured: pd.DataFrame, labels: Maturity) -> Adapted | None:
-    """What came of adapting the champion's output to its rows that matured; None when nothing was to be done.
+    """What came of adapting the champion's output to rows that matured; None when nothing was to be done.
 
     `labels` is what is known of their delay, `matured` what `checking.matured_rows` says of the rows answered before
     `labels.matured_until`. Raises `LeaseLost`.
@@ -63,15 +63,16 @@ def adapt(loop: Loop, champion: int, matured: pd.DataFrame, labels: Maturity) ->
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         standing = {} if last is None else dict(last.record.get("standing", {}))
+        window, own = _as_answered(window, champion, events)
         answered_by = _answered_by(table, champion, window, given_up, folder)
-        spec = _spec(loop, champion, schema, window, folder, standing, scored_until, answered_by)
+        spec = _spec(loop, champion, schema, window, own, folder, standing, scored_until, answered_by)
         all_below = 0 if reverted is not None else loop.adapt.most_rows
-        total, _ = ever_answered(loop, champion, window[AT].to_numpy(), labels.matured_until, all_below)
+        total, _ = ever_answered(loop, champion, window[AT].to_numpy()[own], labels.matured_until, all_below)
         taken = loop.registry.manifest(champion).data.snapshot
         spec = msgspec.structs.replace(
             spec,
             waiting=labels.waiting,
-            answered_before=max(total - len(window), 0),
+            answered_before=max(total - int(own.sum()), 0),
             unseen=str(loop.snapshots_dir / f"{taken}.parquet") if reverted is None else None,
         )
         found = _asked(loop, spec, champion)
@@ -145,6 +146,21 @@ def served_of(window: pd.DataFrame, schema: FeatureSchema) -> npt.NDArray[np.flo
     return found
 
 
+def _as_answered(
+    window: pd.DataFrame, champion: int, events: Sequence[Event]
+) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
+    """The rows as if this champion had answered all of them, and which it did.
+
+    Those that the versions before answered meet the adaptation that the champion started with: it was made before their
+    labels came. Where there is none, they are learnt from and score nobody.
+    """
+    own = (window[VERSION] == champion).to_numpy()
+    first = events[-1] if events else None
+    started = first is not None and first.number == 1 and first.kind == "made" and not first.record.get("until")
+    numbers = np.where(own, window[ADAPTATION].to_numpy(dtype=np.float64), 1.0 if started else np.nan)
+    return window.assign(**{ADAPTATION: numbers}), own
+
+
 def _answered_by(
     table: Adaptations, champion: int, window: pd.DataFrame, given_up: int, folder: Path
 ) -> dict[int, str]:
@@ -164,18 +180,23 @@ def _spec(
     champion: int,
     schema: FeatureSchema,
     window: pd.DataFrame,
+    own: npt.NDArray[np.bool_],
     folder: Path,
     standing: dict[str, float],
     scored_until: float,
     answered_by: dict[int, str],
 ) -> JobSpec:
     window[[*schema.names, AT, LABEL, ADAPTATION]].to_parquet(folder / "rows.parquet", index=False)
-    np.save(folder / "served.npy", served_of(window, schema))
+    served = served_of(window, schema)
+    served[~own] = np.nan
+    np.save(folder / "served.npy", served)
+    np.save(folder / "own.npy", own)
     return JobSpec(
         kind="adapt",
         out=str(folder / "result"),
         snapshot=str(folder / "rows.parquet"),
         served=str(folder / "served.npy"),
+        own=str(folder / "own.npy"),
         schema=msgspec.json.decode(schema.to_json()),
         champion=str(loop.registry.path(champion)),
         standing=standing,

@@ -13,7 +13,7 @@ import numpy as np
 
 from monitoring.answers import Answers, count_labelled, label_maturity, read_answers
 from monitoring.drift import DriftPolicy, DriftReport, detect
-from monitoring.feature import ADAPTATION
+from monitoring.feature import ADAPTATION, VERSION
 from monitoring.maturity import Maturity
 from monitoring.news import Labels, told
 from monitoring.quality import measure
@@ -95,7 +95,7 @@ def check(loop: Loop, champion: int, labels: Maturity, matured: pd.DataFrame, ad
         labels=_labels_say(quality, answered) if labels.labels else None,
     )
     unfit = {"drift": unfit_rows(window), "quality": answered.unfit}
-    groups = slices(loop, schema, matured)
+    groups = slices(loop, schema, matured[matured[VERSION] == champion])
     return Seen(champion, drift, quality, labels, schema, compared, window, unfit, groups)
 
 
@@ -105,14 +105,22 @@ def maturity(loop: Loop) -> Maturity:
 
 
 def matured_rows(loop: Loop, champion: int, until: float) -> pd.DataFrame:
-    """The champion's newest rows with a label that were answered before `until`, oldest first: all that adapting and
-    the groups look at. Quality is measured on more of them, for which `read_answers` needs no features."""
+    """The newest rows with a label that the champion did not learn and that were answered before `until`, oldest first:
+    all that adapting and the groups look at. Quality is measured on more of its own, for which `read_answers` needs no
+    features.
+
+    After a training these are also the rows that the versions before answered and whose labels came too late for it. Of
+    a pushed or a first version nobody knows that it did not learn them: only those it answered.
+    """
+    manifest = loop.registry.manifest(champion)
+    learnt = manifest.until if manifest.origin == "retrain" else 0.0
     return read_window(
         loop.engine,
         FeatureSchema.from_json((loop.registry.path(champion) / SCHEMA).read_bytes()),
         rows=max(loop.adapt.most_rows, ROWS),
+        since=math.nextafter(learnt, math.inf) if learnt else None,
         until=until,
-        version=champion,
+        version=None if learnt else champion,
         labelled=True,
         sources=loop.gates.label_sources,
     )

@@ -152,7 +152,7 @@ class AdaptPolicy(BaseModel):
 
 
 class Answered(NamedTuple):
-    """Matured rows that one champion answered, oldest first; none of them did it learn from."""
+    """Matured rows with what one champion says of them, oldest first; none of them did it learn from."""
 
     raw: npt.NDArray[Any]
     """The champion's own output: probabilities n by classes, or n values."""

@@ -27,7 +27,7 @@ WORST: Final = 10
 
 
 def slices(loop: Loop, schema: FeatureSchema, matured: pd.DataFrame) -> Slices:
-    """The champion's groups on the newest of what `checking.matured_rows` says."""
+    """The champion's groups on the newest of these rows with labels, which it answered."""
     window = matured.tail(ROWS)
     # A feature that the gates name and this version lacks stops a training, not a check.
     policy: GatePolicy = loop.gates.model_copy(

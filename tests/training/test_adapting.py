@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring.store import labels, leases, predictions
-from tests.places import Place, adapted, first, place
+from tests.places import Place, adapted, first, place, world
 from training.adaptation import IDENTITY
 from training.adaptations import Adaptations
 from training.cycle import run_cycle
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationW
 __all__ = ["first", "place"]  # fixtures
 
 
-def kinds(place: Place) -> list[str]:
-    return [event.kind for event in Adaptations(place.engine).list(1)]
+def kinds(place: Place, version: int = 1) -> list[str]:
+    return [event.kind for event in Adaptations(place.engine).list(version)]
 
 
 def test_a_turned_world_is_adapted_to_within_a_few_checks(place: Place) -> None:
@@ -107,6 +107,34 @@ def test_each_row_is_scored_by_what_was_in_force_when_it_was_answered(place: Pla
     second = adapted(place.loop)
     assert second is not None and second.compared == 300
     assert second.standing["shift-300"] != 0
+
+
+def test_labels_that_were_too_late_for_a_training_teach_the_version_that_came_of_it(place: Place) -> None:
+    place.answer(600, 1, moved=True)
+    began = place.now
+    place.answer(300, 2, moved=True, labelled=False)  # by version 1
+    assert place.ask("retrain").outcome == "promoted"
+    assert (place.registry.champion(), place.registry.manifest(2).until) == (2, began)
+    assert kinds(place, 2) == ["made"], "it starts with one"
+    assert adapted(place.loop, 2) is None, "version 2 has answered nothing, and no label has come"
+
+    came = [
+        {"day": 1, "segment": 7, "position": at << 16, "id": f"2-{at}", "label": "true" if late else "false"}
+        for at, late in enumerate(world(300, 2, moved=True)["late"])
+    ]
+    with place.engine.begin() as connection:
+        connection.execute(
+            labels.insert(), [{**one, "observed_at": place.now, "received_at": place.now} for one in came]
+        )
+    found = adapted(place.loop, 2)
+
+    assert found is not None and (found.made, found.rows, found.compared) == (True, 300, 0)
+    assert any(found.standing.values()), "they score what version 2 started with"
+    assert found.raw is not None and found.raw.state == "not known yet", "quality is that of its own answers"
+    assert next(iter(place.runs.checks(limit=1, version=2)), None) is None
+    run_cycle(place.loop)
+    (seen,) = place.runs.checks(limit=1, version=2)
+    assert seen.quality is not None and seen.quality["slices"]["rows"] == 0, "groups are those of its own answers"
 
 
 def test_labels_from_elsewhere_move_nothing(place: Place) -> None:
