@@ -11,6 +11,7 @@ EvergreenError
         ArtefactError         training/artefact.py
             UntrustedModel    training/trust.py
         DataError             training/data.py
+        StorageError          training/storage.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py
         UnknownAdaptation     training/adaptations.py

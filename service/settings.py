@@ -165,6 +165,11 @@ class StoreSettings(Section):
         "", repr=False, description="database URL; empty: SQLite under `var` (else `postgresql+psycopg://…`)"
     )
     var: str = Field("", description="folder; record, models and token live here (empty: `var` beside the file)")
+    artefacts: str = Field(
+        "",
+        description="folder or fsspec URL where replicas on several hosts share versions and snapshots, such as "
+        "`s3://bucket/evergreen`; what a host keeps is then a cache (empty: this host alone)",
+    )
 
 
 class TrainingSettings(TrainPolicy):

@@ -51,7 +51,7 @@ def adapt(loop: Loop, champion: int, matured: pd.DataFrame, labels: Maturity) ->
     reverted = next((event for event in events if event.kind == "reverted"), None)
     since, given_up = (0.0, 0) if reverted is None else (reverted.at, reverted.number)
     last = next((event for event in events if event.kind == "made" and event.number > given_up), None)
-    schema = FeatureSchema.from_json((loop.registry.path(champion) / SCHEMA).read_bytes())
+    schema = FeatureSchema.from_json((loop.registry.fetch(champion) / SCHEMA).read_bytes())
     window = matured[matured[AT] >= since].tail(loop.adapt.most_rows)
     scored_until = 0.0 if last is None else float(last.record.get("until", 0.0))
     fresh = int((window[AT].to_numpy(dtype=np.float64) > scored_until).sum())
@@ -73,7 +73,7 @@ def adapt(loop: Loop, champion: int, matured: pd.DataFrame, labels: Maturity) ->
             spec,
             waiting=labels.waiting,
             answered_before=max(total - int(own.sum()), 0),
-            unseen=str(loop.snapshots_dir / f"{taken}.parquet") if reverted is None else None,
+            unseen=str(loop.snapshots.path(taken)) if taken and reverted is None else None,
         )
         found = _asked(loop, spec, champion)
         if found is not None:
@@ -198,7 +198,7 @@ def _spec(
         served=str(folder / "served.npy"),
         own=str(folder / "own.npy"),
         schema=msgspec.json.decode(schema.to_json()),
-        champion=str(loop.registry.path(champion)),
+        champion=str(loop.registry.fetch(champion)),
         standing=standing,
         scored_until=scored_until,
         answered_by=answered_by,

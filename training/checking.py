@@ -68,7 +68,7 @@ def check(loop: Loop, champion: int, labels: Maturity, matured: pd.DataFrame, ad
     """
     import pandas as pd
 
-    folder = loop.registry.path(champion)
+    folder = loop.registry.fetch(champion)
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
     reference = pd.read_parquet(folder / REFERENCE)
     window = read_window(loop.engine, schema, rows=loop.drift.window_rows, version=champion)
@@ -116,7 +116,7 @@ def matured_rows(loop: Loop, champion: int, until: float) -> pd.DataFrame:
     learnt = manifest.until if manifest.origin == "retrain" else 0.0
     return read_window(
         loop.engine,
-        FeatureSchema.from_json((loop.registry.path(champion) / SCHEMA).read_bytes()),
+        FeatureSchema.from_json((loop.registry.fetch(champion) / SCHEMA).read_bytes()),
         rows=max(loop.adapt.most_rows, ROWS),
         since=math.nextafter(learnt, math.inf) if learnt else None,
         until=until,

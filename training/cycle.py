@@ -29,7 +29,7 @@ from training.adaptations import Adaptations
 from training.adapting import adapt, served_of, standing_of, start, works_hard
 from training.artefact import SCHEMA
 from training.checking import Seen, check, matured_rows, maturity, past, unfit_rows
-from training.data import DataError, assemble, read_snapshot, snapshot
+from training.data import DataError, assemble, read_snapshot
 from training.erasure import erase, forget_unfinished
 from training.lease import LeaseLost
 from training.loop import Loop
@@ -328,7 +328,7 @@ class Known(NamedTuple):
 
 def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
     """The champion's source rows with the labelled record; and beside `out`, what it served for each of them."""
-    folder, manifest = loop.registry.path(champion), loop.registry.manifest(champion)
+    folder, manifest = loop.registry.fetch(champion), loop.registry.manifest(champion)
     schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
     labels = maturity(loop)
     record = read_window(
@@ -340,9 +340,9 @@ def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
         sources=loop.gates.label_sources,
     )
     story["unfit_rows"] = unfit_rows(record)
-    before = loop.snapshots_dir / f"{manifest.data.snapshot}.parquet"
+    before = loop.snapshots.path(manifest.data.snapshot) if manifest.data.snapshot else None
     source = None
-    if before.is_file():
+    if before is not None and before.is_file():
         known = read_snapshot(before, schema)
         source = known[known[ORIGIN] == "source"]
     else:
@@ -371,7 +371,7 @@ def _write_served(frame: pd.DataFrame, record: pd.DataFrame, schema: FeatureSche
 
 
 def _spec(loop: Loop, out: Path, frame: pd.DataFrame, schema: FeatureSchema, story: Story, **given: Any) -> JobSpec:
-    taken = snapshot(frame, loop.snapshots_dir)
+    taken = loop.snapshots.take(frame)
     story["data"] = {
         "snapshot": taken.digest,
         "rows": taken.rows,

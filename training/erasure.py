@@ -9,7 +9,6 @@ feature's value in both. Fitted models stay as they are; the version is marked `
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +34,6 @@ from monitoring.fits import feature_number
 from monitoring.retention import compact
 from monitoring.schema import FeatureSchema
 from training.artefact import REFERENCE, SCHEMA
-from training.data import snapshot
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from training.loop import Loop
     from training.registry import Version
     from training.runs import Run
+    from training.snapshots import Snapshots
 
 Story = dict[str, Any]
 
@@ -149,7 +148,7 @@ def _wait_for_drain(loop: Loop, until: float) -> None:
 
 def _erase_from_version(loop: Loop, run: Run, version: Version, subject: Subject, found: Found, story: Story) -> None:
     try:
-        folder = loop.registry.path(version.version)
+        folder = loop.registry.fetch(version.version)
     except UnknownVersion:  # its artefact is on another host
         story.setdefault("not_here", []).append(version.version)
         return
@@ -159,7 +158,7 @@ def _erase_from_version(loop: Loop, run: Run, version: Version, subject: Subject
     gone: Story = {}
     moved = story.setdefault("_moved", {})
     if digest and digest not in moved:
-        moved[digest] = _erase_from_snapshot(loop.snapshots_dir / f"{digest}.parquet", schema, subject, found)
+        moved[digest] = _erase_from_snapshot(loop.snapshots, digest, schema, subject, found)
     if digest and moved[digest] is not None:
         new, rows = moved[digest]
         changes["data"] = {"snapshot": new}
@@ -242,7 +241,7 @@ def _agree(stored: Any, sent: Any) -> bool:
 
 
 def _erase_from_snapshot(
-    path: Path, schema: FeatureSchema | None, subject: Subject, found: Found
+    snapshots: Snapshots, digest: str, schema: FeatureSchema | None, subject: Subject, found: Found
 ) -> tuple[str | None, int] | None:
     """(digest of the snapshot that takes its place, rows that went); None when none is meant.
 
@@ -250,6 +249,7 @@ def _erase_from_snapshot(
     """
     import pandas as pd
 
+    path = snapshots.path(digest)
     if not path.is_file():
         return None
     frame = pd.read_parquet(path)
@@ -262,10 +262,7 @@ def _erase_from_snapshot(
     left = frame[~meant].reset_index(drop=True)
     if not len(left):
         return None, int(meant.sum())
-    written = snapshot(left, path.parent)
-    aged = path.stat()
-    os.utime(written.path, (aged.st_atime, aged.st_mtime))  # retention goes by its age
-    return written.digest, int(meant.sum())
+    return snapshots.replace(digest, left).digest, int(meant.sum())
 
 
 def _without_meant(
@@ -287,20 +284,22 @@ def _erase_loose_snapshots(loop: Loop, subject: Subject, found: Found, story: St
     rows = sum(went[1] for went in moved.values() if went is not None)
     for digest, went in moved.items():
         if went is not None:
-            (loop.snapshots_dir / f"{digest}.parquet").unlink(missing_ok=True)
+            loop.snapshots.forget(digest)
     live = loop.registry.live().champion
     schema = None
     with suppress(UnknownVersion):
-        schema = FeatureSchema.from_json((loop.registry.path(live) / SCHEMA).read_bytes()) if live is not None else None
+        schema = (
+            FeatureSchema.from_json((loop.registry.fetch(live) / SCHEMA).read_bytes()) if live is not None else None
+        )
     gone = set(story.get("not_here", ()))
     named = {version.manifest.data.snapshot for version in loop.registry.list() if version.version not in gone}
-    for path in sorted(loop.snapshots_dir.glob("*.parquet")):
-        if path.stem in named:
+    for digest in loop.snapshots.digests():
+        if digest in named:
             continue
-        went = _erase_from_snapshot(path, schema, subject, found)
+        went = _erase_from_snapshot(loop.snapshots, digest, schema, subject, found)
         if went is not None:
             rows += went[1]
-            path.unlink()
+            loop.snapshots.forget(digest)
     story["snapshot_rows"] = rows
 
 

@@ -16,11 +16,14 @@ from training.policy import RetrainPolicy
 from training.registry import Registry
 from training.rollout import WorkerState
 from training.runs import Runs
+from training.snapshots import Snapshots
 from training.spec import JobResult, JobSpec
 from training.split import TrainPolicy
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+
+    from training.storage import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,7 @@ class Loop:
     adapt: AdaptPolicy
     # places
     snapshots_dir: Path
+    storage: Storage | None = None  # what replicas share; None: this host is alone
     work_dir: Path  # each job gets a folder in it for its time
     spool_dir: Path | None = None  # an erasure looks here too, and in the next two
     reports_dir: Path | None = None
@@ -60,6 +64,10 @@ class Loop:
     nice: int = 10
     trusted: tuple[str, ...] = ()  # types a pushed model may hold beyond scikit-learn's own
     git: str | None = None
+
+    @property
+    def snapshots(self) -> Snapshots:
+        return Snapshots(self.snapshots_dir, self.storage)
 
     def job_terms(self) -> dict[str, Any]:
         """The fields of `JobSpec` that every job of this loop has: its policies, seed and bounds."""

@@ -9,8 +9,11 @@ each move is one fenced statement. BentoML is imported here and in `service/app.
 1. the number is taken from a counter in the database (cut off here: a number is skipped);
 2. a lock file names it below `incoming/`, then the artefact is built there and synced to disk (`clean` deletes it);
 3. one rename puts it into the model store (`clean` finds the lock file, sees no row and deletes the folder);
-4. one fenced insert writes the row: from here on the version exists (`clean` deletes the lock file only);
-5. the lock file goes away and BentoML's `latest` is moved.
+4. where replicas share a storage, its files are copied there (cut off here: files that nothing names);
+5. one fenced insert writes the row: from here on the version exists (`clean` deletes the lock file only);
+6. the lock file goes away and BentoML's `latest` is moved.
+
+With a storage the artefacts on this host are a cache: `fetch` copies what it lacks, built and renamed in the same way.
 """
 
 from __future__ import annotations
@@ -40,8 +43,13 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from training.storage import Storage
+
 DEPTH: Final = 9
 """How many former champions are remembered, so that this many rollbacks in a row find one."""
+
+BENTOML_FILES: Final = ("model.yaml",)
+"""What BentoML keeps beside the files of an artefact."""
 
 _REFERENCE_TO_BE: Final = f".{REFERENCE}"
 _NOTHING: Final = 0  # versions start at 1; an alias with 0 names none
@@ -76,7 +84,8 @@ class UnknownVersion(CannotGoOn, LookupError):
         self.name, self.version = name, version
         if where is not None:
             what = (
-                f"the artefact of {name!r} version {version} is not at {where}: copy it there, or restore `models_dir`"
+                f"the artefact of {name!r} version {version} is not at {where}: where replicas run on several hosts, "
+                "set `store.artefacts` on each of them; else copy it there"
             )
         elif known:
             what = f"the model {name!r} has no version {version}; there are {', '.join(map(str, known))}"
@@ -118,7 +127,15 @@ class LiveSet:
 class Registry:
     """The versions and aliases of one model."""
 
-    def __init__(self, engine: sa.Engine, models_dir: Path, name: str, lease: str = CONTROLLER) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        models_dir: Path,
+        name: str,
+        lease: str = CONTROLLER,
+        *,
+        storage: Storage | None = None,
+    ) -> None:
         if len(name) > 63 or _NAME.fullmatch(name) is None:
             raise ValueError(
                 f"the model name {name!r} cannot be a BentoML tag: use at most 63 of a-z, 0-9, '-', '_' and '.', "
@@ -128,6 +145,7 @@ class Registry:
         self.models_dir = models_dir
         self._engine = engine
         self._lease = lease
+        self._storage = storage
         self._incoming = models_dir.parent / "incoming"  # beside it: BentoML takes each folder inside for a model
 
     # -- versions ------------------------------------------------------------------------------------------------
@@ -149,6 +167,9 @@ class Registry:
             home.parent.mkdir(parents=True, exist_ok=True)
             built.rename(home)
             _sync_folder(home.parent)
+            if self._storage is not None:
+                for file in _files(manifest):
+                    self._storage.put(home / file, self._stored(version, file, manifest))
             self._insert(version, manifest, origin, now, token)
         with suppress(OSError):  # a convenience of `bentoml models get NAME`, which makes it anew when it is missing
             write_atomically(self.models_dir / self.name / "latest", str(self._newest_on_disk()).encode())
@@ -186,6 +207,55 @@ class Registry:
             raise UnknownVersion(self.name, version, where=home)
         return home
 
+    def fetch(self, version: int) -> Path:
+        """The artefact folder of `version` on this host, copied from the storage when it is not here yet.
+
+        Raises `UnknownVersion` when nobody has it, and `StorageError`.
+        """
+        with suppress(UnknownVersion):
+            return self.path(version)
+        if self._storage is None:
+            return self.path(version)
+        manifest = self.manifest(version)
+        with self._claimed(version) as work:
+            with suppress(UnknownVersion):  # another process of this host was faster
+                return self.path(version)
+            shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+            for file in _files(manifest):
+                self._storage.get(self._stored(version, file, manifest), work / file, manifest.digests.get(file))
+            write_atomically(work / MANIFEST, _formatted(manifest))
+            verify(work)
+            _sync(work)
+            home = self.models_dir / self.name / str(version)
+            home.parent.mkdir(parents=True, exist_ok=True)
+            work.rename(home)
+            _sync_folder(home.parent)
+        return home
+
+    def share(self) -> tuple[int, ...]:
+        """The versions of this host that the storage lacked, and has now: those from before there was one.
+
+        Raises `StorageError`.
+        """
+        return () if self._storage is None else tuple(v.version for v in self.list() if self._share(self._storage, v))
+
+    def _share(self, storage: Storage, version: Version) -> bool:
+        there = storage.names(f"models/{self.name}/{version.version}")
+        files = {file: self._stored(version.version, file, version.manifest) for file in _files(version.manifest)}
+        lacking = {file: name for file, name in files.items() if name not in there}
+        try:
+            home = self.path(version.version)
+        except UnknownVersion:
+            return False
+        for file, name in lacking.items():
+            storage.put(home / file, name)
+        return bool(lacking)
+
+    def _stored(self, version: int, file: str, manifest: Manifest) -> str:
+        """Its name in the storage. By its digest, as an erasure puts another reference beside the one it replaces."""
+        digest = manifest.digests.get(file)
+        return f"models/{self.name}/{version}/{file if digest is None else f'{digest[:16]}-{file}'}"
+
     def amend(self, version: int, manifest: Manifest, token: int, reference: pd.DataFrame | None = None) -> None:
         """Put `manifest`, and `reference` when one is given, in the place of the version's own (an erasure, retention).
 
@@ -197,6 +267,8 @@ class Registry:
             reference.to_parquet(folder / _REFERENCE_TO_BE, index=False)
             digest = file_digest(folder / _REFERENCE_TO_BE)
             manifest = manifest.changed(digests={REFERENCE: digest})
+            if self._storage is not None:
+                self._storage.put(folder / _REFERENCE_TO_BE, self._stored(version, REFERENCE, manifest))
         change = (
             versions.update()
             .where(
@@ -208,6 +280,7 @@ class Registry:
         )
         write_fenced(self._engine, change.returning(versions.c.version), token, self._lease)
         _settle(folder, manifest)
+        self._forget_replaced(version, manifest)
 
     def delete(self, version: int, token: int) -> bool:
         """Whether the version is gone: its row, and its artefact on this host. One that an alias names stays.
@@ -228,6 +301,8 @@ class Registry:
             home = self.models_dir / self.name / str(version)
             if gone and home.is_dir():
                 shutil.rmtree(home)
+            if gone and self._storage is not None:
+                self._storage.delete(f"models/{self.name}/{version}")
             lock.unlink(missing_ok=True)
         return gone
 
@@ -236,6 +311,16 @@ class Registry:
         for version in self.list():
             with suppress(UnknownVersion):  # it is on another host
                 _settle(self.path(version.version), version.manifest)
+            self._forget_replaced(version.version, version.manifest)
+
+    def _forget_replaced(self, version: int, manifest: Manifest) -> None:
+        """Delete what the storage has of a version and its manifest does not name: it holds rows that were erased."""
+        if self._storage is None:
+            return
+        named = {self._stored(version, file, manifest) for file in _files(manifest)}
+        for name in self._storage.names(f"models/{self.name}/{version}"):
+            if name not in named:
+                self._storage.delete(name)
 
     def clean(self) -> tuple[str, ...]:
         """What registrations of dead processes had left behind, and is deleted now; those under way are left alone.
@@ -454,6 +539,15 @@ def _text(manifest: Manifest) -> str:
     return msgspec.json.encode(manifest.document).decode()
 
 
+def _files(manifest: Manifest) -> tuple[str, ...]:
+    """All files of a version but its manifest, which the store has."""
+    return (*manifest.digests, *BENTOML_FILES)
+
+
+def _formatted(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest.document), indent=2)
+
+
 def _sync(folder: Path) -> None:
     """The files of `folder` are on the disk, not only in the page cache."""
     for path in folder.iterdir():
@@ -480,7 +574,7 @@ def _settle(folder: Path, manifest: Manifest) -> None:
     if read_manifest(folder) != manifest:
         there = folder / REFERENCE
         if named or wanted == (file_digest(there) if there.is_file() else None):
-            write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest.document), indent=2))
+            write_atomically(folder / MANIFEST, _formatted(manifest))
     if named:
         to_be.replace(folder / REFERENCE)
     else:

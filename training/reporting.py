@@ -93,7 +93,7 @@ def _reference(loop: Loop, check: Check, drift: DriftReport) -> tuple[FeatureSch
             "([retention] versions)"
         ) from error
     try:
-        folder = loop.registry.path(check.version)
+        folder = loop.registry.fetch(check.version)
     except UnknownVersion as error:
         raise NoReport(str(error)) from error
     reference = pd.read_parquet(folder / REFERENCE)

@@ -86,13 +86,13 @@ def _delete_versions(loop: Loop, keep: int) -> list[int]:
 
 def _loose_snapshots(loop: Loop, before: float) -> int:
     named = {version.manifest.data.snapshot or "" for version in loop.registry.list()}
-    return expire_files(loop.snapshots_dir, "*.parquet", before, keep=named)
+    return loop.snapshots.expire(before, named)
 
 
 def _snapshots(loop: Loop, before: float) -> int:
     needed = _in_use(loop)
     named = {v.manifest.data.snapshot or "" for v in loop.registry.list() if v.version in needed}
-    return expire_files(loop.snapshots_dir, "*.parquet", before, keep=named)
+    return loop.snapshots.expire(before, named)
 
 
 def _reports(loop: Loop, before: float) -> int:
@@ -106,7 +106,7 @@ def _references(loop: Loop, before: float) -> list[int]:
         if version.version in needed or version.created_at >= before or version.manifest.expired:
             continue
         with suppress(UnknownVersion):  # its artefact is on another host
-            reference = loop.registry.path(version.version) / REFERENCE
+            reference = loop.registry.fetch(version.version) / REFERENCE
             manifest = version.manifest.changed(reproducible=False, expired=before)
             loop.registry.amend(version.version, manifest, loop.token, _emptied(reference))
             emptied.append(version.version)

@@ -25,6 +25,8 @@ from monitoring.metrics import Metrics, total
 from monitoring.spool import segments
 from monitoring.store import open_store
 from service.control.alarm import Alarm
+from service.control.deployment import registry, storage
+from service.control.fetching import Fetching
 from service.control.in_force import InForceFiles
 from service.control.pushes import sweep
 from service.control.reports import LOOK_EVERY_S, Reports
@@ -40,6 +42,7 @@ from training.adaptations import Adaptations
 from training.priority import give_way
 from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
+from training.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from monitoring.drain import Backlog, DrainResult
@@ -71,7 +74,7 @@ class Controller:
         self.status = ControllerStatus(at=time.time(), holder=self.replica)
         self._stopping = threading.Event()
         self._drained = threading.Event()
-        self._missing: set[int] = set()  # versions whose artefact is not here
+        self._missing: set[str] = set()  # why artefacts are not here
         self._threads: list[threading.Thread] = []
         self._engine: sa.Engine | None = None
         self._engine_lock = threading.Lock()
@@ -198,14 +201,15 @@ class Controller:
         engine = self.engine()
         if engine is None:
             return
-        registry = Registry(engine, self.settings.models_dir, self.settings.model.name)
+        shared = registry(self.settings, engine)
+        lacking = Fetching(shared, Snapshots(self.settings.snapshots_dir, storage(self.settings)))
         adaptations = InForceFiles(self.settings.adaptations_dir, Adaptations(engine))
         file, live = LiveFile(self.settings.live_file), None
         reported: tuple[float, list[WorkerState]] = (0.0, [])
         trouble = ""
         while not self._stopping.wait(self.settings.schedule.sync_interval_s):
             try:
-                live = self._live(registry, adaptations)
+                live = self._live(shared, lacking, adaptations)
                 file.keep(live)
                 states = [
                     WorkerState(self.replica, r.slot, r.serving, r.ready, {int(v): why for v, why in r.failed.items()})
@@ -246,8 +250,8 @@ class Controller:
             total(self.metrics.directory, f"evergreen_{name}_total", dropped) for name in ("log_records", "labels")
         )
 
-    def _live(self, registry: Registry, adaptations: InForceFiles) -> Live:
-        named = registry.live()
+    def _live(self, shared: Registry, lacking: Fetching, adaptations: InForceFiles) -> Live:
+        named = shared.live()
 
         problems: dict[int, str] = {}
 
@@ -255,9 +259,9 @@ class Controller:
             if number is None:
                 return None
             try:
-                return LiveVersion(number, str(registry.path(number)), adaptations.named(number))
-            except UnknownVersion as error:
-                problems[number] = str(error)
+                return LiveVersion(number, str(shared.path(number)), adaptations.named(number))
+            except UnknownVersion:
+                problems[number] = lacking.turn(number)
                 return None
 
         live = Live(
@@ -266,9 +270,11 @@ class Controller:
             announced=version(named.announced),
             bootstrap=self.scheduler.bootstrap_state if self.scheduler and named.champion is None else "",
         )
-        for problem in problems.keys() - self._missing:  # once each, not five times a second
-            logger.error("%s", problems[problem])
-        self._missing = set(problems)
+        if not problems:
+            lacking.turn(None)
+        for problem in set(problems.values()) - self._missing:  # once each, not five times a second
+            logger.error("%s", problem)
+        self._missing = set(problems.values())
         return msgspec.structs.replace(live, problem=problems.get(named.champion or 0, ""))
 
     def _reports(self) -> None:

@@ -18,6 +18,7 @@ from training.registry import Registry
 from training.rollout import live_workers
 from training.runs import Runs
 from training.spec import JobResult, JobSpec
+from training.storage import Storage
 from training.subprocess_job import subprocess_job
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def assemble(
 
     return Loop(
         engine=engine,
-        registry=Registry(engine, settings.models_dir, settings.model.name),
+        registry=registry(settings, engine),
         runs=Runs(engine),
         token=token,
         who=who,
@@ -60,6 +61,7 @@ def assemble(
         training=training.policy,
         adapt=settings.adapt,
         snapshots_dir=settings.snapshots_dir,
+        storage=storage(settings),
         work_dir=settings.var / "work",
         spool_dir=settings.spool_dir,
         reports_dir=settings.reports_dir,
@@ -77,6 +79,16 @@ def assemble(
         trusted=tuple(settings.security.trusted_types),
         git=revision(),
     )
+
+
+def storage(settings: Settings) -> Storage | None:
+    """What the replicas of this deployment share; None for one that is alone. Raises `StorageError`."""
+    return Storage(settings.store.artefacts) if settings.store.artefacts else None
+
+
+def registry(settings: Settings, engine: sa.Engine) -> Registry:
+    """The versions of this deployment's model; those that are not on this host are copied from what replicas share."""
+    return Registry(engine, settings.models_dir, settings.model.name, storage=storage(settings))
 
 
 def source(settings: Settings) -> Prepared:

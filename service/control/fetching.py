@@ -1,0 +1,67 @@
+"""What the replicas of a deployment share, seen from one of them, in a thread of its own.
+
+It copies what this replica lacks, and first, once, puts in what this host made before anything was shared. A storage
+that hangs holds up nothing: the workers go on with what they have.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+
+from monitoring.errors import EvergreenError, first_line
+
+if TYPE_CHECKING:
+    from training.registry import Registry
+    from training.snapshots import Snapshots
+
+logger = logging.getLogger("evergreen.controller")
+
+RETRY_S: Final = 2.0
+
+
+class Fetching:
+    """One piece of work at a time; what did not go well is tried again every `RETRY_S` seconds."""
+
+    def __init__(self, registry: Registry, snapshots: Snapshots) -> None:
+        self._registry, self._snapshots = registry, snapshots
+        self._at_work: threading.Thread | None = None
+        self._said: dict[int, str] = {}  # by version: why it is not here
+        self._shared = False
+        self._again_at = 0.0
+
+    def turn(self, lacking: int | None) -> str:
+        """Go on with what is to be done; why the version `lacking` is not here yet, "" when none is lacking."""
+        busy = self._at_work is not None and self._at_work.is_alive()
+        if not busy and time.monotonic() >= self._again_at and (lacking is not None or not self._shared):
+            self._at_work = threading.Thread(target=self._work, args=(lacking,), name="evergreen-fetch", daemon=True)
+            self._at_work.start()
+        if lacking is None:
+            return ""
+        return self._said.get(lacking, f"version {lacking} is not on this host yet: it is being fetched")
+
+    def _work(self, lacking: int | None) -> None:
+        try:
+            if lacking is not None:
+                self._registry.fetch(lacking)
+                self._said.pop(lacking, None)
+            elif not self._shared:
+                put = self._registry.share()
+                self._snapshots.share(
+                    [v.manifest.data.snapshot for v in self._registry.list() if v.manifest.data.snapshot]
+                )
+                self._shared = True
+                if put:
+                    logger.info(
+                        "versions %s of this host are shared with the other replicas now", ", ".join(map(str, put))
+                    )
+        except (EvergreenError, OSError, sa.exc.SQLAlchemyError) as error:
+            self._again_at = time.monotonic() + RETRY_S
+            if lacking is not None:
+                self._said[lacking] = first_line(error)
+            else:
+                logger.warning("what this host has cannot be shared with the other replicas yet: %s", first_line(error))
