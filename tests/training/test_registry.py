@@ -223,7 +223,9 @@ def test_unknown_versions_name_the_known_ones(registry: Registry, artefact: Path
 
     with pytest.raises(UnknownVersion, match="no version 7; there are 2, 1"):
         registry.announce(7, TOKEN)
-    with pytest.raises(UnknownVersion, match=r"is not at .*credit/7: copy it there"):
+    with pytest.raises(
+        UnknownVersion, match=r"is not at .*credit/7: where replicas run on several hosts, set `store.artefacts`"
+    ):
         registry.path(7)
 
 
