@@ -13,6 +13,7 @@ EvergreenError
         DataError             training/data.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py
+        CannotReproduce       training/reproduction.py
         UnknownAdaptation     training/adaptations.py
         UnknownVersion        training/registry.py
     InvalidRequest            monitoring/decode.py
@@ -29,6 +30,7 @@ EvergreenError
         RowsGone              training/reporting.py
     UnknownRun                training/runs.py
     UnloadableGraph           training/session.py
+    WorkFailed                training/apart.py
     JobCrashed                training/subprocess_job.py
     JobStopped                training/subprocess_job.py
     ServiceError              service/command/client.py

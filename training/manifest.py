@@ -197,6 +197,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     git: str | None = None  # revision of the program
     libraries: dict[str, str] = {}
+    machine: str = ""  # kind of machine it was made on; "": not told
     data: Data = Data()
     until: float = 0.0  # `_at` of the last record row it was fitted to; 0: none of the record
     notes: tuple[str, ...] = ()
