@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from monitoring.errors import CannotGoOn
+from monitoring.errors import CannotGoOn, EvergreenError
 from monitoring.schema import FeatureSchema
 from training.apart import Bounds, answer, ask
 from training.artefact import SCHEMA, verify
@@ -149,8 +149,20 @@ def changed(manifest: Manifest) -> tuple[Changed, ...]:
 
 
 def make_again(made: Made) -> Reproduction:
-    """What the process does."""
-    from training.data import DataError, read_snapshot
+    """What the process does. Raises `CannotReproduce`, which names the libraries that are not as they were."""
+    try:
+        return _make_again(made)
+    except CannotReproduce:
+        raise
+    except Exception as error:  # of any library: a later one may refuse what an earlier one wrote
+        said = str(error) if isinstance(error, EvergreenError) else f"{type(error).__name__}: {error}"
+        since = [f"{one.name} {one.then} then, {one.now} now" for one in changed(manifest_of(made.manifest))]
+        told = f"; since it was made changed: {', '.join(since)}" if since else ""
+        raise CannotReproduce(f"version {made.version} cannot be made again: {said}{told}") from error
+
+
+def _make_again(made: Made) -> Reproduction:
+    from training.data import read_snapshot
     from training.fitting import refit
     from training.loaded import LoadedModel, load_model
     from training.pipeline import predict
@@ -165,10 +177,7 @@ def make_again(made: Made) -> Reproduction:
     _check_whole(made.version, manifest, len(frame))
     places = np.unique(np.linspace(0, len(frame) - 1, min(made.rows, len(frame))).astype(int))
     rows = frame.iloc[places][list(schema.names)].reset_index(drop=True)
-    try:
-        pipeline = refit(manifest, snapshot, schema)
-    except DataError as error:
-        raise CannotReproduce(f"version {made.version} cannot be made again: {error}") from error
+    pipeline = refit(manifest, snapshot, schema)
     before = load_pipeline(folder, made.trusted)
     pairs = [(predict(before, rows, schema), predict(pipeline, rows, schema))]
     served, note = load_model(folder, manifest, schema, made.trusted), ""
