@@ -13,6 +13,8 @@ EvergreenError
         DataError             training/data.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py
+        BadMark               training/marks.py
+        NothingKnown          training/lineage.py
         CannotReproduce       training/reproduction.py
         UnknownAdaptation     training/adaptations.py
         UnknownVersion        training/registry.py

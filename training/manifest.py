@@ -234,6 +234,8 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     feature: str = ""  # erase: whose value is meant
     value: str | bool | int | float | None = None
     state: Literal["", "on", "off"] = ""  # adaptation: what it is switched to
+    add: tuple[str, ...] = ()  # tag: put on the version
+    remove: tuple[str, ...] = ()  # tag: taken off
     hidden: str | None = None  # erase: the value as it is recorded where the feature is hashed
 
 
