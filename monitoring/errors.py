@@ -42,6 +42,7 @@ EvergreenError
     TrainRefused              service/command/first_version.py
     InitError                 service/command/init.py
     RowsError                 service/command/rows.py
+    NoStore                   service/command/versions.py
     TokenError                service/keys.py
     Denied                    service/keys.py
     ServeError                service/place.py

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from monitoring.feature import Task
 from monitoring.retention import DAY_S, RetentionPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.store import open_store
+from tests.lived import lived
 from tests.paged import grown
 from tests.places import TOKEN, Place, first, place, world
 from tests.processes import python
@@ -34,7 +33,7 @@ from training.spec import JobSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
-__all__ = ["first", "grown", "place"]  # fixtures
+__all__ = ["first", "grown", "lived", "place"]  # fixtures
 
 BOUNDS = Bounds(longest_s=120.0)
 
@@ -55,17 +54,6 @@ def files_of(folder: Path) -> list[str]:
     """Names of the files below it, but for those of SQLite's log."""
     found = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in found if not name.endswith(("-wal", "-shm")))
-
-
-@pytest.fixture
-def lived(grown: Path, tmp_path: Path) -> Iterator[Place]:
-    """Version 1 of the source; version 2, trained after its adaptations, fitted to all rows, and adapted since."""
-    shutil.copytree(grown, tmp_path / "home")
-    place = Place(tmp_path / "home")
-    place.now = 1_700_001_000.0
-    place.answer(150, 11, moved=True)
-    yield place
-    place.engine.dispose()
 
 
 def test_a_first_and_a_retrained_version_are_made_again_bit_for_bit(lived: Place, tmp_path: Path) -> None:
