@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from monitoring.store import checks, runs
 from training.manifest import GateResult, Slice, Slices
+from training.marks import Marks, marks
 
 if TYPE_CHECKING:
     from training.registry import Registry, Version
@@ -43,6 +44,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     run: int | None
     """That made it."""
     notes: tuple[str, ...]
+    """Of its training."""
+    tags: tuple[str, ...]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,10 +97,11 @@ def compare(engine: sa.Engine, registry: Registry, a: int, b: int) -> Comparison
         known = [newest_slices(connection, version) for version in (a, b)]
         made = [made_by(connection, version) for version in (a, b)]
     slices = [None if found is None else found[1] for found in known]
+    said = marks(engine)
     metrics = [side.manifest.quality.metrics if side.manifest.quality is not None else {} for side in (left, right)]
     return Comparison(
-        a=_side(left, made[0]),
-        b=_side(right, made[1]),
+        a=_side(left, made[0], said.get(a, Marks()).tags),
+        b=_side(right, made[1], said.get(b, Marks()).tags),
         parameters=_rows(left.manifest.parameters, right.manifest.parameters),
         data=_rows(*(_data(side) for side in (left, right))),
         libraries=_rows(*(_libraries(side) for side in (left, right))),
@@ -134,7 +138,7 @@ def made_by(connection: sa.Connection, version: int) -> int | None:
     return None
 
 
-def _side(version: Version, run: int | None) -> Side:
+def _side(version: Version, run: int | None, tags: tuple[str, ...]) -> Side:
     manifest = version.manifest
     quality, verdict = manifest.quality, manifest.verdict
     return Side(
@@ -153,6 +157,7 @@ def _side(version: Version, run: int | None) -> Side:
         gates=() if verdict is None else verdict.gates,
         run=run,
         notes=manifest.notes,
+        tags=tags,
     )
 
 

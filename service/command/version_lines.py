@@ -127,8 +127,9 @@ def comparison_lines(found: Mapping[str, Any], width: int | None) -> list[str]:
         {"name": name, "a": a[key], "b": b[key], "differs": a[key] != b[key]}
         for name, key in (("as", "origin"), ("by run", "run"), ("estimator", "estimator"), ("served by", "engine"))
     ]
+    tags = [", ".join(side["tags"]) for side in (a, b)]
     for title, rows in (
-        ("made", _different("how they were made", how, same)),
+        ("made", [*_different("how they were made", how, same), *([("tags", *tags)] if any(tags) else [])]),
         ("data", _different("data", found["data"], same)),
         ("parameter", _different("parameters", found["parameters"], same)),
         ("on its own holdout", _different("metrics", found["metrics"], same, metric_name)),
@@ -216,7 +217,7 @@ def _gates(a: Iterable[Mapping[str, Any]], b: Iterable[Mapping[str, Any]]) -> li
 
 
 def _gate_value(gate: Mapping[str, Any]) -> str:
-    value = "" if gate["value"] is None else f" {gate['value']:.4g}"
+    value = "" if gate["value"] is None else f" {gate['value']:,.4g}"
     return f"{'✓' if gate['passed'] else '✗'}{value}"
 
 
