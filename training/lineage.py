@@ -31,6 +31,16 @@ _SWAP_S: Final = 60.0
 _DIGEST: Final = frozenset("0123456789abcdef")
 
 
+How = Literal[
+    "answered it",
+    "learnt from it",
+    "was made by it",
+    "was put in service by it",
+    "was made from it",
+    "was judged on it",
+]
+
+
 class NothingKnown(CannotGoOn, LookupError):
     """Raised when no version is known of an answer, or of a snapshot."""
 
@@ -102,7 +112,7 @@ class Related(msgspec.Struct, frozen=True, kw_only=True):
     """A version, and what it has to do with what was asked for."""
 
     version: int
-    how: Literal["answered it", "learnt from it", "was made by it", "was put in service by it", "was made from it"]
+    how: How
     created_at: float
     origin: str
 
@@ -162,7 +172,7 @@ def lineage(engine: sa.Engine, registry: Registry, version: int) -> Lineage:
             against=None if record.rollout is None else record.rollout.previous,
         ),
         served=tuple(spans),
-        answers=_answers(engine, found, spans, adapted),
+        answers=_answers(engine, version, _looked_at(found, spans, times), adapted),
     )
 
 
@@ -179,12 +189,23 @@ def _times(connection: sa.Connection) -> list[tuple[int, float, float | None, in
     return [(version, at, end, run) for (version, at, run), end in zip(moves, [*ends, None], strict=False)]
 
 
-def _answers(engine: sa.Engine, version: Version, served: Sequence[Served], adapted: int) -> Answered:
-    """Counted within the times in service: the index on times leads to the rows, no history is read whole."""
-    spans = [(one.since - _SWAP_S, None if one.until is None else one.until + _SWAP_S) for one in served]
+def _looked_at(
+    version: Version, served: Sequence[Served], times: Sequence[tuple[int, float, float | None, int]]
+) -> list[tuple[float, float | None]]:
+    """When a version may have answered: its times in service, where the runs of those are kept."""
+    if served:
+        return [(one.since, one.until) for one in served]
+    if times and version.created_at > times[0][1]:  # every promotion since is known, and it had none
+        return []
+    return [(version.created_at, times[0][1] if times else None)]
+
+
+def _answers(engine: sa.Engine, version: int, spans: Sequence[tuple[float, float | None]], adapted: int) -> Answered:
+    """Counted within these times: the index on times leads to the rows, no history is read whole."""
+    looks = [(since - _SWAP_S, None if until is None else until + _SWAP_S) for since, until in spans]
     rows, first, last = 0, None, None
-    for since, until in _apart(spans or [(version.created_at - _SWAP_S, None)]):
-        its = [predictions.c.version == version.version, predictions.c.at >= since]
+    for since, until in _apart(looks):
+        its = [predictions.c.version == version, predictions.c.at >= since]
         if until is not None:
             its.append(predictions.c.at < until)
         few = sa.select(sa.literal(1)).where(*its).limit(MOST_COUNTED + 1 - rows).subquery()
@@ -236,7 +257,7 @@ def of_answer(engine: sa.Engine, registry: Registry, id: str, snapshots: Path | 
     if snapshots is not None:
         for one in holders(known.values(), status.at, snapshots):
             # Of one that was not fitted again after it was judged, some rows only judged.
-            how = "learnt from it" if one.manifest.data.last_fit else "was made from it"
+            how: How = "learnt from it" if one.manifest.data.last_fit else "was made from it"
             found.append(_related(one, one.version, how))
     facts = {
         "at": status.at,
@@ -254,7 +275,7 @@ def of_run(engine: sa.Engine, registry: Registry, run_id: int) -> Traced:
     run = Runs(engine).get(run_id)
     known = {version.version: version for version in registry.list()}
     record = run.record
-    how: Any = "was made by it" if run.kind in MAKING else "was put in service by it"
+    how: How = "was made by it" if run.kind in MAKING else "was put in service by it"
     moved = run.kind in MAKING or run.outcome in ("promoted", "rolled_back")
     number = record.version if run.kind in MAKING and record.version is not None else run.version
     facts = {
@@ -288,11 +309,14 @@ def of_snapshot(engine: sa.Engine, registry: Registry, digest: str) -> Traced:
     if len(whole) > 1:
         raise NothingKnown(f"{len(whole)} snapshots begin with {digest}: give more of the digest")
     name = whole.pop()
-    related = tuple(_related(one, one.version, "was made from it") for one in reversed(versions))
+    related = tuple(
+        _related(one, one.version, "was judged on it" if one.origin == "push" else "was made from it")
+        for one in reversed(versions)
+    )
     return Traced(what=f"snapshot {name}", facts={"runs": sorted(took)}, versions=related)
 
 
-def _related(version: Version | None, number: int, how: Any) -> Related:
+def _related(version: Version | None, number: int, how: How) -> Related:
     """`version` None: it is not registered any more."""
     return Related(
         version=number,

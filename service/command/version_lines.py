@@ -86,7 +86,8 @@ def _data(data: Mapping[str, Any], manifest: Mapping[str, Any]) -> Parts:
         return [("data", "every row it was made from was erased")]
     whole = f"{data['rows']:,} rows" if data["rows"] is not None else "rows not counted"
     recorded = "" if not data["recorded"] else f", {data['recorded']:,} of them recorded"
-    parts = [("data", f"{whole}{recorded}, snapshot {data['snapshot'][:SHORT]}")]
+    use = "judged on" if data["fitted"] is None else "data"  # what a pushed one was fitted to is not known
+    parts = [(use, f"{whole}{recorded}, snapshot {data['snapshot'][:SHORT]}")]
     if data["fitted"] is not None:
         last: dict[Any, str] = {True: "fitted again to all rows after it was judged", False: "the judged model itself"}
         window = (manifest.get("window") or {}).get("name")

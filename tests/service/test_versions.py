@@ -101,6 +101,13 @@ def test_show_says_in_a_sentence_what_a_version_is_then_where_it_comes_from(run:
         "✓ quality: log loss",
     ):
         assert words in text, words
+    pushed = {
+        **found,
+        "origin": "push",
+        "lineage": {**found["lineage"], "data": {**found["lineage"]["data"], "fitted": None}},
+    }
+    text = " ".join(" ".join(version_lines(pushed, 80)).split())
+    assert "; pushed, AUC 0.9" in text and "judged on 1,360 rows" in text and " fitted to 1,360" not in text
     plain = run("show", 1)
     assert plain.stdout.splitlines()[0].startswith("Version 1 answered until ")
     assert "the first one, trained on 700 rows" in plain.stdout.splitlines()[0]

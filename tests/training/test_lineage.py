@@ -73,6 +73,19 @@ def test_a_version_that_served_twice_has_two_times_and_each_answer_once(lived: P
     assert found.answers.rows == 300 + 150 + 20
 
 
+def test_a_version_that_was_never_in_service_has_no_answers_and_none_are_looked_for(lived: Place) -> None:
+    version = lived.registry.register(lived.registry.path(2), origin="push", now=lived.now)
+    with lived.engine.begin() as connection:
+        connection.execute(predictions.update().where(predictions.c.id == "11-149").values(version=version))
+
+    assert lineage(lived.engine, lived.registry, version).answers.rows == 0
+    with lived.engine.begin() as connection:  # retention: who was promoted when is not known any more
+        connection.exec_driver_sql("delete from runs where kind != 'check'")
+    assert lineage(lived.engine, lived.registry, version).answers.rows == 1
+    data = of_snapshot(lived.engine, lived.registry, str(lived.registry.manifest(2).data.snapshot))
+    assert [(one.version, one.how) for one in data.versions] == [(2, "was made from it"), (3, "was judged on it")]
+
+
 def test_an_answer_leads_to_the_version_that_gave_it_and_to_those_that_learnt_from_it(lived: Place) -> None:
     snapshots = lived.loop.snapshots_dir
 
