@@ -45,6 +45,8 @@ class _Answer(msgspec.Struct, frozen=True):
 
 class _Request(msgspec.Struct, frozen=True):
     bounds: Bounds
+    parent: int
+    """Process id of who asks."""
     asked: msgspec.Raw
 
 
@@ -54,7 +56,7 @@ Found = TypeVar("Found", bound=msgspec.Struct)
 
 def ask(module: str, asked: msgspec.Struct, kind: type[Found], bounds: Bounds) -> Found:
     """What `python -m module` answers, which calls `answer`. Raises `WorkFailed`."""
-    request = msgspec.json.encode(_Request(bounds, msgspec.Raw(msgspec.json.encode(asked))))
+    request = msgspec.json.encode(_Request(bounds, os.getpid(), msgspec.Raw(msgspec.json.encode(asked))))
     process = subprocess.Popen(
         [sys.executable, "-m", module],
         cwd=Path(__file__).resolve().parents[1],
@@ -96,6 +98,8 @@ def answer(kind: type[Asked], work: Callable[[Asked], msgspec.Struct]) -> int:
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)
     bounds = request.bounds
     end_with_parent(signal.SIGKILL)
+    if os.getppid() != request.parent:  # it ended while this process was starting: nobody waits for the answer
+        return 1
     give_way(bounds.nice)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if bounds.memory_mb:
