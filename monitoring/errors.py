@@ -14,6 +14,9 @@ EvergreenError
         StorageError          training/storage.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py
+        BadMark               training/marks.py
+        NothingKnown          training/lineage.py
+        CannotReproduce       training/reproduction.py
         UnknownAdaptation     training/adaptations.py
         UnknownVersion        training/registry.py
     InvalidRequest            monitoring/decode.py
@@ -30,6 +33,7 @@ EvergreenError
         RowsGone              training/reporting.py
     UnknownRun                training/runs.py
     UnloadableGraph           training/session.py
+    WorkFailed                training/apart.py
     JobCrashed                training/subprocess_job.py
     JobStopped                training/subprocess_job.py
     ServiceError              service/command/client.py
@@ -39,6 +43,7 @@ EvergreenError
     TrainRefused              service/command/first_version.py
     InitError                 service/command/init.py
     RowsError                 service/command/rows.py
+    NoStore                   service/command/versions.py
     TokenError                service/keys.py
     Denied                    service/keys.py
     ServeError                service/place.py

@@ -145,6 +145,7 @@ class StandIn:
                 quality = {"metric": "auc", "challenger": 0.83, "champion": None, "rows": 1000, "error": 0.01}
                 model = {"created_at": 1.7e9, "origin": "bootstrap", "estimator": "HistGradientBoosting"}
                 model |= {"engine": "onnx", "quality": {**quality, "metrics": {"auc": 0.83}}, "reproducible": True}
+                model |= {"snapshot": "73f7d9" + "0" * 58, "tags": ["fees-2026"]}
                 models = [{"version": version, **model} for version in VERSIONS]
                 return 200, {"model": "evergreen", "champion": 2, "previous": 1, "announced": None, "models": models}
             case "GET", ["runs"]:

@@ -25,7 +25,18 @@ IMPORTERS = {
     "skl2onnx": {"training/convert.py"},
     "fastapi": {
         f"service/serving/management/{name}.py"
-        for name in ("adaptation", "application", "loop", "managed", "models", "openapi", "reports", "rows", "runs")
+        for name in (
+            "adaptation",
+            "application",
+            "loop",
+            "managed",
+            "models",
+            "openapi",
+            "reports",
+            "rows",
+            "runs",
+            "versions",
+        )
     },
     "typer": {"service/command/cli.py"},
     "prometheus_client": {"monitoring/metrics.py"},

@@ -36,7 +36,7 @@ def export(
 
     `check_frame` holds canonical features, `reference` the drift reference (canonical features, `_label`,
     `_prediction`, `_score`), `manifest` what the exporter does not find out itself: name, origin, data, ….
-    The twin, its parity, `libraries`, `estimator` and the digests are added here.
+    The twin, its parity, `libraries`, `machine`, `estimator` and the digests are added here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / PIPELINE, to_skops(pipeline))
@@ -55,6 +55,7 @@ def export(
             "task": schema.task,
             "estimator": type(final_of(pipeline)).__name__,
             "libraries": libraries(),
+            "machine": machine(),
             "twin": plan,
             "parity": msgspec.to_builtins(parity),
         },
@@ -65,3 +66,8 @@ def libraries() -> dict[str, str]:
     """The versions that can change what a model computes."""
     names = ("scikit-learn", "numpy", "pandas", "skops", "onnx", "onnxruntime", "skl2onnx")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def machine() -> str:
+    """The kind of machine, as far as it can change what a model computes: `Linux x86_64`."""
+    return f"{platform.system()} {platform.machine()}"

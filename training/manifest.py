@@ -197,6 +197,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     git: str | None = None  # revision of the program
     libraries: dict[str, str] = {}
+    machine: str = ""  # kind of machine it was made on; "": not told
     data: Data = Data()
     until: float = 0.0  # `_at` of the last record row it was fitted to; 0: none of the record
     notes: tuple[str, ...] = ()
@@ -233,6 +234,8 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     feature: str = ""  # erase: whose value is meant
     value: str | bool | int | float | None = None
     state: Literal["", "on", "off"] = ""  # adaptation: what it is switched to
+    add: tuple[str, ...] = ()  # tag: put on the version
+    remove: tuple[str, ...] = ()  # tag: taken off
     hidden: str | None = None  # erase: the value as it is recorded where the feature is hashed
 
 

@@ -29,6 +29,8 @@ _AT_ONCE: Final = 1000
 """Runs that are looked at together when repeated ones are folded."""
 PAUSES: Final = ("pause", "resume")
 """Kinds of runs that say whether the loop works; the newest that ended well does."""
+MARKS: Final = {"tag": "tagged", "note": "noted"}
+"""Kinds of runs in which people say something of a version, and their outcomes: `training/marks.py`."""
 _SAID_NO: Final = (runs.c.kind == "check") & (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")
 """SQL: whether a run is a check that led to nothing."""
 
@@ -47,7 +49,7 @@ class Run:
     """One row of the table `runs`; times are seconds since 1970 UTC."""
 
     id: int
-    kind: str  # check | retrain | push | promote | rollback | bootstrap | adaptation | pause | resume | erase | …
+    kind: str  # check | retrain | push | promote | rollback | bootstrap | adaptation | pause | resume | tag | note | …
     state: State
     outcome: str | None  # promoted | kept | refused | no_action | crashed | rolled_back | erased | deleted | …
     trigger: str  # drift | quality | schedule | manual | start
@@ -396,10 +398,10 @@ class Runs:
             for table, old in (
                 (runs, (runs.c.created_at < before) & (said_no | (runs.c.kind == "check"))),
                 (
-                    runs,  # but for what says whether the loop works
+                    runs,  # but for what says whether the loop works, or is said of a version
                     sa.false()
                     if runs_before is None
-                    else (runs.c.finished_at < runs_before) & runs.c.kind.not_in(PAUSES),
+                    else (runs.c.finished_at < runs_before) & runs.c.kind.not_in((*PAUSES, *MARKS)),
                 ),
                 (checks, checks.c.at < before),
             ):

@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, ParamSpec
 from urllib.parse import urlsplit
@@ -17,12 +18,14 @@ from urllib.parse import urlsplit
 import typer
 
 from service.command import printing as show
+from service.command.layout import terminal_width
 from service.sample import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from service.command.client import Client
+    from service.command.versions import Versions
     from service.settings import DataSettings, Settings
 
 OK: Final = 0
@@ -330,7 +333,7 @@ def models(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every version of the model, newest first; `models export` gives one back as files."""
+    """Every version of the model, newest first; the commands below say more of one, or of two."""
     if context.invoked_subcommand:
         return
     with _client(config, url, token) as client:
@@ -339,6 +342,147 @@ def models(
         show.print_json(found)
         return
     show.print_models(found)
+
+
+RowsOption = Annotated[int, typer.Option("--rows", help="Rows that are predicted at most", min=1, max=100_000)]
+HereUrlOption = Annotated[
+    str, typer.Option("--url", help="Ask a running service (default: the store of this host)", show_default=False)
+]
+
+
+@command("show", versions)
+def models_show(
+    version: Annotated[int, typer.Argument(help="Version to show", min=1)],
+    url: HereUrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One version: what it was made from, by which run, why, how good it is, and what it answered."""
+    from service.command.version_lines import version_lines
+
+    with _versions(config, url, token) as known:
+        found = known.version(version)
+    if as_json:
+        show.print_json(found)
+    else:
+        show.show(version_lines(found, terminal_width()))
+
+
+@command("compare", versions)
+def models_compare(
+    a: Annotated[int, typer.Argument(help="One version", min=1)],
+    b: Annotated[int, typer.Argument(help="The other", min=1)],
+    rows: RowsOption = 2000,
+    url: HereUrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Two versions side by side: data, parameters, gates, slices, importance, and predictions on the same rows.
+
+    The rows are the newest of the record; of those that are new to both, the labels say which is better.
+    """
+    from service.command.version_lines import comparison_lines
+
+    with _versions(config, url, token) as known, show.open_console(stderr=True).status("asking both the same rows"):
+        found = known.compare(a, b, rows)
+    if as_json:
+        show.print_json(found)
+    else:
+        show.show(comparison_lines(found, terminal_width()))
+
+
+@command("reproduce", versions)
+def models_reproduce(
+    version: Annotated[int, typer.Argument(help="Version to make again", min=1)],
+    rows: RowsOption = 2000,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a version again from its manifest and snapshot, and compare its predictions bit for bit.
+
+    Nothing is kept of it. What it answered, through whichever adaptation, is made again, too. The exit code is 0 when
+    everything is identical, else 1.
+    """
+    import msgspec
+
+    from service.command.version_lines import reproduction_lines
+    from service.command.versions import versions_of
+
+    console = show.open_console(stderr=True)
+    with versions_of(_settings(config)) as known, console.status(f"training version {version} again"):
+        found = known.reproduce(version, rows)
+    if as_json:
+        show.print_json({**msgspec.to_builtins(found), "same": found.same})
+    else:
+        show.show(reproduction_lines(found, terminal_width()))
+    raise typer.Exit(OK if found.same else FAILED)
+
+
+@command("lineage", versions)
+def models_lineage(
+    answer: Annotated[str, typer.Option("--answer", help="Prediction id", show_default=False)] = "",
+    run: Annotated[int | None, typer.Option("--run", help="Number of a run", min=1, show_default=False)] = None,
+    snapshot: Annotated[str, typer.Option("--snapshot", help="Digest of data, or its start", show_default=False)] = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which version an answer, a run or a snapshot of data leads to; `models show V` is the way back."""
+    import msgspec
+
+    from service.command.version_lines import lineage_lines
+    from service.command.versions import versions_of
+
+    if [bool(answer), run is not None, bool(snapshot)].count(True) != 1:
+        raise typer.BadParameter("give one of --answer ID, --run N and --snapshot DIGEST")
+    with versions_of(_settings(config)) as known:
+        found = known.lineage(answer=answer, run=run, snapshot=snapshot)
+    if as_json:
+        show.print_json(msgspec.to_builtins(found))
+    else:
+        show.show(lineage_lines(found, terminal_width()))
+
+
+@command("tag", versions)
+def models_tag(
+    version: Annotated[int, typer.Argument(help="Version to tag", min=1)],
+    tags: Annotated[list[str] | None, typer.Argument(help="Tags to put on", show_default=False)] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", help="Tag to take off; may be repeated", show_default=False)
+    ] = None,
+    why: WhyOption = "",
+    url: HereUrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put tags on a version, or take them off; who did it stands in a run."""
+    with _versions(config, url, token) as known:
+        made = known.tag(version, tags or (), remove or (), why)
+        now = known.version(version)["tags"]
+    if as_json:
+        show.print_json({"run": made, "version": version, "tags": now})
+    else:
+        typer.echo(f"version {version} is tagged {', '.join(now)}" if now else f"version {version} has no tag")
+
+
+@command("note", versions)
+def models_note(
+    version: Annotated[int, typer.Argument(help="Version to say something of", min=1)],
+    text: Annotated[str, typer.Argument(help="What is to be kept")],
+    url: HereUrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a note on a version, with who said it and when; `models show` has it."""
+    with _versions(config, url, token) as known:
+        made = known.note(version, text)
+    if as_json:
+        show.print_json({"run": made, "version": version})
+    else:
+        typer.echo(f"noted of version {version}, in run {made}")
 
 
 @command("export", versions)
@@ -882,6 +1026,13 @@ def _client(config: Path | None, url: str, token: str) -> Client:
     own = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1", urlsplit(settings.address).hostname)
     known = token or settings.security.token.get_secret_value() or (known_token(settings) if own else "")
     return Client(address, known)
+
+
+def _versions(config: Path | None, url: str, token: str) -> AbstractContextManager[Client | Versions]:
+    """Whom to ask of versions: the service at `url`, without one the store of this host."""
+    from service.command.versions import versions_of
+
+    return _client(config, url, token) if url else versions_of(_settings(config))
 
 
 def _columns(given: Iterable[str] | None) -> list[str]:

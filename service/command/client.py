@@ -115,6 +115,24 @@ class Client:
         """`{"model", "champion", "previous", "announced", "models": [...]}`, the newest version first."""
         return self._object("GET", "/manage/models")
 
+    def version(self, version: int) -> dict[str, Any]:
+        """One version with its manifest, its lineage, its tags and notes."""
+        return self._object("GET", f"/manage/models/{version}")
+
+    def compare(self, a: int, b: int, rows: int = 0) -> dict[str, Any]:
+        """Two versions side by side; what they predict (on `rows` rows) is not asked over the wire: None."""
+        return {**self._object("GET", f"/manage/models/{a}/compare/{b}"), "predictions": None}
+
+    def tag(self, version: int, add: Sequence[str], remove: Sequence[str] = (), why: str = "") -> int:
+        """The run that put these tags on the version, and took those off."""
+        return self._queued(
+            "POST", f"/manage/models/{version}/tags", {"add": list(add), "remove": list(remove), "why": why}
+        )
+
+    def note(self, version: int, text: str) -> int:
+        """The run that holds the note."""
+        return self._queued("POST", f"/manage/models/{version}/notes", {"text": text})
+
     def runs(
         self, limit: int = 20, *, kind: str = "", trigger: str = "", since: float | None = None, folded: bool = False
     ) -> list[dict[str, Any]]:

@@ -130,11 +130,12 @@ def print_models(found: Mapping[str, Any]) -> None:
             at(model.get("created_at")),
             model.get("origin"),
             quality_text(model.get("quality")),
+            ", ".join(model.get("tags") or ()),
             ", ".join(each for each in (model.get("estimator"), model.get("engine")) if each),
         )
         for model in found["models"]
     ]
-    show(table(("version", "alias", "created", "origin", "on its holdout", "estimator"), rows, width))
+    show(table(("version", "alias", "created", "origin", "on its holdout", "tags", "estimator"), rows, width))
 
 
 RUN_COLUMNS: Final = ("run", "checks", "since", "created", "kind", "trigger", "who", "state", "outcome", "version")

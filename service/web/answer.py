@@ -32,7 +32,7 @@ from service.web.span import Asked, whole_number
 from service.web.state import for_asker, state
 from service.web.story import story
 from service.web.traffic import traffic
-from service.web.versions import side_by_side
+from training.comparison import compare
 from training.manifest import FormatError
 from training.registry import UnknownVersion
 from training.runs import UnknownRun
@@ -82,7 +82,7 @@ def _route(page: Page, path: str, query: Query) -> tuple[float, Work] | None:
         case ["runs", run] if _number(run):
             return FOREVER_S, lambda: story(here, int(run))
         case ["versions", a, b] if _number(a) and _number(b):
-            return FOREVER_S, lambda: side_by_side(here, int(a), int(b))
+            return FOREVER_S, lambda: compare(here.engine, here.registry, int(a), int(b))
         case _:
             return None
 

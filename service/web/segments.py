@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-import sqlalchemy as sa
-
-from monitoring.store import checks
 from service.web.shapes import Segments, Slice
-from training.manifest import Slices
+from training.comparison import newest_slices
 
 if TYPE_CHECKING:
     from service.serving.management.deployment import Managed
-
-
-class Known(msgspec.Struct):
-    slices: Slices | None = None
-
-
-def newest_slices(connection: sa.Connection, version: int | None = None) -> tuple[Any, Slices] | None:
-    """(id, at, version) of the newest check (of this version), and what it found; None when there is none."""
-    wanted = sa.select(checks.c.id, checks.c.at, checks.c.version, checks.c.quality).order_by(checks.c.id.desc())
-    if version is not None:
-        wanted = wanted.where(checks.c.version == version)
-    row = connection.execute(wanted.limit(1)).first()
-    if row is None or row.quality is None:
-        return None
-    found = msgspec.json.decode(row.quality, type=Known).slices
-    return None if found is None else (row, found)
 
 
 def feature_of(name: str) -> str:

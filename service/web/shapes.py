@@ -23,7 +23,7 @@ Files of the page are at `/page/static/NAME`; their addresses in the HTML are re
 | `GET /page/segments` | `Segments` |
 | `GET /page/traffic?since=&until=` | `Traffic` |
 | `GET /page/runs/{id}` | `Story` |
-| `GET /page/versions/{a}/{b}` | `SideBySide` |
+| `GET /page/versions/{a}/{b}` | `training.comparison.Comparison` |
 | `GET /page/events` | server-sent events: `event: changed`, `data: Changed`; 503 when too many listen: poll `State` |
 
 Writes are those of `/manage`: `POST /manage/retrain`, `/manage/models/{version}/promote`, `/manage/rollback`,
@@ -764,67 +764,3 @@ class Story(Shape, frozen=True, kw_only=True):
     newer: int | None
     older: int | None
     """Neighbours by id."""
-
-
-# -- two versions ----------------------------------------------------------------------------------------------------
-
-
-class VersionSide(Shape, frozen=True, kw_only=True):
-    version: int
-    created_at: float
-    origin: str
-    estimator: str | None
-    engine: str
-    seed: int
-    reproducible: bool
-    passed: bool | None
-    metric: str
-    value: Number
-    """On its own holdout."""
-    error: Number
-    rows: int
-    """Of the holdout."""
-    gates: tuple[Chip, ...]
-    run: int | None
-    """That made it."""
-    notes: tuple[str, ...]
-
-
-class Row(Shape, frozen=True, kw_only=True):
-    """One line of a table with two columns; values are JSON scalars or text."""
-
-    name: str
-    a: Any
-    b: Any
-    differs: bool
-
-
-class ImportanceRow(Shape, frozen=True, kw_only=True):
-    feature: str
-    a: Number
-    b: Number
-
-
-class SliceRow(Shape, frozen=True, kw_only=True):
-    """The metric of one slice, each version on the matured rows it answered itself, at its newest check."""
-
-    name: str
-    sensitive: bool
-    a: Number
-    b: Number
-    a_rows: int | None
-    b_rows: int | None
-
-
-class SideBySide(Shape, frozen=True, kw_only=True):
-    a: VersionSide
-    b: VersionSide
-    parameters: tuple[Row, ...]
-    data: tuple[Row, ...]
-    libraries: tuple[Row, ...]
-    metrics: tuple[Row, ...]
-    """On each one's own holdout: other rows, so only roughly comparable."""
-    importance: tuple[ImportanceRow, ...]
-    """The largest of both first; a null: not measured, or the version does not have the feature."""
-    slices: tuple[SliceRow, ...]
-    slice_metric: str

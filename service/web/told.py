@@ -82,5 +82,7 @@ def sentence_of(run: Any, told: Story) -> str:
         "resumed": "the loop was resumed",
         "erased": "rows were erased",
         "deleted": "old rows were deleted",
+        "tagged": f"version {version} was tagged",
+        "noted": f"version {version} has a note",
     }
     return f"{said.get(outcome or '', f'{kind} ended as {outcome}')}{asked}"

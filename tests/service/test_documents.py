@@ -41,7 +41,14 @@ Seen = dict[tuple[str, str], set[str]]
 """(method, path of a document) -> statuses."""
 
 DOCUMENTS = ("/docs.json", "/manage/openapi.json")
-FILLED = {"model": "evergreen", "version": "1", "run_id": "1", "check_id": "1", "prediction_id": "order-17"}
+FILLED = {
+    "model": "evergreen",
+    "version": "1",
+    "other": "2",
+    "run_id": "1",
+    "check_id": "1",
+    "prediction_id": "order-17",
+}
 WRITTEN_BY_OTHERS = {"500"}
 """An error of ours has no request that asks for it."""
 
@@ -262,7 +269,7 @@ def test_the_management_answers_what_its_document_says_and_nothing_else(tmp_path
         for method, path, operation in operations(document):
             body = examples(document, operation)[0]
             for odd in ("0", "999", "x"):
-                filled = re.sub(r"\{(version|run_id|check_id)\}", odd, path)
+                filled = re.sub(r"\{(version|other|run_id|check_id)\}", odd, path)
                 long = filled.replace("{prediction_id}", "y" * 600)
                 if long != path:
                     talk.ask(method, path, talk.request(method, long, body))

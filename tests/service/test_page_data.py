@@ -18,6 +18,7 @@ from service.web import shapes
 from tests.paged import Paged, grown, here, paged, there
 from tests.places import START, first, world
 from training.artefact import REFERENCE
+from training.comparison import Comparison
 
 __all__ = ["first", "grown", "here", "there"]  # fixtures
 
@@ -158,7 +159,7 @@ def test_one_run_and_two_versions_tell_their_story(there: Paged) -> None:
     assert {"check", "report", "version", "versions"} == {link.kind for link in story.links}
     assert (story.older, story.newer) == (2, 4)
 
-    both = msgspec.convert(there.get("/page/versions/1/2"), shapes.SideBySide)
+    both = msgspec.convert(there.get("/page/versions/1/2"), Comparison)
     manifest = there.get("/manage/models/2")["manifest"]
     assert (both.a.version, both.b.version, both.b.run) == (1, 2, 3)
     assert both.b.value == manifest["quality"]["challenger"]

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from service.serving.management import adaptation, loop, models, reports, rows, runs
+from service.serving.management import adaptation, loop, models, reports, rows, runs, versions
 from service.serving.management.deployment import TRY_AGAIN_S, managed, store_down
 from service.serving.management.openapi import PATH, document
 from training.manifest import FormatError
@@ -47,7 +47,7 @@ def application(worker: Worker) -> FastAPI:
         openapi_url=PATH,
     )
     app.state.managed = managed(worker)
-    for each in (models, adaptation, loop, reports, rows, runs):
+    for each in (models, versions, adaptation, loop, reports, rows, runs):
         app.include_router(each.router)
     app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]
     return app

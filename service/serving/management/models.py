@@ -12,15 +12,14 @@ from pathlib import Path
 from threading import BoundedSemaphore
 from typing import IO, Annotated, Any, Final
 
-import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request
 
 from service.serving.management.deployment import TRY_AGAIN_S
 from service.serving.management.loop import refuse_while_paused
 from service.serving.management.managed import CONFLICT, Accepted, Here, Managed, NumberInPath, Text, Why
+from service.versions import all_versions, one_version
 from training.admission import Pushed, problem_of
 from training.artefact import SCHEMA
-from training.registry import Version
 
 router = APIRouter()
 
@@ -38,20 +37,13 @@ MODEL_FILE: Final = {
 @router.get("/manage/models")
 def models(here: Here) -> dict[str, Any]:
     """All versions, newest first, and which of them runs under which alias."""
-    live = here.registry.live()
-    return {
-        "model": here.settings.model.name,
-        "champion": live.champion,
-        "previous": live.previous,
-        "announced": live.announced,
-        "models": [_version(info) for info in here.registry.list()],
-    }
+    return all_versions(here.engine, here.registry)
 
 
 @router.get("/manage/models/{version}")
 def model(here: Here, version: NumberInPath) -> dict[str, Any]:
-    """One version with its manifest: data, parameters, seed, libraries, gates."""
-    return _version(here.registry.get(version), whole=True)
+    """One version with its manifest (data, parameters, seed, libraries, gates), its lineage, and notes on it."""
+    return one_version(here.engine, here.registry, version)
 
 
 @router.post("/manage/models", status_code=202, responses=CONFLICT, openapi_extra=MODEL_FILE)
@@ -134,19 +126,3 @@ def retrain(here: Here, request: Request, body: Why | None = None) -> Accepted:
     """Train a candidate now; it is promoted if it passes the gates. Refused while the loop is paused."""
     refuse_while_paused(here)
     return here.queue("retrain", body.why if body else "", request)
-
-
-def _version(info: Version, *, whole: bool = False) -> dict[str, Any]:
-    manifest = info.manifest
-    shown: dict[str, Any] = {
-        "version": info.version,
-        "created_at": info.created_at,
-        "origin": info.origin,
-        "estimator": manifest.estimator,
-        "quality": msgspec.to_builtins(manifest.quality),
-        "engine": "scikit-learn" if manifest.twin is None else "onnx",
-        "reproducible": manifest.reproducible,
-    }
-    if whole:
-        shown["manifest"] = manifest.document
-    return shown

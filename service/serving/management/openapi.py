@@ -12,6 +12,9 @@ from monitoring.window import LabelStatus
 from service.process import DISTRIBUTION, installed_version
 from service.serving.described import ANY, ERROR, JsonObject, errors, json_content, page, ref
 from service.web.session import COOKIE, CSRF_HEADER
+from training import marks
+from training.comparison import Comparison
+from training.lineage import Lineage
 from training.runs import Check, Run
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ EXAMPLES: Final[dict[str, Any]] = {
     "Switch": {"state": "off", "why": "an audit"},
     "Erasure": {"ids": ["order-17"], "why": "asked by the customer"},
     "Accepted": {"run": 41},
+    "Tags": {"add": ["fees-2026"], "remove": [], "why": "the new fees are in it"},
+    "Note": {"text": "learnt the new fees"},
     "BeingMade": {"check": 17, "waiting": 1},
 }
 """Of a component: what a person would send, or get."""
@@ -38,7 +43,10 @@ EXAMPLES: Final[dict[str, Any]] = {
 KNOWN_OR_NOT: Final = "/manage/labels/{prediction_id}"
 """Also of an id that nobody has sent it says what is known: nothing."""
 
-_NAMED: Final = {"type": "object", "required": ["version", "created_at", "origin", "estimator", "quality", "engine"]}
+_NAMED: Final = {
+    "type": "object",
+    "required": ["version", "created_at", "origin", "estimator", "quality", "engine", "snapshot", "tags"],
+}
 
 ANSWERS: Final[dict[str, JsonObject]] = {
     "/manage/models": {
@@ -50,7 +58,11 @@ ANSWERS: Final[dict[str, JsonObject]] = {
             "models": {"type": "array", "items": ref("Version")},
         },
     },
-    "/manage/models/{version}": {"allOf": [ref("Version"), {"type": "object", "required": ["manifest"]}]},
+    "/manage/models/{version}": {
+        "allOf": [ref("Version"), {"type": "object", "required": ["manifest", "lineage", "notes"]}],
+        "properties": {"lineage": ref("Lineage"), "notes": {"type": "array", "items": ref("KeptNote")}},
+    },
+    "/manage/models/{version}/compare/{other}": ref("Comparison"),
     "/manage/runs": {
         "type": "object",
         "required": ["runs"],
@@ -139,5 +151,7 @@ def _shapes() -> JsonObject:
         properties = {renamed.get(name, name): value for name, value in shape["properties"].items()}
         required = [renamed.get(name, name) for name in shape["required"]]
         shapes[kind.__name__] = {**shape, "properties": properties, "required": required}
-    _, labels = msgspec.json.schema_components([LabelStatus], ref_template="#/components/schemas/{name}")
-    return {**shapes, **labels}
+    told = [LabelStatus, Lineage, Comparison, marks.Note]
+    _, known = msgspec.json.schema_components(told, ref_template="#/components/schemas/{name}")
+    known["KeptNote"] = known.pop("Note")  # `Note` is what is sent
+    return {**shapes, **known}

@@ -56,12 +56,12 @@ function lines(a, b, rows, head, format, change) {
   ];
 }
 
-function card({ version, created_at: created, origin, estimator, engine, seed, reproducible, passed, metric, value, error, rows, gates, run, notes }) {
+function card({ version, created_at: created, origin, estimator, engine, seed, reproducible, passed, metric, value, error, rows, gates, run, notes, tags }) {
   return h("section", { class: "side", "aria-label": `Version ${version}` },
-    h("h2", {}, `Version ${version}`),
+    h("h2", {}, `Version ${version}`, tags.map((tag) => h("span", { class: "tag" }, tag))),
     h("p", { class: "big" }, fixed(value), h("small", {}, ` ${metricName(metric)}${error === null ? "" : ` ± ${fixed(1.96 * error)}`}`)),
     h("p", { class: "meta" }, h("span", {}, `on ${number(rows)} holdout rows`), h("span", {}, words(origin)), estimator && h("span", {}, estimator), h("span", {}, engine), h("span", {}, `seed ${seed}${reproducible ? "" : ", not reproducible"}`)),
-    h("p", { class: "chips" }, gates.map(gateChip), passed === null && h("span", { class: "note" }, "the gates were not asked")),
+    h("p", { class: "chips" }, gates.map(({ name, passed: held, reason }) => gateChip({ gate: name, passed: held, text: reason })), passed === null && h("span", { class: "note" }, "the gates were not asked")),
     h("p", { class: "meta" }, h("span", {}, "made ", when(created)), run !== null && h("span", {}, h("a", { href: `#/runs/${run}` }, `run ${run}`))),
     notes.length > 0 && h("ul", { class: "plain" }, notes.map((note) => h("li", {}, note))));
 }
