@@ -9,6 +9,7 @@ EvergreenError
         SchemaError           monitoring/feature.py
         FormatError           training/manifest.py
         ArtefactError         training/artefact.py
+            NotInstalled      training/trust.py
             UntrustedModel    training/trust.py
         DataError             training/data.py
         StorageError          training/storage.py

@@ -99,6 +99,8 @@ def _as_matrix(pipeline: Any, schema: FeatureSchema, *, double: bool) -> tuple[b
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     numeric_pipeline, columns = _split(pipeline, schema)
+    if double and hasattr(final_of(numeric_pipeline), "forest"):
+        raise _NoConversion("XGBoost and LightGBM compare what comes as float32")
     if double and _splits_on_missing(numeric_pipeline):
         raise _NoConversion("a tree splits on missing values, on which skl2onnx 1.20 never returns")
     kind = DoubleTensorType if double else FloatTensorType
@@ -141,14 +143,62 @@ def _is_row_by_row(model: Any) -> bool:
 def _to_onnx(model: Any, inputs: list[tuple[str, Any]]) -> Any:
     from skl2onnx import convert_sklearn
 
+    _know_boosted_trees()
     nodes = _tree_nodes(model)
     if nodes > MAX_TREE_NODES:
         raise _NoConversion(f"its trees have {nodes} nodes, more than {MAX_TREE_NODES} are not converted")
     final = final_of(model)
-    options = {id(final): {"zipmap": False}} if hasattr(final, "predict_proba") else None
+    probable = hasattr(final, "predict_proba") or (hasattr(final, "forest") and hasattr(final, "classes_"))
+    options = {id(final): {"zipmap": False}} if probable else None
     converted = convert_sklearn(model, initial_types=inputs, options=options)
     offset = getattr(final, "evergreen_offset", None)
     return converted if offset is None else _add_offset(converted, offset)
+
+
+def _know_boosted_trees() -> None:
+    """Have skl2onnx convert the trees of XGBoost and LightGBM as `training.boosting` has them."""
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+    from skl2onnx.common.shape_calculator import calculate_linear_classifier_output_shapes
+
+    from training.boosting import BoostedClassifier, BoostedRegressor, onnx_attributes
+
+    def write(scope: Any, operator: Any, container: Any, kind: str, outputs: list[str]) -> None:
+        attributes = onnx_attributes(operator.raw_operator.forest, classifier=kind == "TreeEnsembleClassifier")
+        given, name = operator.inputs[0].full_name, scope.get_unique_operator_name(kind)
+        container.add_node(kind, given, outputs, op_domain="ai.onnx.ml", op_version=1, name=name, **attributes)
+
+    def classifier(scope: Any, operator: Any, container: Any) -> None:
+        write(scope, operator, container, "TreeEnsembleClassifier", operator.output_full_names)
+
+    def regressor(scope: Any, operator: Any, container: Any) -> None:
+        from onnx import TensorProto
+
+        forest = operator.raw_operator.forest
+        steps: list[tuple[str, list[str], dict[str, Any]]] = []
+        if forest.offset:
+            offset = scope.get_unique_variable_name("offset")
+            container.add_initializer(offset, TensorProto.DOUBLE, [1], [forest.offset])
+            steps += [("Cast", [], {"to": TensorProto.DOUBLE}), ("Add", [offset], {})]
+        steps += [("Exp", [], {})] if forest.link == "EXP" else []
+        names = [scope.get_unique_variable_name("sum") for _ in steps] + operator.output_full_names
+        write(scope, operator, container, "TreeEnsembleRegressor", names[:1])
+        for (kind, more, attributes), given, found in zip(steps, names, names[1:], strict=False):
+            name = scope.get_unique_operator_name(kind)
+            container.add_node(kind, [given, *more], found, op_version=13, name=name, **attributes)
+
+    def one_column(operator: Any) -> None:
+        kind = DoubleTensorType if operator.raw_operator.forest.offset else FloatTensorType
+        operator.outputs[0].type = kind([None, 1])
+
+    options = {"zipmap": [True, False, "columns"], "nocl": [True, False]}
+    shapes = calculate_linear_classifier_output_shapes
+    for stand_in, shape, converter, known in (
+        (BoostedClassifier, shapes, classifier, options),
+        (BoostedRegressor, one_column, regressor, None),
+    ):
+        name = f"Evergreen{stand_in.__name__}"
+        update_registered_converter(stand_in, name, shape, converter, overwrite=True, options=known)
 
 
 def _tree_nodes(model: Any) -> int:
@@ -311,12 +361,21 @@ def _prepared(model: Any) -> Any:
       which lies on the wrong side of a float32 value now and then. Rounded down, every float32 comparison is the same.
     - A regression's baseline is taken out and added again in float64: a sum of float32 loses the digits of a small
       variation on a large mean.
+    - XGBoost and LightGBM give way to an estimator that holds their trees as arrays.
     """
     import numpy as np
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
+    from training.boosting import is_boosted, stand_in
+
     model = _nameless(model)
     final = final_of(model)
+    if is_boosted(final):
+        trees = stand_in(final)
+        if final is model:
+            return trees
+        model.steps[-1] = (model.steps[-1][0], trees)
+        return model
     if isinstance(final, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
         if final.is_categorical_ is not None:
             raise _NoConversion("skl2onnx does not convert HistGradientBoosting with categorical_features")

@@ -35,7 +35,7 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "training": ("trials", "threads", "memory_mb", "timeout_s", "max_rows", "judge_every", "last_fit"),
     "adapt": ("enabled", "max_move", "guard_loss"),
     "schedule": ("check_interval_s",),
-    "security": ("token", "trusted_types"),
+    "security": ("token", "trusted_packages", "trusted_types"),
     "alerts": ("webhook_url",),
     "retention": ("predictions_days", "labels_days"),
     "export": ("to",),

@@ -76,7 +76,7 @@ def assemble(
         threads=training.threads,
         memory_mb=training.memory_mb,
         nice=training.nice,
-        trusted=tuple(settings.security.trusted_types),
+        trusted=settings.security.trusted,
         git=revision(),
     )
 

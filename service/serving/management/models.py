@@ -96,7 +96,7 @@ def _check(here: Managed, path: Path) -> None:
             Pushed(
                 path=str(path),
                 schema=None if champion is None else str(here.registry.path(champion) / SCHEMA),
-                trusted=here.settings.security.trusted_types,
+                trusted=here.settings.security.trusted,
                 memory_mb=here.settings.training.memory_mb,
             )
         )
