@@ -23,6 +23,7 @@ from monitoring.schema import FeatureSchema
 from training.artefact import ArtefactError
 from training.interface import check_interface, check_said
 from training.known_types import is_of, names_of_types, not_installed
+from training.onnx_file import check_graph, is_onnx, load_onnx
 from training.priority import end_with_parent
 from training.skops_file import read
 from training.trust import NotInstalled, UntrustedModel, check_form, load_skops
@@ -80,6 +81,13 @@ def problem_of(pushed: Pushed, *, longest_s: float = LONGEST_S) -> str:
 def check(pushed: Pushed) -> None:
     """Raises `ArtefactError` for a file that cannot become a version: what, with which value, and what to do."""
     path = Path(pushed.path)
+    schema = None if pushed.schema is None else FeatureSchema.from_json(Path(pushed.schema).read_bytes())
+    if is_onnx(path):
+        if schema is None:
+            check_graph(path)
+        else:
+            load_onnx(path, schema)
+        return
     content = check_form(path)
     names = names_of_types(content)
     strangers = {name for name in names if name.partition(".")[0] not in _KNOWN and not is_of(name, pushed.trusted)}
@@ -89,7 +97,6 @@ def check(pushed: Pushed) -> None:
         raise NotInstalled("the pushed file", missing)
     said = read(path, content)
     _check_release(said.releases)
-    schema = None if pushed.schema is None else FeatureSchema.from_json(Path(pushed.schema).read_bytes())
     if schema is not None:
         check_said(said, schema)
     model = load_skops(path, pushed.trusted)

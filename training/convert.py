@@ -18,6 +18,7 @@ from monitoring.errors import in_short
 from training.artefact import plain
 from training.blame import refused_row
 from training.manifest import Parity, Plan
+from training.onnx_file import with_plan
 from training.parity import CHECK_ROWS, UNSEEN, answers_of, check_rows, compare
 from training.pipeline import final_of, names_of, parts_of
 from training.twin import Twin
@@ -76,7 +77,7 @@ def convert(
             reasons.append(f"{layout.__name__[1:]}: {in_short(error)}")
             continue
         if parity.agrees:
-            return model, plan, parity
+            return with_plan(model, plan, schema), plan, parity
         last = parity
         reasons.append(f"{layout.__name__[1:]}: {parity.reason}")
     return None, None, msgspec.structs.replace(last, reason="; ".join(reasons))

@@ -42,6 +42,13 @@ def check_said(said: Said, schema: FeatureSchema) -> None:
     _refuse(problems)
 
 
+def refuse_misfits(features: list[str], classes: list[Any] | None, schema: FeatureSchema) -> None:
+    """The same, of a model that says itself which features it reads and what it answers."""
+    booleans = bool(schema.classes) and isinstance(schema.classes[0], bool)  # ONNX has them as 0 and 1
+    found = None if classes is None else _classes(classes, schema, counted=booleans)
+    _refuse(_names(features, schema) + (found or []))
+
+
 def counts_classes(pipeline: Any) -> bool:
     """Whether the model is of XGBoost, which takes no labels but 0, 1, …: the schema's classes in their order."""
     final = pipeline.steps[-1][1] if hasattr(pipeline, "steps") else pipeline

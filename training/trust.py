@@ -102,7 +102,7 @@ def check_form(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
     except FileNotFoundError:
         raise ArtefactError(f"{path} does not exist") from None
-    remedy = "write it with skops.io.dump(model, path); pickle and joblib files are never loaded"
+    remedy = "write it with skops.io.dump(model, path), or as ONNX; pickle and joblib files are never loaded"
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

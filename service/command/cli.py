@@ -595,7 +595,10 @@ def retrain(
 
 @command("push")
 def push(
-    file: Annotated[Path, typer.Argument(help="A scikit-learn pipeline saved with skops.io.dump")],
+    file: Annotated[Path, typer.Argument(help="A scikit-learn pipeline saved with skops.io.dump, or an ONNX file")],
+    trained_until: Annotated[
+        str, typer.Option(help="Time of the newest row it was fitted to (ISO 8601): later rows judge it")
+    ] = "",
     why: WhyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = TRAIN_WAIT_S,
@@ -614,9 +617,9 @@ def push(
     except OSError as error:
         _fail(f"cannot read {file}: {error.strerror}", USAGE)
     if model[:1] == b"\x80" or file.suffix in (".pkl", ".pickle", ".joblib"):
-        _fail(f"{file} is a pickle, which could run any code: save the model with skops.io.dump", FAILED)
+        _fail(f"{file} is a pickle, which could run any code: save the model with skops.io.dump, or as ONNX", FAILED)
     with _client(config, url, token) as client:
-        _asked(client, client.push(model, why), wait, as_json, good=("promoted",), timeout_s=timeout)
+        _asked(client, client.push(model, why, trained_until), wait, as_json, good=("promoted",), timeout_s=timeout)
 
 
 @command("promote")
