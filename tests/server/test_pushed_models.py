@@ -73,6 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Ser
         DATA__FIRST="700",
         TRAINING__LAST_FIT="false",
         TRAINING__NICE="0",
+        GATES__MAX_LATENCY_RATIO="1000",  # a busy machine says nothing about it
         SCHEDULE__CHECK_INTERVAL_S="600",
         ADAPT__ENABLED="false",
         SECURITY__TRUSTED_PACKAGES=f'["xgboost", "lightgbm", "{PACKAGE}"]',
@@ -103,7 +104,7 @@ def fitted(final: Any, numbers: Any = "passthrough", words: Any = None) -> Any:
 
 
 def forest() -> Any:
-    return fitted(RandomForestClassifier(100, min_samples_leaf=5, random_state=0))
+    return fitted(RandomForestClassifier(30, min_samples_leaf=5, random_state=0))
 
 
 def linear() -> Any:
@@ -155,7 +156,7 @@ def test_a_pushed_model_serves_and_answers_as_where_it_was_fitted(
     asked = asked.dropna()
 
     with server.client() as client:
-        run = client.wait(client.push(write(pipeline), "pushed", "2026-01-01"), timeout_s=180)
+        run = client.wait(client.push(write(pipeline), "pushed", "2026-01-01"), timeout_s=400)
         assert run["outcome"] == "promoted", run["record"]
         status = wait_until("the version in service", lambda: serving(client.status(), run["version"]))
         version = next(one for one in client.models()["models"] if one["version"] == run["version"])
