@@ -11,7 +11,7 @@ EvergreenError
         ArtefactError         training/artefact.py
             NotInstalled      training/trust.py
             UntrustedModel    training/trust.py
-        DataError             training/data.py
+        DataError             training/source.py
         StorageError          training/storage.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py

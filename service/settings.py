@@ -86,8 +86,8 @@ class DataSettings(Section):
     source: str = Field(
         SAMPLE,
         min_length=1,
-        description="path of a Parquet or CSV file, or `sample`; the first model is trained from it "
-        "(the built-in sample stream needs no file)",
+        description="Parquet or CSV file (packed or not), folder, glob or fsspec URL; or a database's URL and a query; "
+        "or `sample`, the built-in stream; the first model is trained from it",
     )
     target: str = Field("", description="column; what is predicted (empty only for the sample)")
     time: str = Field("", description="column; orders the rows and is no feature (empty: row order is time order)")

@@ -29,7 +29,7 @@ from training.adaptations import Adaptations
 from training.adapting import adapt, served_of, standing_of, start, works_hard
 from training.artefact import SCHEMA
 from training.checking import Seen, check, matured_rows, maturity, past, unfit_rows
-from training.data import DataError, assemble, read_snapshot
+from training.data import assemble, read_snapshot
 from training.erasure import erase, forget_unfinished
 from training.lease import LeaseLost
 from training.loop import Loop
@@ -39,6 +39,7 @@ from training.registry import NoChampion
 from training.retention import retain
 from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
 from training.runs import PAUSES, Run
+from training.source import DataError
 from training.spec import JobSpec
 from training.subprocess_job import JobCrashed, JobStopped
 

@@ -183,7 +183,9 @@ def options(
 
 @command("init")
 def init(
-    data: Annotated[Path, typer.Option(help="Parquet or CSV file")],
+    data: Annotated[
+        str, typer.Option(help="Parquet or CSV file, folder, glob or URL; or a database's URL and a query, in quotes")
+    ],
     target: Annotated[str, typer.Option(help="Column to predict")],
     time_column: Annotated[str, typer.Option("--time", help="Column that orders the rows")] = "",
     shuffle: Annotated[

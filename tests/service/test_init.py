@@ -14,7 +14,7 @@ from service.command.rows import read_rows
 from service.configuration import load
 from service.control.deployment import source
 from service.settings import SECTIONS, SettingsError
-from training.data import DataError
+from training.source import DataError
 
 
 @pytest.fixture

@@ -24,11 +24,12 @@ from monitoring.schema import FeatureSchema
 from tests.world import history
 from training.adaptation import decode
 from training.artefact import verify
-from training.data import DataError, Snapshot, read_snapshot, snapshot
+from training.data import Snapshot, read_snapshot, snapshot
 from training.fitting import fit_rows, refit
 from training.job import THREAD_VARIABLES, main, run
 from training.loaded import load_model
 from training.pipeline import predict
+from training.source import DataError
 from training.spec import JobResult, JobSpec, read_result
 from training.split import TrainPolicy, interleaved, split
 from training.trust import load_pipeline
