@@ -201,8 +201,8 @@ def init(
 ) -> None:
     """Write a commented evergreen.toml for a data file, and say what was decided of each column.
 
-    Constants, ids, free text, duplicates, copies of the target and what tells it too well are left out; each stands in
-    the file on a line of its own, and is a feature again without it.
+    Constants, ids, free text, duplicates, copies of the target, what tells it too well and categories of too many
+    values are left out; each stands in the file on a line of its own, and is a feature again without it.
     """
     from dataclasses import asdict
 
