@@ -111,6 +111,21 @@ def test_a_query_is_asked(tmp_path: Path) -> None:
     assert found.to_dict("records") == [{"name": "Bär, braun", "grams": 2.25}]
 
 
+def test_postgresql_is_asked_and_is_told_that_it_is_only_read(postgres_url: str) -> None:
+    url = postgres_url.replace("postgresql+psycopg://", "postgresql://")
+    engine = sa.create_engine(postgres_url, poolclass=sa.NullPool)
+    ROWS.to_sql("sales", engine, index=False)
+    found = load_source(f"{url} select name, grams, sold from sales where sold = 1 order by grams")
+    assert found.fillna(0.0).to_dict("records") == [
+        {"name": "Ärmel", "grams": 1.5, "sold": 1},
+        {"name": "C", "grams": 0.0, "sold": 1},
+    ]
+    with pytest.raises(DataError, match="read-only transaction"):
+        load_source(f"{url} WITH gone AS (DELETE FROM sales RETURNING *) SELECT * FROM gone")
+    with pytest.raises(DataError, match=r"cannot be read .*nowhere"):
+        load_source(f"{url} SELECT * FROM nowhere")
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
