@@ -152,8 +152,29 @@ def _to_onnx(model: Any, inputs: list[tuple[str, Any]]) -> Any:
     probable = hasattr(final, "predict_proba") or (hasattr(final, "forest") and hasattr(final, "classes_"))
     options = {id(final): {"zipmap": False}} if probable else None
     converted = convert_sklearn(model, initial_types=inputs, options=options)
+    _send_missing(converted, final)
     offset = getattr(final, "evergreen_offset", None)
     return converted if offset is None else _add_offset(converted, offset)
+
+
+def _send_missing(converted: Any, final: Any) -> None:
+    """Have the trees of a forest send a missing value where scikit-learn does; skl2onnx sends all of them right."""
+    import numpy as np
+    from onnx import helper
+
+    each = np.ravel(final.estimators_) if hasattr(final, "estimators_") else [final]
+    trees = [estimator.tree_ for estimator in each if hasattr(estimator, "tree_")]
+    if not any(np.any(tree.missing_go_to_left) for tree in trees):
+        return
+    for node in converted.graph.node:
+        found = {attribute.name: attribute for attribute in node.attribute}
+        if "nodes_treeids" not in found:
+            continue
+        places = zip(found["nodes_treeids"].ints, found["nodes_nodeids"].ints, strict=True)
+        left = [int(trees[tree].missing_go_to_left[at]) for tree, at in places]
+        if "nodes_missing_value_tracks_true" in found:
+            node.attribute.remove(found["nodes_missing_value_tracks_true"])
+        node.attribute.append(helper.make_attribute("nodes_missing_value_tracks_true", left))
 
 
 def _know_boosted_trees() -> None:

@@ -104,7 +104,7 @@ def fitted(final: Any, numbers: Any = "passthrough", words: Any = None) -> Any:
 
 
 def forest() -> Any:
-    return fitted(RandomForestClassifier(30, min_samples_leaf=5, random_state=0), SimpleImputer())
+    return fitted(RandomForestClassifier(30, min_samples_leaf=5, random_state=0))
 
 
 def linear() -> Any:
