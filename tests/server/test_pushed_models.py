@@ -74,7 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Ser
         TRAINING__LAST_FIT="false",
         TRAINING__NICE="0",
         GATES__MAX_LATENCY_RATIO="1000",  # a busy machine says nothing about it
-        SCHEDULE__CHECK_INTERVAL_S="600",
+        SCHEDULE__CHECK_INTERVAL_S="86400",
         ADAPT__ENABLED="false",
         SECURITY__TRUSTED_PACKAGES=f'["xgboost", "lightgbm", "{PACKAGE}"]',
     )
