@@ -99,7 +99,7 @@ def test_a_query_a_glob_and_a_packed_file_train_what_init_found(
 ) -> None:
     import sqlalchemy as sa
 
-    frame = sample.training_frame(600)
+    frame = sample.training_frame(600).drop(columns="returning")  # a word of SQL's own
     frame.to_sql("loans", sa.create_engine(f"sqlite:///{tmp_path}/bank.db"), index=False)
     frame.to_csv(tmp_path / "loans-2026.csv.gz", index=False, sep=";", decimal=",")
     (tmp_path / "deploy").mkdir()
@@ -342,7 +342,7 @@ def test_a_category_of_too_many_values_is_left_out_and_one_of_many_common_ones_i
     frame = honest(6000)
     random = np.random.default_rng(1)
     frame["plane"] = [f"N{number}" for number in random.integers(0, 1500, len(frame))]
-    frame["street"] = [f"S{int(number)}" for number in random.pareto(0.5, len(frame)) % 900]
+    frame["street"] = [f"S{number % 750}" for number in range(len(frame))]  # each in eight rows
     frame["place"] = [f"P{number}" for number in random.integers(0, 200, len(frame))]
 
     found = left_out(frame)
