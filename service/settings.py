@@ -30,8 +30,8 @@ from monitoring.quality import QualityPolicy
 from monitoring.retention import RetentionPolicy
 from monitoring.traces import TracePolicy
 from training.experts import AdaptPolicy
-from training.gates import GatePolicy
 from training.known_types import PACKAGE
+from training.gate_policy import GatePolicy
 from training.policy import RetrainPolicy
 from training.split import TrainPolicy
 

@@ -43,7 +43,7 @@ from training.artefact import SCHEMA
 from training.cycle import work_off
 from training.data import Prepared, prepare
 from training.experts import AdaptPolicy
-from training.gates import GatePolicy
+from training.gate_policy import GatePolicy
 from training.lease import CONTROLLER, Lease
 from training.loop import Loop
 from training.policy import RetrainPolicy

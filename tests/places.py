@@ -33,7 +33,7 @@ from training.checking import Seen, check, matured_rows, maturity
 from training.cycle import bootstrap, run_cycle, work_off
 from training.data import Prepared, prepare
 from training.experts import AdaptPolicy
-from training.gates import GatePolicy
+from training.gate_policy import GatePolicy
 from training.lease import CONTROLLER, Lease
 from training.loaded import load_model
 from training.loop import Loop

@@ -21,10 +21,12 @@ from monitoring.quality import QualityPolicy
 from monitoring.verdict import Outputs, QualityVerdict, holdout_of, judge_quality
 from training.adaptation import Adaptation, Adapter, decode, link, losses
 from training.artefact import REFERENCE, UNSEEN, verify
+from training.comparing import Truth
 from training.data import read_snapshot
 from training.experts import AdaptPolicy, Answered, Standing, error_scale, make, score, tempered
 from training.fitting import labels_of
-from training.gates import GatePolicy, Truth, groups_of
+from training.gate_policy import GatePolicy
+from training.groups import groups_of
 from training.judgement import answered, schema_of
 from training.loaded import LoadedModel, load_model
 from training.spec import Adapted, JobError, JobResult, JobSpec, write_made

@@ -12,10 +12,11 @@ import numpy as np
 
 from monitoring.feature import AT, ORIGIN
 from monitoring.wording import percent
+from training.comparing import LOSSES, Truth, difference, score
 from training.data import content_digest, read_snapshot
 from training.experts import AdaptPolicy
 from training.fitting import fit_rows, has_all_classes, labels_of, refreshed
-from training.gates import LOSSES, GatePolicy, Truth, difference, score
+from training.gate_policy import GatePolicy
 from training.judgement import Judged, Unseen, finish, schema_of
 from training.manifest import TriedWindow
 from training.phases import phase

@@ -1,26 +1,20 @@
 """May the challenger replace the champion? Every gate answers with a number and a reason.
 
-`judge` sees only what two models said of the same rows, so it is pure; `timed` asks two models in turn and times them.
-Differences are paired: both models answer the same rows, so what is hard for both cancels out. How far chance moves a
-difference comes from each row's influence on it, and from blocks of neighbouring rows (`monitoring/evidence.py`).
-pandas and scikit-learn are not imported here.
+`judge` sees only what two models said of the same rows, so it is pure.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from monitoring.evidence import Influences, spread
-from monitoring.influence import of_classes, of_numbers
 from monitoring.wording import metric_name
+from training.comparing import LOSSES, Measure, Metric, Truth, difference, metric_of
+from training.gate_policy import GatePolicy
+from training.groups import groups_of
+from training.latency import Latency
 from training.manifest import GateResult, Verdict
 
 if TYPE_CHECKING:
@@ -28,71 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
-
-Metric = Literal["auc", "accuracy", "r2"]
-Measure = Literal["auc", "accuracy", "r2", "log_loss", "mse"]
-SHOWN_CHARS: Final = 60
-"""Of a category in the name of its segment."""
-LOSSES: Final[dict[str, Measure]] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
-"""What decides between two models: a loss sees every row, a metric of ranks or hits only what crosses a line."""
-PRIMARY: Final[dict[str, Metric]] = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}
-
-
-class GatePolicy(BaseModel):
-    """What a challenger must show before it may replace the champion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    metric: Literal["auto", "auc", "accuracy", "r2"] = Field(
-        "auto",
-        description="what decides between two models; auto: the loss (log loss, squared error), which sees every row. "
-        "Told besides: AUC for two classes, accuracy for more, R² for regression",
-    )
-    min_gain: float = Field(
-        0.0, ge=0, description="of what decides; a candidate that was only hoped for must be better by more than this"
-    )
-    confidence: float = Field(
-        0.9, ge=0.5, lt=1, description="probability that a candidate which was only hoped for is better"
-    )
-    worse_confidence: float = Field(
-        0.84,
-        ge=0.5,
-        lt=1,
-        description="probability of being worse from which a candidate that was due is refused; 0.84 is one standard "
-        "error. More data is a reason by itself, so small steady gains need not be proven one by one",
-    )
-    min_holdout_rows: int = Field(200, ge=20, description="rows; fewer say nothing about a difference of a few percent")
-    max_segment_loss: float = Field(
-        0.05, ge=0, description="of the metric; what a segment may lose against the champion before the gate fails"
-    )
-    min_segment_rows: int = Field(100, ge=20, description="rows; smaller segments differ by chance and are not judged")
-    max_segment_categories: int = Field(20, ge=2, description="number; features with more categories form no segments")
-    sensitive: tuple[str, ...] = Field(
-        (), description="features; always form segments, numeric ones by their quartiles"
-    )
-    label_sources: tuple[str, ...] = Field(
-        (),
-        description="token names; whose labels may judge and train (empty: everyone's, also of an open `/feedback`)",
-    )
-    max_latency_ratio: float = Field(
-        3.0, gt=0, description="times; the challenger may take this much longer than the champion to answer"
-    )
-    one_row_budget_ms: float = Field(20.0, gt=0, description="ms; one row answered within this is always fast enough")
-    batch_budget_ms: float = Field(
-        500.0, gt=0, description="ms; 1,000 rows answered within this are always fast enough"
-    )
-
-
-class Latency(msgspec.Struct, frozen=True):
-    """Times of two models that answered in turn, in one process; milliseconds, medians."""
-
-    one_row_ms: float
-    champion_one_row_ms: float
-    batch_ms: float
-    champion_batch_ms: float
-    one_row_ratio: float
-    """Times the champion that all but the fastest tenth of the pairs took at least: noise is slow now and then."""
-    batch_ratio: float
 
 
 class Answers(msgspec.Struct, frozen=True):
@@ -132,106 +61,6 @@ def judge(
         gates.append(_latency(challenger.latency, policy))
     gates.append(_parity(challenger))
     return Verdict(all(gate.passed for gate in gates), tuple(gates))
-
-
-def metric_of(task: str, policy: GatePolicy) -> Metric:
-    """The metric that decides. Raises ValueError for one that does not fit the task."""
-    metric = PRIMARY[task] if policy.metric == "auto" else policy.metric
-    fits = {"binary": ("auc", "accuracy"), "multiclass": ("accuracy",), "regression": ("r2",)}[task]
-    if metric not in fits:
-        raise ValueError(f"metric {metric!r} does not fit a {task} task: use {' or '.join(fits)}, or auto")
-    return metric
-
-
-class Truth(msgspec.Struct, frozen=True):
-    """Labels as numbers: the position in the schema's classes (-1: a class the model never saw), or the value."""
-
-    values: Any
-    classes: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, labels: npt.NDArray[Any], schema: FeatureSchema) -> Truth:
-        if schema.task == "regression":
-            return cls(np.asarray(labels, dtype=np.float64), ())
-        position = {value: at for at, value in enumerate(schema.classes)}
-        return cls(np.array([position.get(label, -1) for label in labels.tolist()], dtype=np.int64), schema.classes)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    @property
-    def known(self) -> Any:
-        """Which labels the models have a class for (every number of a regression): one boolean a row."""
-        return self.values >= 0 if self.classes else np.ones(len(self.values), dtype=bool)
-
-
-def score(values: npt.NDArray[Any], truth: Truth, metric: Measure) -> float:
-    """The metric of a model's answers; NaN where it is undefined (one class only, constant labels, no rows)."""
-    found = influences(values, truth, metric)
-    return math.nan if found is None else found.value
-
-
-def influences(values: npt.NDArray[Any], truth: Truth, metric: Measure) -> Influences | None:
-    """The metric of a model's answers and each row's influence on it; larger is better, so losses are negative.
-
-    A row of a class that the models never saw is a wrong answer for `accuracy`, and does not count in the others. None
-    where the metric is undefined.
-    """
-    if not truth.classes:
-        return of_numbers(metric, truth.values, np.asarray(values, dtype=np.float64))
-    known = truth.known | (metric == "accuracy")
-    return of_classes(metric, truth.values[known], np.asarray(values, dtype=np.float64)[known])
-
-
-class Difference(NamedTuple):
-    """How much better a challenger is than a champion on the same rows."""
-
-    new: float
-    old: float
-    error: float
-    """Standard error of `new` - `old`."""
-
-    @property
-    def gain(self) -> float:
-        return self.new - self.old
-
-    def chance_above(self, gain: float) -> float:
-        """Probability that the true gain is above this one."""
-        if not self.error:
-            return 1.0 if self.gain > gain else 0.0 if self.gain < gain else 0.5
-        return 0.5 * (1 + math.erf((self.gain - gain) / self.error / math.sqrt(2)))
-
-
-def difference(new: npt.NDArray[Any], old: npt.NDArray[Any], truth: Truth, metric: Measure) -> Difference | None:
-    """The paired difference of two models' answers to the same rows, None where the metric is undefined."""
-    first, second = influences(new, truth, metric), influences(old, truth, metric)
-    if first is None or second is None:
-        return None
-    rows = first.rows - second.rows
-    return Difference(first.value, second.value, spread(rows) / math.sqrt(len(rows)))
-
-
-def timed(
-    new: tuple[Callable[[], object], Callable[[], object]],
-    old: tuple[Callable[[], object], Callable[[], object]],
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-    repeats: int = 31,
-) -> Latency:
-    """Both models' times for one row and for 1,000 rows, called in turn; two calls of each warm up unmeasured."""
-    found = []
-    for calls in zip(new, old, strict=True):
-        times: tuple[list[float], list[float]] = ([], [])
-        for turn in range(2 + repeats):
-            for call, into in zip(calls, times, strict=True):
-                begin = clock()
-                call()
-                if turn >= 2:
-                    into.append((clock() - begin) * 1000)
-        ratios = sorted(mine / max(theirs, 1e-9) for mine, theirs in zip(*times, strict=True))
-        found.append((statistics.median(times[0]), statistics.median(times[1]), ratios[len(ratios) // 10]))
-    (one, its_one, one_ratio), (batch, its_batch, batch_ratio) = found
-    return Latency(one, its_one, batch, its_batch, one_ratio, batch_ratio)
 
 
 # -- gates ----------------------------------------------------------------------------------------------------------
@@ -350,50 +179,6 @@ def _parity(challenger: Answers) -> GateResult:
     why = said[challenger.twin] + (f": {challenger.parity}" if challenger.parity else "")
     value = None if challenger.twin is None else float(challenger.twin)
     return GateResult("parity", True, value, None, f"{why} (for information)")
-
-
-def groups_of(
-    holdout: pd.DataFrame, schema: FeatureSchema, policy: GatePolicy
-) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
-    """(name, row positions) of each segment with enough rows, but not of one that is the whole holdout."""
-    if unknown := [name for name in policy.sensitive if name not in schema.names]:
-        raise ValueError(f"sensitive features {unknown} are not in the schema; it has {', '.join(schema.names)}")
-    told: set[bytes] = set()
-    for feature in schema.features:
-        column = holdout[feature.name]
-        sensitive = feature.name in policy.sensitive
-        groups: Sequence[tuple[str, npt.NDArray[np.bool_]]]
-        if feature.kind in ("categorical", "boolean"):
-            values = sorted(set(column.dropna().tolist()))
-            if len(values) > policy.max_segment_categories and not sensitive:
-                continue
-            array = column.to_numpy()
-            shown = (lambda v: bool(v)) if feature.kind == "boolean" else (lambda v: v[:SHOWN_CHARS])
-            groups = [(f"{feature.name}={shown(value)}", array == value) for value in values]
-            groups = [*groups, (f"{feature.name} missing", column.isna().to_numpy())]
-        elif sensitive:
-            groups = _quartiles(feature.name, column.to_numpy(dtype=np.float64))
-        else:
-            continue
-        for name, chosen in groups:
-            rows = np.flatnonzero(chosen)
-            if policy.min_segment_rows <= len(rows) < len(holdout) and rows.tobytes() not in told:
-                told.add(rows.tobytes())  # two columns may mark the same rows: that is one group
-                yield name, rows
-
-
-def _quartiles(name: str, values: npt.NDArray[np.float64]) -> list[tuple[str, npt.NDArray[np.bool_]]]:
-    present = values[~np.isnan(values)]
-    if not len(present):
-        return []
-    edges = np.unique(np.quantile(present, [0.25, 0.5, 0.75]))
-    at = np.searchsorted(edges, values, side="left")
-    bounds = ["-∞", *(f"{edge:.4g}" for edge in edges), "∞"]
-    groups = [
-        (f"{name} in ({bounds[part]}, {bounds[part + 1]}]", (at == part) & ~np.isnan(values))
-        for part in range(len(edges) + 1)
-    ]
-    return [*groups, (f"{name} missing", np.isnan(values))]
 
 
 def _constant(truth: Truth) -> npt.NDArray[np.float64]:

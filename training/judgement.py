@@ -14,11 +14,14 @@ from monitoring.feature import AT, LABEL
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
 from training.artefact import SCHEMA, UNSEEN, verify, write_manifest
+from training.comparing import LOSSES, Truth, difference, metric_of, score
 from training.experts import AdaptPolicy, Answered, Standing, make, tempered
 from training.export import export
 from training.fitting import labels_of
-from training.gates import LOSSES, Answers, GatePolicy, Latency, Truth, difference, judge, metric_of, score, timed
+from training.gate_policy import GatePolicy
+from training.gates import Answers, judge
 from training.importance import importance
+from training.latency import Latency, timed
 from training.loaded import LoadedModel, load_model
 from training.manifest import HoldoutQuality, TriedWindow
 from training.phases import phase

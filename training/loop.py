@@ -11,7 +11,7 @@ from monitoring.drift import DriftPolicy
 from monitoring.quality import QualityPolicy
 from training.data import Prepared
 from training.experts import AdaptPolicy
-from training.gates import GatePolicy
+from training.gate_policy import GatePolicy
 from training.policy import RetrainPolicy
 from training.registry import Registry
 from training.rollout import WorkerState

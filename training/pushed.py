@@ -12,7 +12,7 @@ from monitoring.fits import iso
 from training.artefact import read_manifest
 from training.data import content_digest, read_snapshot
 from training.fitting import refreshed
-from training.gates import GatePolicy
+from training.gate_policy import GatePolicy
 from training.interface import check_interface
 from training.judgement import Judged, finish, schema_of
 from training.onnx_file import is_onnx, load_onnx

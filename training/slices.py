@@ -10,14 +10,15 @@ import numpy as np
 from monitoring.evidence import spread
 from monitoring.feature import LABEL
 from training.adapting import served_of
-from training.gates import Truth, groups_of, influences, metric_of
+from training.comparing import Truth, influences, metric_of
+from training.groups import groups_of
 from training.manifest import Slice, Slices
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
-    from training.gates import GatePolicy
+    from training.gate_policy import GatePolicy
     from training.loop import Loop
 
 ROWS: Final = 5_000

@@ -18,7 +18,7 @@ from training.adaptation import IDENTITY
 from training.adaptations import Adaptations
 from training.cycle import run_cycle
 from training.experts import AdaptPolicy
-from training.gates import GatePolicy
+from training.gate_policy import GatePolicy
 from training.job import run
 from training.lease import CONTROLLER, Lease, LeaseLost
 from training.policy import RetrainPolicy

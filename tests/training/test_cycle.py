@@ -21,7 +21,7 @@ from tests.places import START, TOKEN, Place, checked, first, place, world
 from training import checking, job
 from training.artefact import SCHEMA
 from training.cycle import bootstrap, run_cycle, take_over, work_off
-from training.gates import GatePolicy
+from training.gate_policy import GatePolicy
 from training.lease import CONTROLLER, Lease, LeaseLost
 from training.manifest import NO_ACTION
 from training.pipeline import build

@@ -10,7 +10,10 @@ import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
 from monitoring.schema import FeatureSchema
-from training.gates import Answers, GatePolicy, Latency, Truth, difference, judge, metric_of, score, timed
+from training.comparing import Truth, difference, metric_of, score
+from training.gate_policy import GatePolicy
+from training.gates import Answers, judge
+from training.latency import Latency, timed
 from training.manifest import GateResult, Verdict
 
 ROWS = 600

@@ -31,7 +31,7 @@ from training.adaptations import Adaptations
 from training.artefact import SCHEMA, read_manifest
 from training.cycle import run_cycle
 from training.experts import AdaptPolicy
-from training.gates import GatePolicy
+from training.gate_policy import GatePolicy
 from training.loaded import load_model
 from training.runs import Run
 
