@@ -68,7 +68,8 @@ class Controller:
 class PredictionService:
     """Predictions from the model in service. Every answered row is recorded."""
 
-    controller = bentoml.depends(Controller)
+    if TREE.records:  # a server that only checks a candidate has nothing to drain and nothing to decide
+        controller = bentoml.depends(Controller)
 
     def __init__(self) -> None:
         slot = f"api-{SLOT or 1}"

@@ -57,7 +57,7 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
     for variable, section, key, value in _variables(environ):
         values.setdefault(section, {})[key] = value
         origin[section, key] = variable
-    for section, key in (("data", "source"), ("store", "var")):
+    for section, key in (("data", "source"), ("data", "trusted_holdout"), ("store", "var")):
         value = values.get(section, {}).get(key)
         if isinstance(value, str) and value not in ("", SAMPLE) and is_path(value):
             from_file = file is not None and origin[section, key] == str(file)

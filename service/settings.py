@@ -108,6 +108,12 @@ class DataSettings(Section):
     sensitive: tuple[str, ...] = Field(
         (), description="features; the gates compare quality within each of their groups too, as with gates.sensitive"
     )
+    trusted_holdout: str = Field(
+        "",
+        description="path of a Parquet or CSV file with the features and the target, which trains nothing; a candidate "
+        "that is probably worse than the champion on its rows is refused, whatever the record's labels say (empty: "
+        "none)",
+    )
 
     @model_validator(mode="after")
     def _a_file_needs_a_target(self) -> DataSettings:
@@ -379,6 +385,8 @@ class Settings(BaseModel):
             variables[CONFIG_VARIABLE] = str(self.config_file)
         if self.data.source != SAMPLE:
             variables["EVERGREEN_DATA__SOURCE"] = self.data.source
+        if self.data.trusted_holdout:
+            variables["EVERGREEN_DATA__TRUSTED_HOLDOUT"] = self.data.trusted_holdout
         if self.store.var:
             variables["EVERGREEN_STORE__VAR"] = self.store.var
         return variables

@@ -41,6 +41,45 @@ class GatePolicy(BaseModel):
     sensitive: tuple[str, ...] = Field(
         (), description="features; always form segments, numeric ones by their quartiles"
     )
+    fairness: tuple[Rate, ...] = Field(
+        ("true_positive_rate", "false_positive_rate"),
+        description="rates (Fairlearn's; also selection_rate, error) that are compared between the groups of each "
+        "sensitive feature; more than two classes, and quantities, have `error` only",
+    )
+    max_group_difference: float = Field(
+        0.1,
+        ge=0,
+        description="of a rate; groups may differ by so much; above it a candidate is refused that surely differs more "
+        "than the champion (error of a quantity: in standard deviations of the label)",
+    )
+    max_calibration_error: float = Field(
+        0.2,
+        ge=0,
+        description="mean distance of what is said from what is so (a quantity: in standard deviations of the label); "
+        "above it, beyond chance, a candidate is refused that is probably worse calibrated than the champion; high, as "
+        "the loss sees it too and adaptations mend it",
+    )
+    min_quality: float | None = Field(
+        None,
+        description="AUC, accuracy or R² (as gates.metric); a candidate below it is refused, however bad the champion "
+        "is (none: no floor)",
+    )
+    max_artefact_mb: float = Field(
+        512.0, gt=0, description="MB; pipeline and ONNX twin together: each worker holds them in memory"
+    )
+    twin_must_agree: Literal["never", "trained", "always"] = Field(
+        "trained",
+        description="whose ONNX twin may not disagree with its pipeline where the champion has a twin: of candidates "
+        "trained here, or of pushed ones too; else scikit-learn serves it, exactly and more slowly",
+    )
+    infra: bool = Field(
+        True,
+        description="switch; before it replaces a champion, a candidate answers recorded rows over HTTP in a fresh "
+        "server: some seconds of one core at low priority, and the memory of two small processes meanwhile",
+    )
+    infra_timeout_s: float = Field(
+        300.0, gt=0, description="seconds; a busy machine takes long to start a server of low priority"
+    )
     label_sources: tuple[str, ...] = Field(
         (),
         description="token names; whose labels may judge and train (empty: everyone's, also of an open `/feedback`)",

@@ -11,8 +11,10 @@ import msgspec
 import numpy as np
 
 from monitoring.wording import metric_name
-from training.comparing import LOSSES, Measure, Metric, Truth, difference, metric_of
-from training.gate_policy import GatePolicy
+from training.calibration import calibration
+from training.comparing import LOSSES, Measure, Metric, Truth, difference, metric_of, score
+from training.edges import Edges, edges_gate
+from training.fairness import fairness
 from training.groups import groups_of
 from training.latency import Latency
 from training.manifest import GateResult, Verdict
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
+    from training.gate_policy import GatePolicy
 
 
 class Answers(msgspec.Struct, frozen=True):
@@ -31,6 +34,17 @@ class Answers(msgspec.Struct, frozen=True):
     latency: Latency | None = None  # None: not measured
     twin: bool | None = None  # an ONNX twin answers; None: not known
     parity: str = ""  # why, or why not
+    disagrees: bool = False  # a twin was made, and answers otherwise than its pipeline
+    edges: Edges | None = None  # None: not asked
+    size_mb: float | None = None  # of what is loaded to serve it; None: not known
+
+
+class Trusted(msgspec.Struct, frozen=True):
+    """What both models say of the rows of a file that nobody but the owner writes."""
+
+    new: Any
+    old: Any | None  # None: a first version
+    truth: Truth
 
 
 def judge(
@@ -42,25 +56,39 @@ def judge(
     policy: GatePolicy,
     *,
     due: bool = False,
+    trusted: Trusted | None = None,
+    trained: bool = True,
 ) -> Verdict:
     """The verdict on a challenger from the same rows as the champion's answers; None for a first version.
 
     `holdout` holds canonical features (rows by features, in time order), `labels` their canonical labels. With `due`
-    it suffices not to be probably worse, else it must be probably better. A first version is judged by `holdout_rows`
-    and `baseline` only. The same arguments give the same verdict.
+    it suffices not to be probably worse, else it must be probably better. `trained`: it was fitted here, not pushed. A
+    first version is compared with a constant. All gates are asked, whatever the others say; those without a setting or
+    a measurement are left out. The same arguments give the same verdict.
     """
-    metric = metric_of(schema.task, policy)
+    metric, task = metric_of(schema.task, policy), schema.task
     truth = Truth.of(labels, schema)
-    gates = [_holdout_rows(truth, policy)]
-    if gates[0].passed and champion is None:
-        gates.append(_baseline(challenger, truth, schema.task))
-    elif gates[0].passed and champion is not None:
-        gates.append(_quality(challenger, champion, truth, schema.task, metric, policy, due=due))
+    old = None if champion is None else champion.values
+    gates: list[GateResult | None] = [_holdout_rows(truth, policy)]
+    if champion is None:
+        gates.append(_baseline(challenger, truth, task))
+    else:
+        gates.append(_quality(challenger, champion, truth, task, metric, policy, due=due))
+    gates.append(None if trusted is None else _trusted_holdout(trusted, task, policy))
+    gates.append(None if policy.min_quality is None else _floor(challenger, truth, metric, policy.min_quality))
+    if champion is not None:
         gates.append(_segments(challenger, champion, holdout, truth, metric, schema, policy))
+    if policy.sensitive:
+        gates.append(fairness(challenger.values, old, holdout, truth, schema, policy))
+    gates.append(calibration(challenger.values, old, truth, policy))
+    if challenger.edges is not None:
+        gates.append(edges_gate(challenger.edges, None if champion is None else champion.edges))
     if champion is not None:
         gates.append(_latency(challenger.latency, policy))
-    gates.append(_parity(challenger))
-    return Verdict(all(gate.passed for gate in gates), tuple(gates))
+    gates.append(None if challenger.size_mb is None else _size(challenger, champion, policy))
+    gates.append(_parity(challenger, champion, policy, trained=trained))
+    asked = tuple(gate for gate in gates if gate is not None)
+    return Verdict(all(gate.passed for gate in asked), asked)
 
 
 # -- gates ----------------------------------------------------------------------------------------------------------
@@ -174,10 +202,52 @@ def _latency(found: Latency | None, policy: GatePolicy) -> GateResult:
     return GateResult("latency", passed, worst, policy.max_latency_ratio, "; ".join(reasons))
 
 
-def _parity(challenger: Answers) -> GateResult:
+def _trusted_holdout(found: Trusted, task: str, policy: GatePolicy) -> GateResult:
+    """Fails when the challenger is probably worse than the champion on rows that no label of the record reaches."""
+    loss, rows = LOSSES[task], len(found.truth)
+    if found.old is None:
+        value = score(found.new, found.truth, loss)
+        why = f"{metric_name(loss)} {-value:.4g} on {rows:,} trusted rows; there is no champion to compare with"
+        return GateResult("trusted_holdout", True, value, None, why)
+    compared = difference(found.new, found.old, found.truth, loss)
+    if compared is None:
+        why = f"nothing can be compared on {rows:,} trusted rows: their labels are of no class of the model"
+        return GateResult("trusted_holdout", False, None, 0.0, why)
+    worse = 1 - compared.chance_above(0.0)
+    why = (
+        f"{metric_name(loss)} {-compared.new:.4g} against the champion's {-compared.old:.4g} on {rows:,} trusted rows: "
+        f"worse with probability {worse:.3f} ({policy.worse_confidence:g} refuses it)"
+    )
+    return GateResult("trusted_holdout", worse < policy.worse_confidence, compared.gain, 0.0, why)
+
+
+def _floor(challenger: Answers, truth: Truth, metric: Metric, least: float) -> GateResult:
+    value = score(challenger.values, truth, metric)
+    known, passed = value == value, value >= least
+    why = f"{metric_name(metric)} {value:.4f}" if known else f"{metric_name(metric)} is undefined on these rows"
+    return GateResult(
+        "floor", passed, value if known else None, least, why + (", " if passed else ": not ") + f"at least {least:g}"
+    )
+
+
+def _size(challenger: Answers, champion: Answers | None, policy: GatePolicy) -> GateResult:
+    size, most = challenger.size_mb or 0.0, policy.max_artefact_mb
+    theirs = "" if champion is None or champion.size_mb is None else f", the champion's has {champion.size_mb:.3g} MB"
+    over = "" if size <= most else f": more than {most:g} MB"
+    return GateResult("size", size <= most, size, most, f"the artefact has {size:.3g} MB{theirs}{over}")
+
+
+def _parity(challenger: Answers, champion: Answers | None, policy: GatePolicy, *, trained: bool) -> GateResult:
     said = {True: "an ONNX twin serves it", False: "scikit-learn serves it, no ONNX twin", None: "not known"}
     why = said[challenger.twin] + (f": {challenger.parity}" if challenger.parity else "")
     value = None if challenger.twin is None else float(challenger.twin)
+    asked = policy.twin_must_agree == "always" or (policy.twin_must_agree == "trained" and trained)
+    if asked and challenger.disagrees and champion is not None and champion.twin:
+        why = (
+            f"its ONNX twin answers otherwise than its pipeline, the champion's does not: {challenger.parity}; with "
+            'gates.twin_must_agree = "never" scikit-learn serves it'
+        )
+        return GateResult("parity", False, value, 1.0, why)
     return GateResult("parity", True, value, None, f"{why} (for information)")
 
 

@@ -13,19 +13,22 @@ import numpy as np
 from monitoring.feature import AT, LABEL
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
-from training.artefact import SCHEMA, UNSEEN, verify, write_manifest
+from training.artefact import PIPELINE, SCHEMA, TWIN, UNSEEN, verify, write_manifest
 from training.comparing import LOSSES, Truth, difference, metric_of, score
+from training.data import read_snapshot
+from training.edges import ask
 from training.experts import AdaptPolicy, Answered, Standing, make, tempered
 from training.export import export
 from training.fitting import labels_of
 from training.gate_policy import GatePolicy
-from training.gates import Answers, judge
+from training.gates import Answers, Trusted, judge
 from training.importance import importance
 from training.latency import Latency, timed
 from training.loaded import LoadedModel, load_model
-from training.manifest import HoldoutQuality, TriedWindow
+from training.manifest import HoldoutQuality, Manifest, TriedWindow
 from training.phases import phase
 from training.pipeline import predict
+from training.rehearsal import write_rehearsal
 from training.spec import JobError, JobResult, JobSpec, write_made
 from training.split import Split, TrainPolicy, known_rows
 
@@ -87,14 +90,30 @@ def finish(
         reference = _with_answers(known, _answers(judged.pipeline, known[list(schema.names)], schema), schema)
         complete = export(final, schema, out, check_frame=features, reference=reference, manifest=given)
     new = load_model(out, complete, schema, spec.trusted)
-    challenger = Answers(said, twin=new.has_twin, parity=complete.parity.reason if complete.parity else "")
-    champion = None
-    if spec.champion is not None:
-        old = _champion(spec, schema)
-        challenger = msgspec.structs.replace(challenger, latency=_latency(new, old, features))
-        champion = Answers(_served(spec, judged.rows.holdout, old.answer(features)))
+    old = None if spec.champion is None else _champion(spec, schema)
     with phase("gates"):
-        verdict = judge(challenger, champion, features, labels, schema, gates, due=spec.due)
+        challenger = _challenger(said, new, old, features, complete, out)
+        champion = None
+        if old is not None:
+            champion = Answers(
+                _served(spec, judged.rows.holdout, old.answer(features)),
+                twin=old.has_twin,
+                edges=ask(old.answer, features, schema),
+                size_mb=_size_mb(Path(str(spec.champion))),
+            )
+        verdict = judge(
+            challenger,
+            champion,
+            features,
+            labels,
+            schema,
+            gates,
+            due=spec.due,
+            trusted=_trusted(spec, new, old, schema),
+            trained=spec.kind == "train",
+        )
+    if verdict.passed and spec.champion is not None and gates.infra:
+        write_rehearsal(out, final, features, schema)
     quality = _quality(said, None if champion is None else champion.values, labels, truth, schema, gates, spec.seed)
     found = {
         "importance": importance(new.answer, features, schema, seed=spec.seed),
@@ -153,6 +172,42 @@ def _champion(spec: JobSpec, schema: FeatureSchema) -> LoadedModel:
     if its_schema.digest != schema.digest:
         raise JobError("the champion takes other columns, kinds or classes than this schema: it cannot be compared")
     return load_model(folder, manifest, its_schema, spec.trusted)
+
+
+def _challenger(
+    said: npt.NDArray[Any],
+    new: LoadedModel,
+    old: LoadedModel | None,
+    features: pd.DataFrame,
+    manifest: Manifest,
+    out: Path,
+) -> Answers:
+    """What the judged model said, and what was found of the one that would serve."""
+    parity = manifest.parity
+    return Answers(
+        said,
+        latency=None if old is None else _latency(new, old, features),
+        twin=new.has_twin,
+        parity=parity.reason if parity else "",
+        disagrees=parity is not None and not parity.agrees and parity.max_abs_difference is not None,
+        edges=ask(new.answer, features, new.schema),
+        size_mb=_size_mb(out),
+    )
+
+
+def _size_mb(folder: Path) -> float:
+    """Of the files that are loaded to serve a version."""
+    return sum(path.stat().st_size for name in (PIPELINE, TWIN) if (path := folder / name).exists()) / 1e6
+
+
+def _trusted(spec: JobSpec, new: LoadedModel, old: LoadedModel | None, schema: FeatureSchema) -> Trusted | None:
+    """What both models say of the owner's rows themselves: nobody served them, so nothing is adapted."""
+    if spec.trusted_holdout is None:
+        return None
+    frame = read_snapshot(Path(spec.trusted_holdout), schema)
+    features = frame[list(schema.names)]
+    truth = Truth.of(labels_of(frame, schema), schema)
+    return Trusted(new.answer(features), None if old is None else old.answer(features), truth)
 
 
 def _served(spec: JobSpec, holdout: npt.NDArray[np.intp], raw: npt.NDArray[Any]) -> npt.NDArray[Any]:

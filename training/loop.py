@@ -21,9 +21,12 @@ from training.spec import JobResult, JobSpec
 from training.split import TrainPolicy
 
 if TYPE_CHECKING:
+    import pandas as pd
     import sqlalchemy as sa
 
     from training.storage import Storage
+    from monitoring.schema import FeatureSchema
+    from training.manifest import GateResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,8 @@ class Loop:
     # the world around
     source: Callable[[], Prepared]  # the data that the first version is trained from
     run_job: Callable[[JobSpec], JobResult]  # `subprocess_job` with a timeout, or `training.job.run`
+    trusted_rows: Callable[[FeatureSchema], pd.DataFrame] | None = None  # a snapshot frame that only the owner writes
+    rehearse: Callable[[Path], GateResult] | None = None  # the infra gate of a job's output folder; None: not asked
     live_workers: Callable[[], Sequence[WorkerState]]
     on_event: Callable[[str, Mapping[str, Any]], None]
     clock: Callable[[], float]  # seconds since 1970 UTC

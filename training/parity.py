@@ -32,15 +32,24 @@ EXTREME: Final = 1e30
 
 
 def check_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
-    """Rows of `frame` (at most `CHECK_ROWS`, evenly spaced), and rows with each value missing, unseen or extreme."""
+    """Rows of `frame` (at most `CHECK_ROWS`, evenly spaced), and the edge rows."""
     import numpy as np
     import pandas as pd
 
     frame = frame[list(schema.names)]
     if len(frame) > CHECK_ROWS:
         frame = frame.iloc[np.linspace(0, len(frame) - 1, CHECK_ROWS).astype(int)]
+    return pd.concat([frame, edge_rows(frame, schema)], ignore_index=True)
+
+
+def edge_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
+    """Rows like some of `frame` in which one value is missing, unseen or extreme, and one in which all are missing."""
+    import numpy as np
+    import pandas as pd
+
+    frame = frame[list(schema.names)]
     seeds = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, 3).astype(int))]
-    made = [frame]
+    made = []
     extremes = (0.0, 1.0, -1.0, 1e6, -1e6, EXTREME, -EXTREME)
     for name in schema.names:
         numeric = name in schema.numeric_names

@@ -39,6 +39,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     champion_until: float = 0.0  # `_at` of the last record row the champion was fitted to; 0: none of the record
     served: str | None = None  # .npy beside the snapshot: what the champion served for each row, NaN where it did not
     own: str | None = None  # adapt: .npy with which rows of the snapshot the champion answered; None: all
+    trusted_holdout: str | None = None  # Parquet file of a snapshot frame: rows whose labels only the owner writes
     delay_s: float = 0.0  # train: seconds from an answer to its label
     waiting: int = 0  # rows that were answered so lately that their labels are not known
     due: bool = False  # not probably worse is enough; else it must be probably better

@@ -280,6 +280,7 @@ def serve(
     """Serve predictions and keep the model fresh, until stopped."""
     from service.command import serve as server
     from service.command.trained_on import refuse_the_sample_beside_data
+    from service.settings import ROLE_VARIABLE
 
     given = {
         "EVERGREEN_SERVE__HOST": host,
@@ -289,7 +290,7 @@ def serve(
     settings = _settings(config, {name: value for name, value in given.items() if value})
     if not settings.live_file.exists():  # else there is a version already, from wherever it came
         refuse_the_sample_beside_data(settings)
-    raise typer.Exit(server.run(settings))
+    raise typer.Exit(server.run(settings, role=os.environ.get(ROLE_VARIABLE, "serve")))
 
 
 @command("demo")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "model": ("name", "seed"),
-    "data": ("source", "target", "time", "shuffle", "ignore", "task", "first", "sensitive"),
+    "data": ("source", "target", "time", "shuffle", "ignore", "task", "first", "sensitive", "trusted_holdout"),
     "serve": ("host", "port", "workers", "max_records"),
     "store": ("url", "var"),
     "log": ("fsync", "max_spool_bytes"),

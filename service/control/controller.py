@@ -69,7 +69,7 @@ class Controller:
         self.tree = tree
         self.metrics = Metrics(tree.run_dir / "metrics", "controller-1")
         begin(self.metrics, settings.adapt.names)
-        self.tracer = open_tracer(settings, "controller", self.metrics) if tree.role != "gate" else None
+        self.tracer = open_tracer(settings, "controller", self.metrics)
         self.replica = f"{socket.gethostname()}:{tree.run_dir.name}"
         self.status = ControllerStatus(at=time.time(), holder=self.replica)
         self._stopping = threading.Event()
@@ -83,8 +83,6 @@ class Controller:
 
     def start(self) -> None:
         """Start the threads and return at once: a service whose start hangs is never ready."""
-        if self.tree.role == "gate":
-            return
         give_way(CONTROLLER_NICE)
         forget_trees(self.settings.var / "run")
         if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
@@ -99,8 +97,7 @@ class Controller:
     def stop(self) -> None:
         """Stop deciding, then drain until every worker has sealed its record or the time is up."""
         self._stopping.set()
-        if self.tree.role != "gate":
-            self._drained.wait(timeout=self.settings.serve.stop_timeout_s * 0.8)
+        self._drained.wait(timeout=self.settings.serve.stop_timeout_s * 0.8)
         for thread in self._threads:
             thread.join(timeout=2)
         if self.tracer is not None:

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from service import sample
+from service.control.rehearsal import rehearse
 from service.process import INSTALL_ROOT
 from service.settings import SAMPLE, Settings, row_at
 from training.data import Prepared, prepare, row_order, seconds_of
@@ -22,7 +23,10 @@ from training.storage import Storage
 from training.subprocess_job import subprocess_job
 
 if TYPE_CHECKING:
+    import pandas as pd
     import sqlalchemy as sa
+
+    from monitoring.schema import FeatureSchema
 
 
 def assemble(
@@ -69,6 +73,8 @@ def assemble(
         exports_lock=settings.exports_lock,
         source=partial(source, settings),
         run_job=run_job,
+        trusted_rows=partial(trusted_rows, settings) if settings.data.trusted_holdout else None,
+        rehearse=partial(rehearse, settings, stopped=stopped) if settings.gates.infra else None,
         live_workers=lambda: live_workers(engine),
         on_event=on_event,
         clock=time.time,
@@ -115,6 +121,13 @@ def source(settings: Settings) -> Prepared:
         frame = frame.head(row_at(data.first, len(frame)))
     private = [name for name in settings.privacy.names if name in frame.columns]
     return prepare(frame, target=target, time=ordered_by, ignore=(*data.ignore, *private), task=task)
+
+
+def trusted_rows(settings: Settings, schema: FeatureSchema) -> pd.DataFrame:
+    """The rows of `data.trusted_holdout` that have a label. Raises `DataError` or `SchemaError`."""
+    path, target = Path(settings.data.trusted_holdout), schema.target
+    frame = load_source(path, columns=[*schema.names, target])
+    return prepare(frame, target=target, schema=schema).frame
 
 
 @lru_cache(maxsize=1)

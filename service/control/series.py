@@ -19,7 +19,10 @@ WORK: Final = ("commands", "moves", "check", "prune", "retention", "drain", "mir
 
 TRIGGERS: Final = (*get_args(Trigger), "start")
 OUTCOMES: Final = ("promoted", "kept", "refused", "failed", "crashed", "stopped", "not_loaded", "rolled_back")
-GATES: Final = ("holdout_rows", "baseline", "quality", "segments", "latency", "parity")
+GATES: Final = (
+    *("holdout_rows", "baseline", "quality", "trusted_holdout", "floor", "segments", "fairness", "calibration"),
+    *("edge_rows", "latency", "size", "parity", "infra"),
+)
 FORGOTTEN: Final = {
     "erase": ("predictions", "labels", "dead_letters"),
     "retention": ("predictions", "labels", "rejections", "dead_letters", "unmatched_labels"),

@@ -141,6 +141,7 @@ class _Place:
             assemble(settings, engine, lease.token, "replay", on_event=self._heard, stopped=lambda: False),
             source=lambda: stream.first,
             run_job=self._run_job,
+            rehearse=None,  # a replay starts no servers
             live_workers=lambda: (),
             clock=lambda: self.now,
             sleep=lambda seconds: None,

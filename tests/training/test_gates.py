@@ -57,6 +57,7 @@ def test_a_clearly_better_challenger_passes_every_gate() -> None:
         "holdout_rows",
         "quality",
         "segments",
+        "calibration",
         "latency",
         "parity",
     ]
@@ -148,7 +149,7 @@ def test_a_first_version_must_beat_the_constant() -> None:
     schema, holdout, labels = world()
     good = judge(Answers(guesses(labels, 2)), None, holdout, labels, schema, POLICY)
     assert good.passed
-    assert [result.name for result in good.gates] == ["holdout_rows", "baseline", "parity"]
+    assert [result.name for result in good.gates] == ["holdout_rows", "baseline", "calibration", "parity"]
     constant = judge(Answers(np.full((ROWS, 2), 0.5)), None, holdout, labels, schema, POLICY)
     assert not constant.passed
     assert "it has learnt nothing" in gate(constant, "baseline").reason
@@ -226,7 +227,7 @@ def test_regressions_and_several_classes_are_judged_too(classes: int) -> None:
     schema, holdout, labels = world(classes)
     random = np.random.default_rng(0)
     if classes:
-        good, poor = (np.eye(3)[labels] + noise * random.random((ROWS, 3)) for noise in (0.4, 3))
+        good, poor = (np.eye(3)[labels] + noise * random.random((ROWS, 3)) for noise in (0.2, 3))
         good, poor = (said / said.sum(axis=1, keepdims=True) for said in (good, poor))
     else:
         good, poor = labels + 0.1 * random.normal(size=ROWS), labels + 0.5 * random.normal(size=ROWS)
