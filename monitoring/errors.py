@@ -27,6 +27,7 @@ EvergreenError
     AdaptationError           training/adaptation.py
     SwitchedOff               training/adaptations.py
     JobError                  training/spec.py
+        DataStopped           training/data_checks.py
     LeaseLost                 training/lease.py
     NoChampion                training/registry.py
     NotAnnounced              training/registry.py

@@ -29,6 +29,7 @@ from monitoring.messages import LoggingPolicy
 from monitoring.quality import QualityPolicy
 from monitoring.retention import RetentionPolicy
 from monitoring.traces import TracePolicy
+from training.data_checks import DataCheckPolicy
 from training.experts import AdaptPolicy
 from training.known_types import PACKAGE
 from training.gate_policy import GatePolicy
@@ -294,6 +295,7 @@ class Settings(BaseModel):
     drift: DriftPolicy = DriftPolicy()
     quality: QualityPolicy = QualityPolicy()
     retrain: RetrainPolicy = RetrainPolicy()
+    data_checks: DataCheckPolicy = DataCheckPolicy()
     gates: GatePolicy = GatePolicy()
     training: TrainingSettings = TrainingSettings()
     adapt: AdaptPolicy = AdaptPolicy()

@@ -14,6 +14,7 @@ from monitoring.feature import AT, ORIGIN
 from monitoring.wording import percent
 from training.comparing import LOSSES, Truth, difference, score
 from training.data import content_digest, read_snapshot
+from training.data_checks import DataCheckPolicy, look
 from training.experts import AdaptPolicy
 from training.fitting import fit_rows, has_all_classes, labels_of, refreshed
 from training.gate_policy import GatePolicy
@@ -40,6 +41,12 @@ def train(spec: JobSpec, out: Path) -> JobResult:
     with phase("read"):
         frame = read_snapshot(Path(spec.snapshot), schema)
         rows = split(frame, schema, policy, gates.min_holdout_rows, champion_until=spec.champion_until, first=first)
+    with phase("check data"):
+        checks = DataCheckPolicy.model_validate(spec.data_checks)
+        until = None if first else spec.champion_until
+        looked = look(frame, schema, checks, champion_until=until, unfit_rows=spec.unfit_rows)
+        if len(looked.left_out):
+            rows = rows.besides(looked.left_out, gates.min_holdout_rows)
     with phase("tune"):
         parameters, trials = _tuned(frame.iloc[rows.train], schema, spec, policy)
     with phase("fit to judge"):
@@ -57,6 +64,7 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         "window": {"name": chosen, "rows": len(learnt), "start": int(learnt[0]), "stop": int(learnt[-1]) + 1},
         "windows": msgspec.to_builtins(tried),
         "trials": trials,
+        "left_out": looked.left_out.tolist(),
         "last_fit": policy.last_fit,
         "blocks": {
             "policy": policy.model_dump(mode="json"),
@@ -67,7 +75,7 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         "holdout": holdout_facts(frame, rows),
     }
     recorded = frame.iloc[learnt].loc[lambda part: part[ORIGIN] == "record", AT]
-    return finish(
+    done = finish(
         spec,
         out,
         Judged(frame, rows, pipeline),
@@ -77,7 +85,9 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         unseen=partial(_unseen, frame, learnt, schema, parameters, spec, policy),
         windows=tried,
         until=float(recorded.iloc[-1]) if len(recorded) else 0.0,
+        notes=tuple(f"data check {found.check}: {found.words}" for found in looked.findings),
     )
+    return msgspec.structs.replace(done, data_checks=looked.findings)
 
 
 def _tuned(

@@ -365,6 +365,7 @@ def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
         "waiting": labels.waiting,
         "served": _write_served(frame, record, schema, champion, out.with_name("served.npy")),
         "standing": standing_of(loop),
+        "unfit_rows": story["unfit_rows"],
     }
     return Known(schema, frame, given)
 
@@ -399,6 +400,7 @@ def _spec(loop: Loop, out: Path, frame: pd.DataFrame, schema: FeatureSchema, sto
         schema=msgspec.json.decode(schema.to_json()),
         name=loop.registry.name,
         training=loop.training.model_dump(mode="json"),
+        data_checks=loop.data_checks.model_dump(mode="json"),
         created_at=loop.clock(),
         git=loop.git,
         **loop.job_terms(),
@@ -436,9 +438,12 @@ def _judge_and_promote(loop: Loop, run: Run, spec: JobSpec, story: Story, *, los
     result = loop.run_job(spec)
     _tell(loop, "training_ended", run=run, spec=spec, result=result)
     story["job"] = {"seconds": result.seconds, "windows": result.windows, "notes": result.notes}
+    if result.data_checks:
+        story["data_checks"] = msgspec.to_builtins(result.data_checks)
     if not result.ok:
         story["error"] = result.error
-        return Ending("done", "refused") if spec.kind == "judge" else Ending("failed", "failed")
+        refused = spec.kind == "judge" or any(found.action == "stop" for found in result.data_checks)
+        return Ending("done", "refused") if refused else Ending("failed", "failed")
     if loop.rehearse is not None and spec.champion is not None:
         result = _rehearsed(Path(spec.out), result, loop.rehearse)
     story["quality"] = result.quality

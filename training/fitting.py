@@ -57,6 +57,7 @@ def refit(manifest: Manifest, snapshot: Path, schema: FeatureSchema, *, judged: 
         until, first = then.champion_until, then.first
         parts = split(frame, schema, policy, then.min_holdout_rows, champion_until=until, first=first)
         rows = np.intersect1d(rows, parts.train)
+    rows = np.setdiff1d(rows, np.array(data.left_out, dtype=np.intp))
     return fit_rows(frame.iloc[rows], schema, manifest.parameters, manifest.seed)
 
 

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from monitoring.errors import CannotGoOn
 from training.adapt_job import make_adaptation
 from training.candidate import train
+from training.data_checks import DataStopped
 from training.drawing import draw
 from training.phases import begin_job, passed
 from training.priority import end_with_parent, give_way
@@ -80,6 +81,8 @@ def run(spec: JobSpec) -> JobResult:
             result = {"train": train, "judge": judge_pushed, "adapt": make_adaptation, "report": draw}[spec.kind](
                 spec, out
             )
+    except DataStopped as stopped:
+        result = JobResult(ok=False, error=str(stopped), data_checks=stopped.findings)
     except (JobError, CannotGoOn, ValidationError) as error:
         result = JobResult(ok=False, error=str(error))
     except MemoryError:

@@ -70,7 +70,7 @@ def finish(
     holdout = judged.frame.iloc[judged.rows.holdout]
     features, labels = holdout[list(schema.names)], labels_of(holdout, schema)
     truth = Truth.of(labels, schema)
-    known = known_rows(judged.frame, judged.rows.holdout, policy)
+    known = known_rows(judged.frame, judged.rows, policy)
     said = _answers(judged.pipeline, features, schema)
     if final is not judged.pipeline and (doubt := _doubt(final, said, features, truth, schema, gates)):
         final, notes = judged.pipeline, (*notes, f"the last fit did not pass ({doubt}): the judged model is served")

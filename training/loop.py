@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monitoring.drift import DriftPolicy
 from monitoring.quality import QualityPolicy
 from training.data import Prepared
+from training.data_checks import DataCheckPolicy
 from training.experts import AdaptPolicy
 from training.gate_policy import GatePolicy
 from training.policy import RetrainPolicy
@@ -45,6 +46,7 @@ class Loop:
     retrain: RetrainPolicy
     gates: GatePolicy
     training: TrainPolicy
+    data_checks: DataCheckPolicy = field(default_factory=DataCheckPolicy)
     adapt: AdaptPolicy
     # places
     snapshots_dir: Path

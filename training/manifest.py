@@ -61,6 +61,17 @@ class HoldoutQuality(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float | None] = {}  # the challenger's others
 
 
+class DataFinding(msgspec.Struct, frozen=True):
+    """What a data check found in the rows that a training was to learn from, and what was done about it."""
+
+    check: str
+    action: Literal["warn", "quarantine", "stop"]
+    words: str
+    rows: int = 0  # that it is about
+    value: float | None = None
+    limit: float | None = None
+
+
 class TriedWindow(msgspec.Struct, frozen=True):
     """The newest `rows` of what may be learnt, and how much better than all rows they were on the judging rows."""
 
@@ -172,6 +183,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: str | None = None  # its digest; None: every row was erased
     rows: int | None = None  # that it was fitted to
     known: int | None = None  # rows of the snapshot
+    left_out: tuple[int, ...] = ()  # positions of its rows in quarantine: neither trained nor judged
     last_fit: bool | None = None  # fitted once more to all rows after it was judged; False: the judged model itself
     blocks: Blocks | None = None  # None: one tail judged (before 0.3), or a pushed model
     since: float | None = msgspec.field(default=None, name="from")  # seconds since 1970 UTC
@@ -294,6 +306,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     data: Given | None = None
     unfit_rows: int = 0  # rows and labels of the record that were left out
     notes: tuple[str, ...] = ()
+    data_checks: tuple[DataFinding, ...] = ()
     job: JobFacts | None = None
     quality: HoldoutQuality | None = None
     verdict: Verdict | None = None

@@ -61,7 +61,7 @@ def judge_pushed(spec: JobSpec, out: Path) -> JobResult:
         out,
         Judged(frame, rows, pipeline),
         pipeline,
-        refreshed(schema, known_rows(frame, rows.holdout, policy)),
+        refreshed(schema, known_rows(frame, rows, policy)),
         manifest={"parameters": _simple_parameters(pipeline), "data": data},
         windows=(),
         until=float(recorded.iloc[-1]) if len(recorded) else 0.0,  # as if fitted to everything known when it came

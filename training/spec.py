@@ -14,7 +14,7 @@ from monitoring.verdict import QualityVerdict
 from training.adaptation import decode
 from training.artefact import plain
 from training.experts import Made
-from training.manifest import HoldoutQuality, TriedWindow, Verdict
+from training.manifest import DataFinding, HoldoutQuality, TriedWindow, Verdict
 from training.phases import Phase
 
 RESULT: Final = "result.json"
@@ -46,6 +46,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pushed: str | None = None  # judge: path of the skops or ONNX file
     pushed_until: float | None = None  # judge: `_at` after which it learnt nothing; None: not known
     training: dict[str, Any] = {}  # TrainPolicy
+    data_checks: dict[str, Any] = {}  # DataCheckPolicy
+    unfit_rows: int = 0  # of the record, that fit the schema not and so are not in the snapshot
     gates: dict[str, Any] = {}  # GatePolicy
     adapt: dict[str, Any] = {}  # AdaptPolicy
     quality: dict[str, Any] = {}  # QualityPolicy
@@ -97,6 +99,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     until: float = 0.0  # `_at` of the last record row the challenger was fitted to: the next champion_until
     notes: tuple[str, ...] = ()
+    data_checks: tuple[DataFinding, ...] = ()
     phases: tuple[Phase, ...] = ()
     adapted: Adapted | None = None  # of a job of kind "adapt"
 

@@ -78,6 +78,18 @@ class Split(msgspec.Struct, frozen=True):
     """What the last fit learns from: `train`, `holdout` and what was purged between them."""
     origin: str
     """Of the holdout: "record", "source" or both."""
+    left_out: Any = ()
+    """In quarantine: in none of the others."""
+
+    def besides(self, left_out: npt.NDArray[np.intp], least: int) -> Split:
+        """The same without rows in quarantine. Raises `JobError` when fewer than `least` are left to judge."""
+        train, holdout, every = (rows[~np.isin(rows, left_out)] for rows in (self.train, self.holdout, self.all))
+        if len(holdout) < least:
+            raise JobError(
+                f"{len(holdout)} rows are left to judge beside {len(left_out)} in quarantine, {least} are needed: wait "
+                "for more labels, or see what the data checks found"
+            )
+        return Split(train, holdout, every, self.origin, left_out)
 
 
 def split(
@@ -172,11 +184,15 @@ def holdout_facts(frame: pd.DataFrame, rows: Split) -> dict[str, Any]:
     }
 
 
-def known_rows(frame: pd.DataFrame, holdout: npt.NDArray[np.intp], policy: TrainPolicy) -> pd.DataFrame:
-    """The newest rows up to the last that judged, at most `reference_rows`; the column `_holdout` marks those."""
+def known_rows(frame: pd.DataFrame, rows: Split, policy: TrainPolicy) -> pd.DataFrame:
+    """The newest rows up to the last that judged, at most `reference_rows`; the column `_holdout` marks those.
+
+    Without those in quarantine.
+    """
     marked = np.zeros(len(frame), dtype=bool)
-    marked[holdout] = True
-    return frame.assign(_holdout=marked).iloc[: int(holdout[-1]) + 1].tail(policy.reference_rows)
+    marked[rows.holdout] = True
+    kept = np.setdiff1d(np.arange(int(rows.holdout[-1]) + 1), np.asarray(rows.left_out, dtype=np.intp))
+    return frame.assign(_holdout=marked).iloc[kept].tail(policy.reference_rows)
 
 
 def _near(at: npt.NDArray[np.float64], judged: npt.NDArray[np.float64], seconds: float) -> npt.NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from monitoring.feature import MAX_CATEGORIES
 from monitoring.moments import ISO, days_as_numbers, epoch_unit, named_as_time, written
 from monitoring.wording import percent
 from service.replay.stream import LEAST_DATE
+from training.leak import MEASURE, tells
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,7 @@ def decide(frame: pd.DataFrame, schema: FeatureSchema, *, time: str = "") -> lis
     target = frame[schema.target]
     rows = frame.iloc[:: max(1, len(frame) // LOOKED_AT_ROWS)]
     aim = rows[schema.target].to_numpy(dtype=float) if regression else _codes(rows[schema.target])
-    measure = "R²" if regression else "accuracy above guessing"
+    measure = MEASURE[regression]
     proposed = "" if time else time_of(frame, schema.names)
     at = _seconds_in_order(frame, time, proposed)
     found: list[Column] = []
@@ -82,7 +83,7 @@ def decide(frame: pd.DataFrame, schema: FeatureSchema, *, time: str = "") -> lis
             found.append(Column(name, feature.kind, "left out", why))
             continue
         codes = _numbers(rows[name], feature.kind)
-        score = _tells(codes, aim, regression)
+        score = tells(codes, aim, regression)
         if score > LEAK:
             why = f"leak: alone tells the target ({measure} {score:.3f}); is it known when predicting?"
             found.append(Column(name, feature.kind, "left out", why))
@@ -312,27 +313,6 @@ def _codes(column: pd.Series[Any]) -> npt.NDArray[np.int64]:
     return np.asarray(
         pd.factorize(column.astype(object).where(column.notna(), None), use_na_sentinel=False)[0], np.int64
     )
-
-
-def _tells(values: npt.NDArray[np.float64], aim: npt.NDArray[Any], regression: bool) -> float:
-    """How well a small tree on this one column predicts rows it was not fitted to; 0 is guessing, 1 perfect.
-
-    Every second row is fitted, the others are predicted, so a column of mere noise scores about 0.
-    """
-    import numpy as np
-    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-
-    values = np.nan_to_num(values, nan=-1e30, posinf=1e30, neginf=-1e30)[:, None]
-    fitted, asked = slice(0, None, 2), slice(1, None, 2)
-    if len(np.unique(aim[fitted])) < 2:
-        return 0.0
-    tree = (DecisionTreeRegressor if regression else DecisionTreeClassifier)(max_leaf_nodes=256, min_samples_leaf=3)
-    tree.fit(values[fitted], aim[fitted])
-    score = float(tree.score(values[asked], aim[asked]))
-    if regression:
-        return score
-    guess = float(np.bincount(aim[asked]).max()) / len(aim[asked])
-    return (score - guess) / (1 - guess) if guess < 1 else 0.0
 
 
 def _adds_up(numbers: dict[str, npt.NDArray[np.float64]], aim: npt.NDArray[Any]) -> list[str]:

@@ -31,6 +31,7 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "drift": ("threshold", "share", "window_rows", "min_rows", "key_features", "ignored_features"),
     "quality": ("metric", "window_rows", "max_fall"),
     "retrain": ("growth", "on_quality", "on_drift", "every_s", "cooldown_s", "min_labelled_rows"),
+    "data_checks": ("ranges", "missing", "duplicates", "leak", "classes", "label_shift"),
     "gates": ("metric", "min_gain", "confidence", "max_segment_loss"),
     "training": ("trials", "threads", "memory_mb", "timeout_s", "max_rows", "judge_every", "last_fit"),
     "adapt": ("enabled", "max_move", "guard_loss"),

@@ -348,7 +348,7 @@ def _asked(run: Mapping[str, Any]) -> str:
 
 def _story(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The record of a run in words, a line for each fact; what has no words of its own is shown as JSON."""
-    told = {"payload", "quality", "version", "decision", "data", "job", "verdict", "rollout", "error"}
+    told = {"payload", "quality", "version", "decision", "data", "job", "verdict", "rollout", "error", "data_checks"}
     known = record_of(record)
     if known.decision is not None:
         yield from (("because", reason) for reason in known.decision.reasons)

@@ -63,6 +63,7 @@ def assemble(
             update={"sensitive": tuple(dict.fromkeys((*settings.gates.sensitive, *settings.data.sensitive)))}
         ),
         training=training.policy,
+        data_checks=settings.data_checks,
         adapt=settings.adapt,
         snapshots_dir=settings.snapshots_dir,
         storage=storage(settings),
