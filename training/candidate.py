@@ -14,7 +14,7 @@ from monitoring.feature import AT, ORIGIN
 from monitoring.wording import percent
 from training.comparing import LOSSES, Truth, difference, score
 from training.data import content_digest, read_snapshot
-from training.data_checks import DataCheckPolicy, look
+from training.data_checks import DataCheckPolicy, look, notes
 from training.experts import AdaptPolicy
 from training.fitting import fit_rows, has_all_classes, labels_of, refreshed
 from training.gate_policy import GatePolicy
@@ -85,7 +85,7 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         unseen=partial(_unseen, frame, learnt, schema, parameters, spec, policy),
         windows=tried,
         until=float(recorded.iloc[-1]) if len(recorded) else 0.0,
-        notes=tuple(f"data check {found.check}: {found.words}" for found in looked.findings),
+        notes=notes(looked.findings),
     )
     return msgspec.structs.replace(done, data_checks=looked.findings)
 

@@ -114,6 +114,11 @@ class DataStopped(JobError):
         )
 
 
+def notes(findings: tuple[DataFinding, ...]) -> tuple[str, ...]:
+    """The findings as sentences for the run."""
+    return tuple(f"data check {found.check}: {found.words}" for found in findings)
+
+
 def look(
     frame: pd.DataFrame,
     schema: FeatureSchema,

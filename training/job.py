@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from monitoring.errors import CannotGoOn
 from training.adapt_job import make_adaptation
 from training.candidate import train
-from training.data_checks import DataStopped
+from training.data_checks import DataStopped, notes
 from training.drawing import draw
 from training.phases import begin_job, passed
 from training.priority import end_with_parent, give_way
@@ -82,7 +82,7 @@ def run(spec: JobSpec) -> JobResult:
                 spec, out
             )
     except DataStopped as stopped:
-        result = JobResult(ok=False, error=str(stopped), data_checks=stopped.findings)
+        result = JobResult(ok=False, error=str(stopped), data_checks=stopped.findings, notes=notes(stopped.findings))
     except (JobError, CannotGoOn, ValidationError) as error:
         result = JobResult(ok=False, error=str(error))
     except MemoryError:
