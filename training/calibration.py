@@ -45,7 +45,7 @@ def calibration(
         return None
     over = mine.value - mine.by_chance > limit
     unit = "" if truth.classes else " standard deviations of the label"
-    why = f"{mine.value:.4g}{unit}, about {mine.by_chance:.2g} of it by chance"
+    why = f"calibration error {mine.value:.4g}{unit}, about {mine.by_chance:.2g} of it by chance"
     theirs = None if old is None else calibration_error(old, truth)
     if theirs is None:
         return GateResult("calibration", not over, mine.value, limit, why + (f": more than {limit:g}" if over else ""))

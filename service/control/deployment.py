@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from monitoring.feature import SchemaError
 from service import sample
 from service.control.rehearsal import rehearse
 from service.process import INSTALL_ROOT
@@ -125,10 +126,15 @@ def source(settings: Settings) -> Prepared:
 
 
 def trusted_rows(settings: Settings, schema: FeatureSchema) -> pd.DataFrame:
-    """The rows of `data.trusted_holdout` that have a label. Raises `DataError` or `SchemaError`."""
+    """The rows of `data.trusted_holdout` that have a label. Raises `DataError` when the file cannot be used."""
     path, target = Path(settings.data.trusted_holdout), schema.target
-    frame = load_source(path, columns=[*schema.names, target])
-    return prepare(frame, target=target, schema=schema).frame
+    try:
+        frame = load_source(path, columns=[*schema.names, target])
+        prepared = prepare(frame, target=target, schema=schema)
+    except (DataError, SchemaError) as error:
+        raise DataError(f"data.trusted_holdout: {error}") from error
+    rows: pd.DataFrame = prepared.frame
+    return rows
 
 
 @lru_cache(maxsize=1)

@@ -192,12 +192,17 @@ def test_settings_are_frozen() -> None:
 def test_relative_paths_of_the_file_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     project.mkdir()
-    written(project, '[data]\nsource = "../data/rows.csv"\ntarget = "y"\n[store]\nvar = "state"\n')
+    written(
+        project,
+        '[data]\nsource = "../data/rows.csv"\ntarget = "y"\ntrusted_holdout = "ours.csv"\n[store]\nvar = "state"\n',
+    )
     monkeypatch.chdir(tmp_path)
 
     settings = load(Path("project/evergreen.toml"), {})
 
     assert settings.data.source == str(tmp_path / "data/rows.csv")
+    assert settings.data.trusted_holdout == str(project / "ours.csv")
+    assert settings.for_children()["EVERGREEN_DATA__TRUSTED_HOLDOUT"] == settings.data.trusted_holdout
     assert settings.home == project
     assert settings.var == project / "state"
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from monitoring.schema import FeatureSchema
 from monitoring.store import labels
 from service import keys
 from service.configuration import load
+from service.control.deployment import trusted_rows
 from service.control.in_force import InForceFiles
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
@@ -164,6 +166,42 @@ def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_readme_say
     assert attacked.place.registry.live().champion == 2
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert "anyone who can reach it can teach the model" in " ".join(readme.split())
+
+
+def test_rows_that_only_the_owner_writes_refuse_what_inverted_labels_teach(attacked: Attacked, tmp_path: Path) -> None:
+    """The same attack on the same open door; the owner has named a file that trains nothing."""
+    world(500, 99).to_csv(tmp_path / "reviewed.csv", index=False)
+    settings = attacked.settings.model_copy(
+        update={"data": attacked.settings.data.model_copy(update={"trusted_holdout": str(tmp_path / "reviewed.csv")})}
+    )
+    attacked.place.loop = replace(attacked.place.loop, trusted_rows=partial(trusted_rows, settings))
+    attacked.send(1_000, 1, inverted=False, headers=attacked.crm)
+    attacked.send(ROWS, 2, inverted=True, headers={})
+
+    (run,) = attacked.turns(GatePolicy(min_holdout_rows=100), 1)
+
+    assert (run.kind, run.outcome) == ("retrain", "kept"), json.dumps(run.document)[:2000]
+    assert attacked.place.registry.live().champion == 1
+    verdict = run.record.verdict
+    assert verdict is not None and [gate.name for gate in verdict.gates if not gate.passed] == ["trusted_holdout"]
+    assert "on 500 trusted rows: worse with probability 1.000" in verdict.reasons[0]
+    assert run.document["trusted_holdout"]["rows"] == 500
+    answers = attacked.send(BATCH, 3, inverted=False, headers=attacked.crm)
+    assert answers[0]["version"] == 1
+
+
+def test_a_trusted_file_that_cannot_be_used_stops_the_training_and_is_named(attacked: Attacked, tmp_path: Path) -> None:
+    world(50, 99).drop(columns="debt").to_csv(tmp_path / "reviewed.csv", index=False)
+    for name, words in (("absent.csv", "does not exist"), ("reviewed.csv", "has no column 'debt'")):
+        data = attacked.settings.data.model_copy(update={"trusted_holdout": str(tmp_path / name)})
+        settings = attacked.settings.model_copy(update={"data": data})
+        attacked.place.loop = replace(attacked.place.loop, trusted_rows=partial(trusted_rows, settings))
+        attacked.place.answer(400, 7, moved=False)
+        run = attacked.place.ask("retrain")
+        assert (run.state, run.outcome) == ("failed", "refused"), run.document
+        assert run.record.error is not None
+        assert run.record.error.startswith("data.trusted_holdout: ") and words in run.record.error
+        assert attacked.place.registry.live().champion == 1
 
 
 def test_labels_of_others_move_neither_adaptation_nor_verdict_nor_training(
