@@ -76,7 +76,7 @@ def assemble(
         source=partial(source, settings),
         run_job=run_job,
         trusted_rows=partial(trusted_rows, settings) if settings.data.trusted_holdout else None,
-        rehearse=partial(rehearse, settings, stopped=stopped) if settings.gates.infra else None,
+        rehearse=partial(rehearse, settings, stopped=stopped, meanwhile=meanwhile) if settings.gates.infra else None,
         live_workers=lambda: live_workers(engine),
         on_event=on_event,
         clock=time.time,

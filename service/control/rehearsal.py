@@ -45,10 +45,16 @@ class _Failed(Exception):
     """Raised when the server cannot be asked; the message says what it said."""
 
 
-def rehearse(settings: Settings, artefact: Path, *, stopped: Callable[[], bool] = lambda: False) -> GateResult:
+def rehearse(
+    settings: Settings,
+    artefact: Path,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> GateResult:
     """The verdict of the infra gate on a job's output folder, within `gates.infra_timeout_s`.
 
-    Raises `JobStopped` when `stopped()` turns true meanwhile.
+    `meanwhile` is called again and again while the server starts. Raises `JobStopped` when `stopped()` turns true.
     """
     asked = read_rehearsal(artefact)
     schema = FeatureSchema.from_json((artefact / SCHEMA).read_bytes())
@@ -57,7 +63,7 @@ def rehearse(settings: Settings, artefact: Path, *, stopped: Callable[[], bool] 
     deadline = began + settings.gates.infra_timeout_s
     try:
         with _server(settings, home, artefact) as (url, process):
-            _wait_ready(url, process, home, deadline, stopped)
+            _wait_ready(url, process, home, deadline, stopped, meanwhile)
             said = _answers(url, asked, schema, settings.serve.max_records, deadline)
             return compared(asked, said, schema, time.monotonic() - began)
     except (_Failed, httpx.HTTPError, OSError) as error:
@@ -126,7 +132,12 @@ def _end(process: subprocess.Popen[bytes], runs: Path) -> None:
 
 
 def _wait_ready(
-    url: str, process: subprocess.Popen[bytes], home: Path, deadline: float, stopped: Callable[[], bool]
+    url: str,
+    process: subprocess.Popen[bytes],
+    home: Path,
+    deadline: float,
+    stopped: Callable[[], bool],
+    meanwhile: Callable[[], None],
 ) -> None:
     why = "it did not answer"
     while True:
@@ -144,6 +155,7 @@ def _wait_ready(
                 raise _Failed(why)
         if time.monotonic() >= deadline:
             raise _Failed(f"it was not ready in time (gates.infra_timeout_s): {why}")
+        meanwhile()
         time.sleep(LOOK_EVERY_S)
 
 
