@@ -48,6 +48,8 @@ class Server:
             name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "BENTOML_"))
         }
         self.env |= {"EVERGREEN_HOME": str(home), "EVERGREEN_SERVE__PORT": str(self.port), "OMP_NUM_THREADS": "1"}
+        # One more server for each retraining; `test_end_to_end.py` and `test_rehearsal.py` have it.
+        self.env["EVERGREEN_GATES__INFRA"] = "false"
         self.env |= {f"EVERGREEN_{name}": value for name, value in settings.items()}
         self.env |= environ or {}
         self.log_path = home / "server.log"

@@ -31,6 +31,7 @@ QUICK = {
     "TRAINING__TRIALS": "1",
     "SCHEDULE__CHECK_INTERVAL_S": "600",
     "RETRAIN__COOLDOWN_S": "0",
+    "GATES__INFRA": "true",
 }
 
 
@@ -254,7 +255,7 @@ def test_a_retrain_by_hand_ends_as_a_run_with_reasons_and_a_rollback_brings_the_
 
     assert retrain["state"] == "done", retrain
     assert retrain["outcome"] in ("promoted", "kept")
-    assert retrain["record"]
+    assert retrain["record"]["verdict"]["gates"][-1]["name"] == "infra"
     assert rollback["outcome"] == "rolled_back"
     assert rollback["why"] == "I want the old one"
     in_service_before = retrain["version"] if retrain["outcome"] == "promoted" else before
