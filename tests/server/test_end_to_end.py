@@ -249,7 +249,7 @@ def test_a_retrain_by_hand_ends_as_a_run_with_reasons_and_a_rollback_brings_the_
 
     with server.client() as client:
         before = client.models()["champion"]
-        retrain = client.wait(client.retrain("by hand"), timeout_s=120)
+        retrain = client.wait(client.retrain("by hand"), timeout_s=280)
         rollback = client.wait(client.rollback("I want the old one"), timeout_s=60)
         status = wait_until("version in service", lambda: all_serve(client.status(), rollback["version"]))
 
