@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import sqlalchemy as sa
 
-    from training.storage import Storage
     from monitoring.schema import FeatureSchema
     from training.manifest import GateResult
+    from training.storage import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

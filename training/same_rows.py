@@ -177,7 +177,7 @@ def _rows(pair: Pair, schemas: list[FeatureSchema]) -> tuple[str, pd.DataFrame |
 
 
 def _evidence(frame: pd.DataFrame, a: Any, b: Any, schema: FeatureSchema, until: float) -> Evidence | None:
-    from training.gates import LOSSES, Truth, difference
+    from training.comparing import LOSSES, Truth, difference
 
     new = ((frame[ORIGIN] == "record") & (frame[AT] > until) & frame[LABEL].notna()).to_numpy()
     if new.sum() < LEAST_LABELLED:
