@@ -31,8 +31,8 @@ from monitoring.retention import RetentionPolicy
 from monitoring.traces import TracePolicy
 from training.data_checks import DataCheckPolicy
 from training.experts import AdaptPolicy
-from training.known_types import PACKAGE
 from training.gate_policy import GatePolicy
+from training.known_types import PACKAGE
 from training.policy import RetrainPolicy
 from training.split import TrainPolicy
 

@@ -18,7 +18,7 @@ from training.loop import Loop
 from training.registry import Registry
 from training.rollout import live_workers
 from training.runs import Runs
-from training.source import load_source
+from training.source import DataError, load_source
 from training.spec import JobResult, JobSpec
 from training.storage import Storage
 from training.subprocess_job import subprocess_job
@@ -127,9 +127,9 @@ def source(settings: Settings) -> Prepared:
 
 def trusted_rows(settings: Settings, schema: FeatureSchema) -> pd.DataFrame:
     """The rows of `data.trusted_holdout` that have a label. Raises `DataError` when the file cannot be used."""
-    path, target = Path(settings.data.trusted_holdout), schema.target
+    target = schema.target
     try:
-        frame = load_source(path, columns=[*schema.names, target])
+        frame = load_source(settings.data.trusted_holdout, columns=[*schema.names, target])
         prepared = prepare(frame, target=target, schema=schema)
     except (DataError, SchemaError) as error:
         raise DataError(f"data.trusted_holdout: {error}") from error
