@@ -112,7 +112,7 @@ def test_one_that_is_better_overall_and_worse_for_one_group(place: Place, tmp_pa
 def test_one_that_is_better_and_five_times_slower(place: Place, tmp_path: Path) -> None:
     words = OneHotEncoder(handle_unknown="ignore")
     columns = ColumnTransformer([("numbers", "passthrough", NUMBERS), ("words", words, WORDS)])
-    slow = Pipeline([("columns", columns), ("model", RandomForestClassifier(60, random_state=0))])
+    slow = Pipeline([("columns", columns), ("model", RandomForestClassifier(400, random_state=0))])
     with_gates(place, one_row_budget_ms=0.001, batch_budget_ms=0.001)
 
     done = pushed(place, slow, tmp_path)
