@@ -31,8 +31,18 @@ MAX_TREE_NODES: Final = 200_000
 """Larger forests get no twin: skl2onnx handles some 10,000 nodes a second, in Python."""
 
 _ROW_BY_ROW: Final = frozenset(
-    {"Add", "ArrayFeatureExtractor", "Cast", "Concat", "Identity", "LabelEncoder", "OneHotEncoder", "Reshape", "ZipMap"}
-    | {"TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+    {
+        "Add",
+        "ArrayFeatureExtractor",
+        "Cast",
+        "Concat",
+        "Identity",
+        "Imputer",
+        "LabelEncoder",
+        "OneHotEncoder",
+        "Reshape",
+    }
+    | {"TreeEnsembleClassifier", "TreeEnsembleRegressor", "ZipMap"}
 )
 """ONNX operators that look at each row by itself, in one order."""
 
@@ -247,22 +257,13 @@ def _tables(
     if isinstance(transformer, OrdinalEncoder):
         return [_ordinal(transformer, chosen, at) for at in range(len(chosen))], "passthrough"
     if isinstance(transformer, OneHotEncoder):
-        if transformer.drop is not None or transformer.handle_unknown != "ignore" or transformer._infrequent_enabled:
-            raise _NoConversion(
-                f"the transformer {step!r} on {_few(chosen)}: a OneHotEncoder with drop, infrequent categories or "
-                "handle_unknown other than ignore"
-            )
-        tables: list[dict[str, Any] | None] = []
-        for categories in transformer.categories_:
-            known = {value: float(at) for at, value in enumerate(categories) if isinstance(value, str)}
-            gaps = [float(at) for at, value in enumerate(categories) if not isinstance(value, str)]
-            tables.append({"codes": known, "unknown": -1.0, "missing": gaps[0] if gaps else -1.0})
+        found = [_one_hot(transformer, chosen, at) for at in range(len(chosen))]
         codes = OneHotEncoder(
-            categories=[np.arange(len(c), dtype=np.float32) for c in transformer.categories_],
+            categories=[np.arange(width, dtype=np.float32) for _, width in found],
             handle_unknown="ignore",
             sparse_output=False,
         )
-        return tables, codes.fit(np.zeros((1, len(chosen)), dtype=np.float32))
+        return [table for table, _ in found], codes.fit(np.zeros((1, len(chosen)), dtype=np.float32))
     raise _NoConversion(
         f"the transformer {step!r}: {type(transformer).__name__} on categorical features ({_few(chosen)})"
     )
@@ -274,6 +275,26 @@ def _few(names: list[str]) -> str:
 
 def _ordinal(encoder: Any, chosen: list[str], at: int) -> dict[str, Any]:
     """The codes as the encoder itself gives them: asked, not deduced from its options."""
+    import numpy as np
+
+    known, said = _asked(encoder, chosen, at)
+    return _table(known, np.asarray(said, dtype=np.float64)[:, at].tolist())
+
+
+def _one_hot(encoder: Any, chosen: list[str], at: int) -> tuple[dict[str, Any], int]:
+    """The column that the encoder itself marks for each category (-1: none), and how many it has for this feature."""
+    import numpy as np
+
+    known, said = _asked(encoder, chosen, at)
+    width, begin = encoder._n_features_outs[at], sum(encoder._n_features_outs[:at])
+    if not width:
+        raise _NoConversion(f"the encoder of {chosen[at]} makes no column of it")
+    own = np.asarray(said.todense() if hasattr(said, "todense") else said)[:, begin : begin + width]
+    return _table(known, np.where(own.any(axis=1), own.argmax(axis=1), -1).astype(float).tolist()), int(width)
+
+
+def _asked(encoder: Any, chosen: list[str], at: int) -> tuple[list[str], Any]:
+    """The categories that the encoder knows of a column; what it says of these, of a missing and of an unseen one."""
     import numpy as np
     import pandas as pd
 
@@ -287,11 +308,14 @@ def _ordinal(encoder: Any, chosen: list[str], at: int) -> dict[str, Any]:
         }
     )
     try:
-        codes = np.asarray(encoder.transform(frame), dtype=np.float64)[:, at].tolist()
+        return known, encoder.transform(frame)
     except ValueError as error:
         raise _NoConversion(
             f"the encoder of {chosen[at]} refuses missing or unseen values: {in_short(error)}"
         ) from None
+
+
+def _table(known: list[str], codes: list[float]) -> dict[str, Any]:
     return {"codes": dict(zip(known, codes[:-2], strict=True)), "missing": codes[-2], "unknown": codes[-1]}
 
 
@@ -309,18 +333,30 @@ def _prepared(model: Any) -> Any:
 
     - The thresholds of histogram gradient boosting are float64 midpoints; skl2onnx rounds them to the nearest float32,
       which lies on the wrong side of a float32 value now and then. Rounded down, every float32 comparison is the same.
-    - A regression's baseline is taken out and added again in float64: a sum of float32 loses the digits of a small
-      variation on a large mean.
+    - A regression's baseline (of a forest: the mean of its first tree's root) is taken out and added again in float64:
+      a sum of float32 loses the digits of a small variation on a large mean.
+    - skl2onnx knows of random forests alone that a calibration reads their probabilities: extra trees, which answer in
+      the same way, pass for one there.
     """
     import numpy as np
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import (
+        ExtraTreesClassifier,
+        ExtraTreesRegressor,
+        HistGradientBoostingClassifier,
+        HistGradientBoostingRegressor,
+        RandomForestClassifier,
+        RandomForestRegressor,
+    )
 
     model = _nameless(model)
     final = final_of(model)
-    if isinstance(final, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
-        if final.is_categorical_ is not None:
+    for _, boosting in parts_of(model, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
+        if not hasattr(boosting, "_predictors"):
+            continue  # what a calibration was given to fit a copy of
+        if boosting.is_categorical_ is not None:
             raise _NoConversion("skl2onnx does not convert HistGradientBoosting with categorical_features")
-        for stage in final._predictors:
+        for stage in boosting._predictors:
             for tree in stage:
                 nodes = tree.nodes.copy()
                 with np.errstate(over="ignore"):
@@ -336,6 +372,13 @@ def _prepared(model: Any) -> Any:
     ):
         final.evergreen_offset = float(np.asarray(final._baseline_prediction).reshape(-1)[0])
         final._baseline_prediction = np.zeros_like(final._baseline_prediction)
+    if isinstance(final, (RandomForestRegressor, ExtraTreesRegressor)) and final.n_outputs_ == 1:
+        final.evergreen_offset = float(final.estimators_[0].tree_.value[0, 0, 0])
+        for each in final.estimators_:
+            each.tree_.value[:] -= final.evergreen_offset
+    if isinstance(final, CalibratedClassifierCV):
+        for _, forest in parts_of(final, (ExtraTreesClassifier,)):
+            forest.__class__ = RandomForestClassifier
     if getattr(final, "classes_", None) is not None and np.asarray(final.classes_).dtype == bool:
         final.classes_ = final.classes_.astype(np.int64)  # only the probabilities are read
     return model

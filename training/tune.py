@@ -1,70 +1,325 @@
-"""The hyper-parameter study (Optuna)."""
+"""The search for parameters (Optuna): which are tried next, and what is kept of those tried.
+
+Trials are proposed in rounds of `TOGETHER`, each from the rounds before it and from its own number alone. So one
+process or many, in one go or killed and gone on with: the same seed and the same number of trials find the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import hashlib
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
-from training.pipeline import SPACE, Parameters
+from monitoring.files import write_atomically
+from training.families import FAMILIES, SPACES, Boosting, Parameters, Range, parameters_of
+from training.trial import FOLDS, Outcome
+
+TOGETHER: Final = 4
+"""Trials of a round; so many workers can be busy at once."""
+FREE: Final = 8
+"""Trials before which none is given up, and none is chosen by what the others found."""
+REFINED_EVERY: Final = 4
+"""Rounds; then the best so far is tried with its answers calibrated, too."""
+MOST_NODES: Final = 150_000
+"""Of all trees at most, so that the model can have an ONNX twin (`training.convert.MAX_TREE_NODES`)."""
+KEPT: Final = 5
+"""Files of studies that stay beside a new one."""
+
+Run = Callable[[Sequence[dict[str, Any]], Sequence[float] | None, float], Iterable[Outcome]]
+"""(parameters of each trial, the bar, seconds left) -> the outcomes, in this order."""
 
 
-class Study(msgspec.Struct, frozen=True):
-    """The best parameters found, and every trial as (parameters, score) in the order tried."""
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """A trial that is over."""
 
+    number: int
     parameters: dict[str, Any]
+    drawn: bool  # from the space, by the sampler
+    scores: tuple[float | None, ...]  # None: minus infinity, which JSON cannot carry
+    finished: bool
+    error: str = ""
+    spent: float  # seconds of the whole search when it was over
+
+    @property
+    def score(self) -> float:
+        """What is maximised; minus infinity when it was given up or failed."""
+        return _number(self.scores[-1]) if self.finished else -math.inf
+
+
+class Study(msgspec.Struct, frozen=True, kw_only=True):
+    """The best parameters found, and every trial in the order tried."""
+
+    parameters: Parameters
     score: float
-    trials: tuple[tuple[dict[str, Any], float], ...]
+    trials: tuple[Trial, ...]
+    ended: str  # trials | time
+    resumed: int = 0  # trials that another process had done
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """The first line of a study's file."""
+
+    first: list[dict[str, Any]]
+    format: int = 1
 
 
 def search(
-    score: Callable[[Parameters], float],
+    run: Run,
     *,
     trials: int,
     seconds: float = 300.0,
     seed: int = 0,
     start: Parameters | None = None,
+    families: Sequence[str] = tuple(FAMILIES),
+    classes: int = 0,
+    rare: bool = False,
+    file: Path | None = None,
 ) -> Study:
-    """The parameters with the highest `score` among at most `trials`, begun within `seconds`.
+    """The parameters with the highest score among at most `trials`, none begun later than after `seconds`.
 
-    The first trial is `start` (default: the defaults), so the outcome is never worse than that by this score. With at
-    most one trial Optuna is not imported; with none nothing is fitted either and the score is NaN. The same seed gives
-    the same trials, as long as `seconds` do not end them.
+    The first trial is `start` (default: the defaults), so the outcome is never worse than that by this score; then the
+    defaults of each family. `classes` is 0 for a regression; with `rare` classes weights are tried. `file` keeps each
+    trial as it ends, and what it has is not tried again. The same arguments give the same trials, as long as `seconds`
+    do not end them.
     """
-    first = start or Parameters()
-    if trials <= 0:
-        return Study(first.model_dump(), float("nan"), ())
-    if trials == 1:
-        value = score(first)
-        return Study(first.model_dump(), value, ((first.model_dump(), value),))
+    first = start or Boosting()
+    kept, hints = _opened(file, first, families)
+    done, resumed = kept[:trials], len(kept[:trials])
+    spent, began = done[-1].spent if done else 0.0, time.monotonic()
+    ended = "trials"
+    while len(done) < trials and ended == "trials":
+        asked = _round(done, hints, seed, families, classes, rare, trials)
+        if not done:
+            asked = asked[:1]  # the start is tried however little time there is
+        bar = _bar(done[: len(done) - len(done) % TOGETHER])  # of whole rounds, as the proposals
+        left = seconds - spent - (time.monotonic() - began)
+        outcomes = run([parameters for parameters, _ in asked], bar, left if done else math.inf)
+        for (parameters, drawn), outcome in zip(asked, outcomes, strict=False):
+            if outcome.late:
+                ended = "time"
+                break
+            now = spent + time.monotonic() - began
+            trial = Trial(
+                number=len(done),
+                parameters=parameters,
+                drawn=drawn,
+                scores=tuple(value if math.isfinite(value) else None for value in outcome.scores),
+                finished=outcome.finished and not outcome.error,
+                error=outcome.error,
+                spent=now,
+            )
+            done.append(trial)
+            _append(file, trial)
+        if spent + time.monotonic() - began > seconds:
+            ended = "time" if len(done) < trials else ended
+    best = max(done, key=lambda trial: trial.score, default=None)
+    if best is None or not math.isfinite(best.score):
+        return Study(parameters=first, score=math.nan, trials=tuple(done), ended=ended, resumed=resumed)
+    found = parameters_of(best.parameters)
+    return Study(parameters=found, score=best.score, trials=tuple(done), ended=ended, resumed=resumed)
 
+
+def in_turn(evaluate: Callable[[dict[str, Any], Sequence[float] | None, float], Outcome]) -> Run:
+    """One trial after the other, in this process."""
+
+    def run(asked: Sequence[dict[str, Any]], bar: Sequence[float] | None, seconds: float) -> Iterator[Outcome]:
+        began = time.monotonic()
+        for parameters in asked:
+            yield evaluate(parameters, bar, seconds - (time.monotonic() - began))
+
+    return run
+
+
+# -- what is tried next --------------------------------------------------------------------------------------------
+
+
+def _round(
+    done: Sequence[Trial],
+    hints: Sequence[dict[str, Any]],
+    seed: int,
+    families: Sequence[str],
+    classes: int,
+    rare: bool,
+    trials: int,
+) -> list[tuple[dict[str, Any], bool]]:
+    """What is left to try of the round that is under way: (parameters, whether the sampler drew them)."""
+    begin = len(done) - len(done) % TOGETHER
+    before = done[:begin]
+    fixed = [*hints[begin : begin + TOGETHER]]
+    if begin >= len(hints) and classes and begin // TOGETHER % REFINED_EVERY == REFINED_EVERY - 1:
+        fixed = _refined(before, rare)[:TOGETHER]
+    asked: list[tuple[dict[str, Any], bool]] = [(each, False) for each in fixed]
+    end = min(begin + TOGETHER, trials)
+    if numbers := range(begin + len(asked), end):
+        asked += [(each, True) for each in _drawn(before, numbers, hints, seed, families, classes)]
+    return asked[len(done) - begin : end - begin]
+
+
+def _refined(done: Sequence[Trial], rare: bool) -> list[dict[str, Any]]:
+    """The best so far with other answers to the same question: calibrated; each class weighing the same, calibrated."""
+    best = max(done, key=lambda trial: trial.score)
+    tried = [trial.parameters for trial in done]
+    changes = [{"calibration": "sigmoid", "class_weight": "none"}]
+    changes += [{"calibration": "sigmoid", "class_weight": "balanced"}] if rare else []
+    made = [parameters_of(best.parameters).model_copy(update=change).model_dump() for change in changes]
+    return [each for each in made if each not in tried]
+
+
+def _drawn(
+    done: Sequence[Trial],
+    numbers: Iterable[int],
+    hints: Sequence[dict[str, Any]],
+    seed: int,
+    families: Sequence[str],
+    classes: int,
+) -> list[dict[str, Any]]:
+    """What Optuna's sampler proposes for each number after these trials (tree-structured Parzen estimator)."""
     import optuna
-
-    fixed = {name: value for name, value in first.model_dump().items() if name not in SPACE}
-    tried: list[tuple[dict[str, Any], float]] = []
-
-    def objective(trial: optuna.Trial) -> float:
-        drawn: dict[str, Any] = {}
-        for name, (scale, lowest, highest) in SPACE.items():
-            begin = getattr(first, name)
-            low, high = min(lowest, begin), max(highest, begin)  # a start outside of the space widens it
-            if scale == "integer":
-                drawn[name] = trial.suggest_int(name, int(low), int(high))
-            else:
-                drawn[name] = trial.suggest_float(name, low, high, log=scale == "log")
-        parameters = Parameters(**fixed, **drawn)
-        value = score(parameters)
-        tried.append((parameters.model_dump(), value))
-        return value
 
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-        study.enqueue_trial({name: value for name, value in first.model_dump().items() if name in SPACE})
-        study.optimize(objective, n_trials=trials, timeout=seconds, catch=())
+        spaces = {family: _space(family, hints) for family in families}
+        study = optuna.create_study(direction="maximize")
+        study.add_trials([_as_optuna(trial, spaces) for trial in done if _in_space(trial, spaces)])
+        found = []
+        for number in numbers:
+            # Not one sampler for all: where its random numbers stand would depend on what this process has done.
+            own = int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4], "big")
+            study.sampler = optuna.samplers.TPESampler(seed=own, n_startup_trials=FREE)
+            trial = study.ask()
+            family = str(trial.suggest_categorical("family", list(spaces)))
+            values: dict[str, Any] = {"family": family}
+            for name, (scale, low, high) in spaces[family].items():
+                key = f"{family}.{name}"
+                if "integer" in scale:
+                    values[name] = trial.suggest_int(key, int(low), int(high), log="log" in scale)
+                else:
+                    values[name] = trial.suggest_float(key, low, high, log=scale == "log")
+            found.append(_bounded(values, classes))
     finally:
         optuna.logging.set_verbosity(before)
-    parameters, value = max(tried, key=lambda entry: entry[1])
-    return Study(parameters, value, tuple(tried))
+    return found
+
+
+def _space(family: str, hints: Sequence[dict[str, Any]]) -> dict[str, Range]:
+    """The family's space, widened by the values of those that are tried first."""
+    known = [each for each in hints if each["family"] == family]
+    return {
+        name: Range(scale, min([low, *(each[name] for each in known)]), max([high, *(each[name] for each in known)]))
+        for name, (scale, low, high) in SPACES[family].items()
+    }
+
+
+def _bounded(values: dict[str, Any], classes: int) -> dict[str, Any]:
+    """These parameters with so few leaves that the model can be converted."""
+    drawn = parameters_of(values)
+    trees = drawn.trees(classes)
+    if trees and trees * (2 * values["max_leaf_nodes"] - 1) > MOST_NODES:
+        drawn = drawn.model_copy(update={"max_leaf_nodes": max(2, (MOST_NODES // trees + 1) // 2)})
+    return drawn.model_dump()
+
+
+def _in_space(trial: Trial, spaces: dict[str, dict[str, Range]]) -> bool:
+    plain = trial.parameters.get("calibration") == "none" == trial.parameters.get("class_weight")
+    return plain and trial.parameters["family"] in spaces and bool(trial.scores) and _number(trial.scores[-1]) > -1e300
+
+
+def _as_optuna(trial: Trial, spaces: dict[str, dict[str, Range]]) -> Any:
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+    family = trial.parameters["family"]
+    distributions: dict[str, BaseDistribution] = {"family": CategoricalDistribution(list(spaces))}
+    values: dict[str, Any] = {"family": family}
+    for name, (scale, low, high) in spaces[family].items():
+        value = trial.parameters[name]
+        if "integer" in scale:
+            # `_bounded` may have taken leaves away, below the space.
+            kind: BaseDistribution = IntDistribution(min(int(low), value), int(high), log="log" in scale)
+        else:
+            kind = FloatDistribution(low, high, log=scale == "log")
+        distributions[f"{family}.{name}"], values[f"{family}.{name}"] = kind, value
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.COMPLETE if trial.finished else optuna.trial.TrialState.PRUNED,
+        params=values,
+        distributions=distributions,
+        value=trial.score if trial.finished else None,
+        intermediate_values={at: _number(score) for at, score in enumerate(trial.scores)},
+    )
+
+
+def _bar(done: Sequence[Trial]) -> list[float] | None:
+    """What a trial must have after each fold to go on: the median of those before it (Golovin et al. 2017)."""
+    if len(done) < FREE:
+        return None
+    reached = [[_number(t.scores[at]) for t in done if len(t.scores) > at] for at in range(FOLDS)]
+    return [statistics.median(values) if values else -math.inf for values in reached]
+
+
+def _number(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
+# -- the file ------------------------------------------------------------------------------------------------------
+
+
+def _opened(file: Path | None, start: Parameters, families: Sequence[str]) -> tuple[list[Trial], list[dict[str, Any]]]:
+    """The trials that a study's file has, and what this study tries first; a new file is begun.
+
+    A study of other rows that lies beside it is where a killed search stood: its best is tried as well.
+    """
+    first = [start.model_dump(), *(FAMILIES[family]().model_dump() for family in ("boosting", *families))]
+    if file is None:
+        return [], _distinct(first)
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        lines = []
+    whole = [line for line in lines if line.endswith(b"\n")]  # the last one may be torn
+    if whole:
+        head = msgspec.json.decode(whole[0], type=_Head)
+        write_atomically(file, b"".join(whole))
+        return [msgspec.json.decode(line, type=Trial) for line in whole[1:]], head.first
+    file.parent.mkdir(parents=True, exist_ok=True)
+    others = sorted(file.parent.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in others[KEPT:]:
+        old.unlink(missing_ok=True)
+    best = next((found for other in others[:1] if (found := _best_of(other)) is not None), None)
+    hints = _distinct([first[0], *([best] if best else []), *first[1:]])
+    write_atomically(file, msgspec.json.encode(_Head(hints)) + b"\n")
+    return [], hints
+
+
+def _best_of(file: Path) -> dict[str, Any] | None:
+    """The best parameters in a study's file; None when it has none that this release knows."""
+    try:
+        trials = [msgspec.json.decode(line, type=Trial) for line in file.read_bytes().split(b"\n")[1:-1]]
+        best = max(trials, key=lambda trial: trial.score, default=None)
+        return None if best is None or not best.finished else parameters_of(best.parameters).model_dump()
+    except (msgspec.DecodeError, ValueError):
+        return None
+
+
+def _distinct(given: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for each in given:
+        if each not in found:
+            found.append(each)
+    return found
+
+
+def _append(file: Path | None, trial: Trial) -> None:
+    if file is None:
+        return
+    with file.open("ab") as opened:
+        opened.write(msgspec.json.encode(trial) + b"\n")
+        opened.flush()
+        os.fsync(opened.fileno())
