@@ -123,7 +123,7 @@ def _found(
     chance = 0.0 if compared is None else compared.chance_above(0.0)
     what = f"{began}: the best ({study.parameters.family})"
     if compared is not None:
-        facts = msgspec.structs.replace(facts, gain=compared.gain, error=compared.error)
+        facts = msgspec.structs.replace(facts, value=compared.new, gain=compared.gain, error=compared.error)
         what += f" gains {compared.gain:+.4g} ± {compared.error:.2g} on the judging rows"
     if chance < gates.confidence:
         return _Found(None, facts, f"{what}, better with probability {chance:.3f} only: the parameters before stay")

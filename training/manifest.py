@@ -175,7 +175,8 @@ class Searched(msgspec.Struct, frozen=True, kw_only=True):
     ended: str = ""  # trials | time
     seconds: float = 0.0
     chosen: bool = False  # False: the parameters that it began with stay
-    gain: float | None = None  # of the best against those, on the judging rows; None: it was those
+    value: float | None = None  # of the best on the judging rows: its negative loss; None: it was those
+    gain: float | None = None  # of it against those
     error: float | None = None  # standard error of the gain
 
 

@@ -53,9 +53,9 @@ def searched(
     training: pd.DataFrame, schema: FeatureSchema, spec: JobSpec, policy: TrainPolicy, start: Parameters
 ) -> Study:
     """The study of these training rows; one without trials when none is wanted, or they are too few."""
-    folds = folds_of(training, schema, policy.inner_share, policy.min_rows, spec.seed)
+    folds = folds_of(training, schema, policy, spec.seed)
     if not policy.trials or policy.pipeline or folds is None:
-        return Study(parameters=start, score=float("nan"), trials=(), ended="")
+        return Study(parameters=start, trials=(), ended="")
     shares = training[LABEL].value_counts(normalize=True) if schema.task != "regression" else None
     return search(
         in_turn(partial(evaluate, folds)),
@@ -82,8 +82,7 @@ def _file(
         spec.seed,
         start.model_dump(),
         policy.families,
-        policy.inner_share,
-        policy.min_rows,
+        policy.model_dump(include={"inner_share", "min_rows", "block_rows", "judge_every", "purge_s"}),
         libraries(),
     ]
     return Path(spec.studies) / f"{hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:32]}.jsonl"

@@ -1,7 +1,9 @@
-"""How good one set of parameters is: fitted to rows before a moment, judged by rows after it, three times.
+"""How good one set of parameters is, on rows that the judging of a training does not use.
 
-Rolling origin (Tashman 2000): each fold's model learns everything before the rows that judge it, as a version answers
-rows that come after its training. A trial that falls behind is given up after the fold that shows it.
+Two questions, as a version faces both: how well does it answer rows between those it learnt (interleaved blocks, as the
+gates ask), and rows that come after them (rolling origin, Tashman 2000). What is gained on the first alone is often
+memory, on the second alone often a model too simple for the day. So a trial is worth the smaller of its two gains over
+the parameters that the search began with.
 """
 
 from __future__ import annotations
@@ -10,80 +12,99 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import numpy as np
 
 from training.families import parameters_of
 from training.fitting import fit_rows, has_all_classes, labels_of
 from training.gates import LOSSES, Truth, score
 from training.pipeline import predict
+from training.split import TrainPolicy, interleaved, without
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
 
 FOLDS: Final = 3
+"""The first asks about rows between, the others about rows after."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a trial. `scores` has the mean of the folds so far after each: larger is better."""
+    """What came of a trial: the score of each fold that was judged, larger is better."""
 
     scores: tuple[float, ...] = ()
-    finished: bool = False  # False, without an error: it fell behind, or time was up
     late: bool = False  # time was up
     error: str = ""
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Folds:
-    """The rows that a search looks at, in time order, and where each fold's judges begin."""
+    """The rows that a search looks at, and for each fold (positions that are learnt, positions that judge)."""
 
     frame: pd.DataFrame
     schema: FeatureSchema
     seed: int
-    borders: tuple[int, ...]
-    """Positions; a fold's judges go from one to the next, what it learns ends where they begin."""
+    parts: tuple[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]], ...]
 
 
-def folds_of(training: pd.DataFrame, schema: FeatureSchema, share: float, min_rows: int, seed: int) -> Folds | None:
-    """The newest `share` of the rows judges; None when fewer than `min_rows` would be left to learn from."""
-    judges = max(int(share * len(training)), 50)
-    first = len(training) - judges
-    if first < min_rows:
+def folds_of(training: pd.DataFrame, schema: FeatureSchema, policy: TrainPolicy, seed: int) -> Folds | None:
+    """The folds of these training rows, which are in time order; None when too few would be left to learn from."""
+    rows = np.arange(len(training))
+    judges = max(int(policy.inner_share * len(rows)), 50)
+    first = len(rows) - judges
+    if first < policy.min_rows:
         return None
-    borders = tuple(first + judges * at // FOLDS for at in range(FOLDS + 1))
-    return Folds(training, schema, seed, borders)
+    between = interleaved(rows[first // 2 :], policy, judges // 2)
+    parts = [(without(rows, between, training, policy), between)]
+    borders = [first + judges * at // (FOLDS - 1) for at in range(FOLDS)]
+    parts += [(rows[:begin], rows[begin:end]) for begin, end in pairwise(borders)]
+    if any(len(learnt) < policy.min_rows for learnt, _ in parts):
+        return None
+    return Folds(training, schema, seed, tuple(parts))
 
 
 def evaluate(
-    folds: Folds, parameters: dict[str, Any], bar: Sequence[float] | None = None, seconds: float = math.inf
+    folds: Folds,
+    parameters: dict[str, Any],
+    base: Sequence[float] | None = None,
+    bar: Sequence[float] = (),
+    seconds: float = math.inf,
 ) -> Outcome:
-    """The trial of these parameters. It ends early when its mean after a fold is below `bar`'s for it, or no fold can
-    begin within `seconds`."""
-    began = time.perf_counter()
-    given, schema, found = parameters_of(parameters), folds.schema, []
-    means: list[float] = []
-    late, error = False, ""
-    for at, (begin, end) in enumerate(zip(folds.borders, folds.borders[1:], strict=False)):
-        if time.perf_counter() - began > seconds:
-            late = True
-            break
-        past, future = folds.frame.iloc[:begin], folds.frame.iloc[begin:end]
+    """The trial of these parameters.
+
+    It ends early when what it is worth after a fold, beside the scores `base`, is not above `bar`'s for it; and when
+    time is up, `seconds` from now, before a fold.
+    """
+    began = time.monotonic()
+    given, schema = parameters_of(parameters), folds.schema
+    scores: list[float] = []
+    for learnt, judging in folds.parts:
+        if time.monotonic() - began > seconds:
+            return Outcome(scores=tuple(scores), late=True)
+        past, future = folds.frame.iloc[learnt], folds.frame.iloc[judging]
+        value = -math.inf
         try:
-            value = -math.inf
             if has_all_classes(past, schema):
                 fitted = fit_rows(past, schema, given, folds.seed)
                 truth = Truth.of(labels_of(future, schema), schema)
                 value = score(predict(fitted, future[list(schema.names)], schema), truth, LOSSES[schema.task])
         except (ValueError, ArithmeticError) as problem:  # of a library: these parameters cannot be fitted
-            error = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+            why = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+            return Outcome(scores=tuple(scores), error=why)
+        scores.append(-math.inf if math.isnan(value) else value)
+        if base is not None and len(scores) <= len(bar) and worth(scores, base) <= bar[len(scores) - 1]:
             break
-        found.append(-math.inf if math.isnan(value) else value)
-        means.append(sum(found) / len(found))
-        if bar is not None and at + 1 < FOLDS and at < len(bar) and means[-1] < bar[at]:
-            break
-    finished = len(means) == len(folds.borders) - 1
-    return Outcome(scores=tuple(means), finished=finished, late=late, error=error, seconds=time.perf_counter() - began)
+    return Outcome(scores=tuple(scores))
+
+
+def worth(scores: Sequence[float], base: Sequence[float]) -> float:
+    """The smaller of the two gains over `base`, on rows between and on rows after; of the folds there are so far."""
+    if not scores:
+        return -math.inf
+    gains = [new - old if math.isfinite(old) else 0.0 for new, old in zip(scores, base, strict=False)]
+    return min(gains[0], sum(gains[1:]) / len(gains[1:])) if len(gains) > 1 else gains[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +18,14 @@ import msgspec
 
 from monitoring.files import write_atomically
 from training.families import FAMILIES, SPACES, Boosting, Parameters, Range, parameters_of
-from training.trial import FOLDS, Outcome
+from training.trial import FOLDS, Outcome, worth
 
 TOGETHER: Final = 4
 """Trials of a round; so many workers can be busy at once."""
 FREE: Final = 8
-"""Trials before which none is given up, and none is chosen by what the others found."""
+"""Trials before which the sampler draws at random."""
+PATIENT: Final[dict[str, Any]] = {"learning_rate": 0.05, "max_iter": 300, "max_features": 0.5}
+"""Boosting that learns slowly and looks at half of the features: worth a look on any data."""
 REFINED_EVERY: Final = 4
 """Rounds; then the best so far is tried with its answers calibrated, too."""
 MOST_NODES: Final = 150_000
@@ -32,8 +33,10 @@ MOST_NODES: Final = 150_000
 KEPT: Final = 5
 """Files of studies that stay beside a new one."""
 
-Run = Callable[[Sequence[dict[str, Any]], Sequence[float] | None, float], Iterable[Outcome]]
-"""(parameters of each trial, the bar, seconds left) -> the outcomes, in this order."""
+Evaluate = Callable[[dict[str, Any], Sequence[float] | None, Sequence[float], float], Outcome]
+"""`training.trial.evaluate` of some folds."""
+Run = Callable[[Sequence[dict[str, Any]], Sequence[float] | None, Sequence[float], float], Iterable[Outcome]]
+"""The same for several parameters: the outcomes come in their order."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,21 +46,30 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any]
     drawn: bool  # from the space, by the sampler
     scores: tuple[float | None, ...]  # None: minus infinity, which JSON cannot carry
-    finished: bool
+    worth: float | None  # of the folds judged; None: minus infinity, or it failed
     error: str = ""
     spent: float  # seconds of the whole search when it was over
 
     @property
+    def finished(self) -> bool:
+        """Whether it was not given up halfway, and did not fail."""
+        return len(self.scores) == FOLDS and not self.error
+
+    @property
     def score(self) -> float:
-        """What is maximised; minus infinity when it was given up or failed."""
-        return _number(self.scores[-1]) if self.finished else -math.inf
+        """The mean of its folds; minus infinity when it did not finish."""
+        return sum(map(_number, self.scores)) / FOLDS if self.finished else -math.inf
+
+    @property
+    def value(self) -> float:
+        """What is maximised."""
+        return _number(self.worth) if self.finished else -math.inf
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True):
     """The best parameters found, and every trial in the order tried."""
 
     parameters: Parameters
-    score: float
     trials: tuple[Trial, ...]
     ended: str  # trials | time
     resumed: int = 0  # trials that another process had done
@@ -82,57 +94,61 @@ def search(
     rare: bool = False,
     file: Path | None = None,
 ) -> Study:
-    """The parameters with the highest score among at most `trials`, none begun later than after `seconds`.
+    """The parameters that are worth most among at most `trials`, none begun later than after `seconds`.
 
-    The first trial is `start` (default: the defaults), so the outcome is never worse than that by this score; then the
-    defaults of each family. `classes` is 0 for a regression; with `rare` classes weights are tried. `file` keeps each
-    trial as it ends, and what it has is not tried again. The same arguments give the same trials, as long as `seconds`
-    do not end them.
+    The first trial is `start` (default: the defaults), against which the others are held; then the defaults of each
+    family. `classes` is 0 for a regression; with `rare` classes weights are tried. `file` keeps each trial as it ends,
+    and what it has is not tried again. The same arguments give the same trials, as long as `seconds` do not end them.
     """
     first = start or Boosting()
-    kept, hints = _opened(file, first, families)
-    done, resumed = kept[:trials], len(kept[:trials])
-    spent, began = done[-1].spent if done else 0.0, time.monotonic()
-    ended = "trials"
-    while len(done) < trials and ended == "trials":
+    done, hints = _opened(file, first, families)
+    done = done[:trials]
+    resumed, spent, began = len(done), done[-1].spent if done else 0.0, time.monotonic()
+
+    def now() -> float:
+        return spent + time.monotonic() - began
+
+    late = False
+    while len(done) < trials and not late and (not done or now() < seconds):
         asked = _round(done, hints, seed, families, classes, rare, trials)
-        if not done:
+        base = [_number(score) for score in done[0].scores] if done else None
+        if base is None:
             asked = asked[:1]  # the start is tried however little time there is
         bar = _bar(done[: len(done) - len(done) % TOGETHER])  # of whole rounds, as the proposals
-        left = seconds - spent - (time.monotonic() - began)
-        outcomes = run([parameters for parameters, _ in asked], bar, left if done else math.inf)
+        outcomes = run([each for each, _ in asked], base, bar, math.inf if base is None else seconds - now())
         for (parameters, drawn), outcome in zip(asked, outcomes, strict=False):
-            if outcome.late:
-                ended = "time"
+            if late := outcome.late:
                 break
-            now = spent + time.monotonic() - began
+            value = -math.inf if outcome.error else worth(outcome.scores, base or outcome.scores)
             trial = Trial(
                 number=len(done),
                 parameters=parameters,
                 drawn=drawn,
-                scores=tuple(value if math.isfinite(value) else None for value in outcome.scores),
-                finished=outcome.finished and not outcome.error,
+                scores=tuple(map(_plain, outcome.scores)),
+                worth=_plain(value),
                 error=outcome.error,
-                spent=now,
+                spent=now(),
             )
             done.append(trial)
             _append(file, trial)
-        if spent + time.monotonic() - began > seconds:
-            ended = "time" if len(done) < trials else ended
-    best = max(done, key=lambda trial: trial.score, default=None)
-    if best is None or not math.isfinite(best.score):
-        return Study(parameters=first, score=math.nan, trials=tuple(done), ended=ended, resumed=resumed)
-    found = parameters_of(best.parameters)
-    return Study(parameters=found, score=best.score, trials=tuple(done), ended=ended, resumed=resumed)
+    best = max(done, key=lambda trial: trial.value, default=None)
+    return Study(
+        parameters=first if best is None or best.value <= 0 else parameters_of(best.parameters),
+        trials=tuple(done),
+        ended="trials" if len(done) == trials else "time",
+        resumed=resumed,
+    )
 
 
-def in_turn(evaluate: Callable[[dict[str, Any], Sequence[float] | None, float], Outcome]) -> Run:
+def in_turn(evaluate: Evaluate) -> Run:
     """One trial after the other, in this process."""
 
-    def run(asked: Sequence[dict[str, Any]], bar: Sequence[float] | None, seconds: float) -> Iterator[Outcome]:
+    def run(
+        asked: Sequence[dict[str, Any]], base: Sequence[float] | None, bar: Sequence[float], seconds: float
+    ) -> Iterator[Outcome]:
         began = time.monotonic()
         for parameters in asked:
-            yield evaluate(parameters, bar, seconds - (time.monotonic() - began))
+            yield evaluate(parameters, base, bar, seconds - (time.monotonic() - began))
 
     return run
 
@@ -164,7 +180,7 @@ def _round(
 
 def _refined(done: Sequence[Trial], rare: bool) -> list[dict[str, Any]]:
     """The best so far with other answers to the same question: calibrated; each class weighing the same, calibrated."""
-    best = max(done, key=lambda trial: trial.score)
+    best = max(done, key=lambda trial: trial.value)
     tried = [trial.parameters for trial in done]
     changes = [{"calibration": "sigmoid", "class_weight": "none"}]
     changes += [{"calibration": "sigmoid", "class_weight": "balanced"}] if rare else []
@@ -229,7 +245,7 @@ def _bounded(values: dict[str, Any], classes: int) -> dict[str, Any]:
 
 def _in_space(trial: Trial, spaces: dict[str, dict[str, Range]]) -> bool:
     plain = trial.parameters.get("calibration") == "none" == trial.parameters.get("class_weight")
-    return plain and trial.parameters["family"] in spaces and bool(trial.scores) and _number(trial.scores[-1]) > -1e300
+    return plain and trial.parameters["family"] in spaces and trial.worth is not None
 
 
 def _as_optuna(trial: Trial, spaces: dict[str, dict[str, Range]]) -> Any:
@@ -251,21 +267,26 @@ def _as_optuna(trial: Trial, spaces: dict[str, dict[str, Range]]) -> Any:
         state=optuna.trial.TrialState.COMPLETE if trial.finished else optuna.trial.TrialState.PRUNED,
         params=values,
         distributions=distributions,
-        value=trial.score if trial.finished else None,
-        intermediate_values={at: _number(score) for at, score in enumerate(trial.scores)},
+        value=trial.value if trial.finished else None,
+        intermediate_values={len(trial.scores): _number(trial.worth)},
     )
 
 
-def _bar(done: Sequence[Trial]) -> list[float] | None:
-    """What a trial must have after each fold to go on: the median of those before it (Golovin et al. 2017)."""
-    if len(done) < FREE:
-        return None
-    reached = [[_number(t.scores[at]) for t in done if len(t.scores) > at] for at in range(FOLDS)]
-    return [statistics.median(values) if values else -math.inf for values in reached]
+def _bar(done: Sequence[Trial]) -> list[float]:
+    """What a trial must be worth after each fold to go on: more than the best, as the later folds only take away.
+
+    The mean over the folds of rows after may still rise: there it must be more than nothing.
+    """
+    best = max((trial.value for trial in done), default=0.0)
+    return [max(best, 0.0), *[0.0] * (FOLDS - 2)] if done else []
 
 
 def _number(value: float | None) -> float:
     return -math.inf if value is None else value
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 # -- the file ------------------------------------------------------------------------------------------------------
@@ -276,7 +297,8 @@ def _opened(file: Path | None, start: Parameters, families: Sequence[str]) -> tu
 
     A study of other rows that lies beside it is where a killed search stood: its best is tried as well.
     """
-    first = [start.model_dump(), *(FAMILIES[family]().model_dump() for family in ("boosting", *families))]
+    usual = [Boosting(), Boosting(**PATIENT)] if "boosting" in families else [Boosting()]
+    first = [each.model_dump() for each in (start, *usual, *(FAMILIES[family]() for family in families))]
     if file is None:
         return [], _distinct(first)
     try:
@@ -302,7 +324,7 @@ def _best_of(file: Path) -> dict[str, Any] | None:
     """The best parameters in a study's file; None when it has none that this release knows."""
     try:
         trials = [msgspec.json.decode(line, type=Trial) for line in file.read_bytes().split(b"\n")[1:-1]]
-        best = max(trials, key=lambda trial: trial.score, default=None)
+        best = max(trials, key=lambda trial: trial.value, default=None)
         return None if best is None or not best.finished else parameters_of(best.parameters).model_dump()
     except (msgspec.DecodeError, ValueError):
         return None
