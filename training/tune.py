@@ -24,7 +24,7 @@ TOGETHER: Final = 4
 """Trials of a round; so many workers can be busy at once."""
 FREE: Final = 8
 """Trials before which the sampler draws at random."""
-PATIENT: Final[dict[str, Any]] = {"learning_rate": 0.05, "max_iter": 300, "max_features": 0.5}
+PATIENT: Final = {**Boosting().model_dump(), "learning_rate": 0.05, "max_iter": 300, "max_features": 0.5}
 """Boosting that learns slowly and looks at half of the features: worth a look on any data."""
 REFINED_EVERY: Final = 4
 """Rounds; then the best so far is tried with its answers calibrated, too."""
@@ -101,7 +101,7 @@ def search(
     and what it has is not tried again. The same arguments give the same trials, as long as `seconds` do not end them.
     """
     first = start or Boosting()
-    done, hints = _opened(file, first, families)
+    done, hints = _opened(file, first, families, classes)
     done = done[:trials]
     resumed, spent, began = len(done), done[-1].spent if done else 0.0, time.monotonic()
 
@@ -292,13 +292,16 @@ def _plain(value: float) -> float | None:
 # -- the file ------------------------------------------------------------------------------------------------------
 
 
-def _opened(file: Path | None, start: Parameters, families: Sequence[str]) -> tuple[list[Trial], list[dict[str, Any]]]:
+def _opened(
+    file: Path | None, start: Parameters, families: Sequence[str], classes: int
+) -> tuple[list[Trial], list[dict[str, Any]]]:
     """The trials that a study's file has, and what this study tries first; a new file is begun.
 
     A study of other rows that lies beside it is where a killed search stood: its best is tried as well.
     """
-    usual = [Boosting(), Boosting(**PATIENT)] if "boosting" in families else [Boosting()]
-    first = [each.model_dump() for each in (start, *usual, *(FAMILIES[family]() for family in families))]
+    patient = [_bounded(PATIENT, classes)] if "boosting" in families else []
+    defaults = [FAMILIES[family]().model_dump() for family in families]
+    first = [start.model_dump(), Boosting().model_dump(), *patient, *defaults]
     if file is None:
         return [], _distinct(first)
     try:
