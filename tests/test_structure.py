@@ -21,6 +21,7 @@ IMPORTERS = {
     "evidently": {"monitoring/distance.py", "monitoring/report.py"},
     "apscheduler": {"service/control/scheduler.py"},
     "optuna": {"training/tune.py"},
+    "distributed": {"training/cluster.py"},
     "skops": {"training/trust.py"},
     "skl2onnx": {"training/convert.py"},
     "fastapi": {

@@ -68,7 +68,7 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         "search": msgspec.to_builtins(found.facts) if study.trials else None,
         "last_fit": policy.last_fit,
         "blocks": {
-            "policy": policy.model_dump(mode="json"),
+            "policy": policy.model_dump(mode="json", exclude={"backend", "scheduler_address"}),
             "min_holdout_rows": gates.min_holdout_rows,
             "champion_until": spec.champion_until,
             "first": first,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,8 +17,8 @@ from training.data import content_digest
 from training.export import libraries
 from training.families import Boosting, Parameters, parameters_of
 from training.own_pipeline import own_parameters
-from training.trial import evaluate, folds_of
-from training.tune import Study, in_turn, search
+from training.trial import Folds, evaluate, folds_of
+from training.tune import Run, Study, in_turn, search
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,9 +57,24 @@ def searched(
     folds = folds_of(training, schema, policy, spec.seed)
     if not policy.trials or policy.pipeline or folds is None:
         return Study(parameters=start, trials=(), ended="")
+    with _runner(folds, spec, policy) as run:
+        return _searched(run, training, schema, spec, policy, start)
+
+
+def _runner(folds: Folds, spec: JobSpec, policy: TrainPolicy) -> AbstractContextManager[Run]:
+    if policy.backend == "local":
+        return nullcontext(in_turn(partial(evaluate, folds)))
+    from training.cluster import on_cluster
+
+    return on_cluster(policy.scheduler_address, folds, spec.threads)
+
+
+def _searched(
+    run: Run, training: pd.DataFrame, schema: FeatureSchema, spec: JobSpec, policy: TrainPolicy, start: Parameters
+) -> Study:
     shares = training[LABEL].value_counts(normalize=True) if schema.task != "regression" else None
     return search(
-        in_turn(partial(evaluate, folds)),
+        run,
         trials=policy.trials,
         seconds=policy.tune_seconds,
         seed=spec.seed,

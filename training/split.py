@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from monitoring.feature import AT, LABEL, ORIGIN
 from training.families import OWN_PIPELINE
@@ -85,6 +85,11 @@ class TrainPolicy(BaseModel):
         description="`mypkg.module:function` of an installed package; what `function(schema, seed)` returns is trained "
         "in place of all families, without a search (empty: none)",
     )
+    backend: Literal["local", "dask"] = Field(
+        "local",
+        description="where the trials of a search are fitted; dask: by the workers of a cluster (extra `dask`)",
+    )
+    scheduler_address: str = Field("", description="`tcp://host:8786`; the Dask scheduler, with backend dask")
     reference_rows: int = Field(5000, ge=100, description="rows; the newest known ones, with which drift compares")
 
     @field_validator("pipeline")
@@ -93,6 +98,12 @@ class TrainPolicy(BaseModel):
         if pipeline and not re.fullmatch(OWN_PIPELINE, pipeline):
             raise ValueError(f"{pipeline!r} names no function: write `mypkg.module:function`")
         return pipeline
+
+    @model_validator(mode="after")
+    def _a_cluster_has_an_address(self) -> TrainPolicy:
+        if self.backend == "dask" and not self.scheduler_address:
+            raise ValueError('backend "dask" needs `scheduler_address`, such as tcp://host:8786')
+        return self
 
 
 class Split(msgspec.Struct, frozen=True):
