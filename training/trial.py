@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
     from monitoring.schema import FeatureSchema
 
-FOLDS: Final = 3
-"""The first asks about rows between, the others about rows after."""
+FOLDS: Final = 5
+"""By turns rows between (three times) and rows after (twice): few judges would let luck choose."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,11 +58,15 @@ def folds_of(training: pd.DataFrame, schema: FeatureSchema, policy: TrainPolicy,
     first = len(rows) - judges
     if first < policy.min_rows:
         return None
-    between = interleaved(rows[first // 2 :], policy, judges // 2)
-    parts = [(without(rows, between, training, policy), between)]
-    borders = [first + judges * at // (FOLDS - 1) for at in range(FOLDS)]
-    parts += [(rows[:begin], rows[begin:end]) for begin, end in pairwise(borders)]
-    if any(len(learnt) < policy.min_rows for learnt, _ in parts):
+    betweens, afters = (FOLDS + 1) // 2, FOLDS // 2
+    borders = [first + judges * at // afters for at in range(afters + 1)]
+    parts = []
+    for at in range(betweens):
+        stretch = rows[len(rows) // 2 : len(rows) - at * policy.block_rows]  # each time the blocks before the last ones
+        between = interleaved(stretch, policy, min(judges, len(stretch)) // policy.judge_every)
+        parts.append((without(rows, between, training, policy), between))
+        parts += [(rows[: borders[at]], rows[borders[at] : borders[at + 1]])] if at < afters else []
+    if any(len(learnt) < policy.min_rows or not len(judging) for learnt, judging in parts):
         return None
     return Folds(training, schema, seed, tuple(parts))
 
@@ -107,4 +110,4 @@ def worth(scores: Sequence[float], base: Sequence[float]) -> float:
     if not scores:
         return -math.inf
     gains = [new - old if math.isfinite(old) else 0.0 for new, old in zip(scores, base, strict=False)]
-    return min(gains[0], sum(gains[1:]) / len(gains[1:])) if len(gains) > 1 else gains[0]
+    return min(sum(each) / len(each) for each in (gains[::2], gains[1::2]) if each)

@@ -30,6 +30,8 @@ REFINED_EVERY: Final = 4
 """Rounds; then the best so far is tried with its answers calibrated, too."""
 MOST_NODES: Final = 150_000
 """Of all trees at most, so that the model can have an ONNX twin (`training.convert.MAX_TREE_NODES`)."""
+BEHIND: Final = 0.05
+"""A family all of whose trials lose this share of the start's loss, or more, on the first fold is not drawn again."""
 KEPT: Final = 5
 """Files of studies that stay beside a new one."""
 
@@ -202,7 +204,8 @@ def _drawn(
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        spaces = {family: _space(family, hints) for family in families}
+        spaces = {family: _space(family, hints) for family in families if not _is_behind(family, done)}
+        spaces = spaces or {family: _space(family, hints) for family in families}
         study = optuna.create_study(direction="maximize")
         study.add_trials([_as_optuna(trial, spaces) for trial in done if _in_space(trial, spaces)])
         found = []
@@ -223,6 +226,12 @@ def _drawn(
     finally:
         optuna.logging.set_verbosity(before)
     return found
+
+
+def _is_behind(family: str, done: Sequence[Trial]) -> bool:
+    firsts = [_number(trial.scores[0]) for trial in done if trial.parameters["family"] == family and trial.scores]
+    base = _number(done[0].scores[0]) if done and done[0].scores else -math.inf
+    return bool(firsts) and math.isfinite(base) and max(firsts) < base - BEHIND * abs(base)
 
 
 def _space(family: str, hints: Sequence[dict[str, Any]]) -> dict[str, Range]:
@@ -273,12 +282,12 @@ def _as_optuna(trial: Trial, spaces: dict[str, dict[str, Range]]) -> Any:
 
 
 def _bar(done: Sequence[Trial]) -> list[float]:
-    """What a trial must be worth after each fold to go on: more than the best, as the later folds only take away.
-
-    The mean over the folds of rows after may still rise: there it must be more than nothing.
-    """
-    best = max((trial.value for trial in done), default=0.0)
-    return [max(best, 0.0), *[0.0] * (FOLDS - 2)] if done else []
+    """What a trial must be worth after each fold to go on: half of what the best was there, and more than nothing."""
+    if not done:
+        return []
+    best, base = max(done, key=lambda trial: trial.value), [_number(score) for score in done[0].scores]
+    scores = [_number(score) for score in best.scores]
+    return [max(0.0, worth(scores[: at + 1], base) / 2) for at in range(FOLDS - 1)] if best.finished else []
 
 
 def _number(value: float | None) -> float:

@@ -38,6 +38,7 @@ class World:
     """Stands in for fits: boosting is best at a slow rate, all else is worse; every trial takes a second of `late`."""
 
     best_rate: float = 0.05
+    others: float = -3.0
     calibrated: float = 0.0
     fails: str = ""
     stops_after: int = 10**9
@@ -54,7 +55,7 @@ class World:
         self.asked.append(given)
         if given["family"] == self.fails:
             return Outcome(error="ValueError: no")
-        value = -3.0
+        value = self.others
         if given["family"] == "boosting":
             value = -1.0 - abs(math.log(given["learning_rate"] / self.best_rate))
         value += self.calibrated * (given["calibration"] == "sigmoid")
@@ -81,7 +82,14 @@ def test_a_search_begins_with_the_start_then_the_defaults_and_finds_what_is_wort
     assert len(study.trials) == 40 and study.ended == "trials"
     assert isinstance(study.parameters, Boosting) and abs(math.log(study.parameters.learning_rate / 0.05)) < 0.1
     assert study.trials[0].worth == 0.0
-    assert {each["family"] for each in world.asked[8:]} == set(FAMILIES)
+
+
+def test_a_family_that_is_far_behind_is_not_drawn_again() -> None:
+    behind, near = World(others=-3.0), World(others=-1.7)
+    for world in (behind, near):
+        search(in_turn(world), trials=40, seed=5)
+    assert {each["family"] for each in behind.asked[6:]} == {"boosting"}
+    assert {each["family"] for each in near.asked[6:]} == set(FAMILIES)
 
 
 def test_the_start_stays_when_nothing_is_worth_more() -> None:
@@ -177,8 +185,9 @@ def test_no_proposal_is_too_large_for_a_twin_and_only_the_wanted_families_are_dr
 
 def test_a_trial_is_worth_the_smaller_of_its_two_gains() -> None:
     assert worth([-1.0], [-2.0]) == 1.0
-    assert worth([-1.0, -5.0, -5.0], [-2.0, -5.5, -6.0]) == 0.75
-    assert worth([-1.0, -7.0, -5.0], [-2.0, -5.5, -6.0]) == -0.25
+    assert worth([-1.0, -5.0, -1.0, -5.0], [-2.0, -5.5, -3.0, -6.0]) == 0.75  # between 1.5, after 0.75
+    assert worth([-1.0, -5.0, -3.5], [-2.0, -7.5, -3.0]) == 0.25
+    assert worth([-1.0, -7.0], [-2.0, -5.5]) == -1.5
     assert worth([], [-2.0]) == -math.inf
 
 
@@ -194,9 +203,12 @@ def test_no_fold_is_judged_on_rows_that_it_learnt_and_later_folds_only_on_rows_a
     assert len(parts) == FOLDS
     for learnt, judging in parts:
         assert not set(learnt) & set(judging)
-    for learnt, judging in parts[1:]:
+    for learnt, judging in parts[1::2]:
         assert learnt.max() < judging.min()
-    assert parts[0][0].max() > parts[0][1].min()
+    for learnt, judging in parts[::2]:
+        assert learnt.max() > judging.min()
+    between = np.concatenate([judging for _, judging in parts[::2]])
+    assert len(set(between)) == len(between)  # each time other blocks
     schema, frame = history(140, 0)
     assert folds_of(frame, schema, TrainPolicy(), seed=0) is None
 
