@@ -62,8 +62,8 @@ def folds_of(training: pd.DataFrame, schema: FeatureSchema, policy: TrainPolicy,
     borders = [first + judges * at // afters for at in range(afters + 1)]
     parts = []
     for at in range(betweens):
-        stretch = rows[len(rows) // 2 : len(rows) - at * policy.block_rows]  # each time the blocks before the last ones
-        between = interleaved(stretch, policy, min(judges, len(stretch)) // policy.judge_every)
+        stretch = rows[: len(rows) - at * policy.block_rows]  # each time the blocks before the last ones
+        between = interleaved(stretch, policy, len(stretch) // policy.judge_every)
         parts.append((without(rows, between, training, policy), between))
         parts += [(rows[: borders[at]], rows[borders[at] : borders[at + 1]])] if at < afters else []
     if any(len(learnt) < policy.min_rows or not len(judging) for learnt, judging in parts):

@@ -116,7 +116,8 @@ def search(
         base = [_number(score) for score in done[0].scores] if done else None
         if base is None:
             asked = asked[:1]  # the start is tried however little time there is
-        bar = _bar(done[: len(done) - len(done) % TOGETHER])  # of whole rounds, as the proposals
+        whole = len(done) - len(done) % TOGETHER
+        bar = _bar(done[: max(whole, 1)])  # of whole rounds, as the proposals; of the first one its start
         outcomes = run([each for each, _ in asked], base, bar, math.inf if base is None else seconds - now())
         for (parameters, drawn), outcome in zip(asked, outcomes, strict=False):
             if late := outcome.late:
