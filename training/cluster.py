@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from training.export import libraries
 from training.spec import JobError
-from training.trial import Folds, Outcome, evaluate
+from training.trial import Folds, Outcome, Scores, evaluate
 from training.tune import Run
 
 CONNECT_WITHIN_S: Final = 10.0
@@ -41,7 +41,7 @@ def on_cluster(address: str, folds: Folds, threads: int) -> Iterator[Run]:
         there = client.scatter(folds, broadcast=True, hash=False)
 
         def run(
-            asked: Sequence[dict[str, Any]], base: Sequence[float] | None, bar: Sequence[float], seconds: float
+            asked: Sequence[dict[str, Any]], base: Scores | None, bar: Sequence[float], seconds: float
         ) -> Iterator[Outcome]:
             ends = time.monotonic() + seconds
             sent = [

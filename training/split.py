@@ -76,7 +76,7 @@ class TrainPolicy(BaseModel):
         300.0, gt=0, description="seconds; no fit of a search begins later than this; what it had tried by then counts"
     )
     families: tuple[Family, ...] = Field(
-        ("boosting", "forest", "extra_trees", "linear"),
+        ("boosting", "linear", "extra_trees", "forest"),
         min_length=1,
         description="kinds of models that a search tries; forests take ten times as long as boosting",
     )

@@ -1,9 +1,8 @@
 """How good one set of parameters is, on rows that the judging of a training does not use.
 
 Two questions, as a version faces both: how well does it answer rows between those it learnt (interleaved blocks, as the
-gates ask), and rows that come after them (rolling origin, Tashman 2000). What is gained on the first alone is often
-memory, on the second alone often a model too simple for the day. So a trial is worth the smaller of its two gains over
-the parameters that the search began with.
+gates ask), and rows that come after them (rolling origin, Tashman 2000)? What is gained on the first may be memory. So a trial is worth what it gains on rows between, over the parameters that the search began with, but not more than it
+may gain on rows after: what is lost there beyond chance is not made up for.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
+from monitoring.evidence import BLOCKS, Influences
 from training.families import parameters_of
 from training.fitting import fit_rows, has_all_classes, labels_of
-from training.gates import LOSSES, Truth, score
+from training.gates import LOSSES, Truth, influences
 from training.pipeline import predict
 from training.split import TrainPolicy, interleaved, without
 
@@ -33,10 +33,20 @@ FOLDS: Final = 5
 """By turns rows between (three times) and rows after (twice): few judges would let luck choose."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a trial: the score of each fold that was judged, larger is better."""
+Scores = tuple[tuple[float, ...], ...]
 
-    scores: tuple[float, ...] = ()
+
+MOST_ROWS: Final = 30_000
+"""The newest that a search looks at: with more there would be fewer trials, and the judging is on all rows anyway."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a trial: of each fold that was judged, the scores of blocks of consecutive rows; larger is better.
+
+    A fold without any has no score: a class was missing, or the metric is undefined.
+    """
+
+    scores: Scores = ()
     late: bool = False  # time was up
     error: str = ""
 
@@ -53,6 +63,7 @@ class Folds:
 
 def folds_of(training: pd.DataFrame, schema: FeatureSchema, policy: TrainPolicy, seed: int) -> Folds | None:
     """The folds of these training rows, which are in time order; None when too few would be left to learn from."""
+    training = training.tail(MOST_ROWS)
     rows = np.arange(len(training))
     judges = max(int(policy.inner_share * len(rows)), 50)
     first = len(rows) - judges
@@ -74,7 +85,7 @@ def folds_of(training: pd.DataFrame, schema: FeatureSchema, policy: TrainPolicy,
 def evaluate(
     folds: Folds,
     parameters: dict[str, Any],
-    base: Sequence[float] | None = None,
+    base: Scores | None = None,
     bar: Sequence[float] = (),
     seconds: float = math.inf,
 ) -> Outcome:
@@ -85,29 +96,42 @@ def evaluate(
     """
     began = time.monotonic()
     given, schema = parameters_of(parameters), folds.schema
-    scores: list[float] = []
+    scores: list[tuple[float, ...]] = []
     for learnt, judging in folds.parts:
         if time.monotonic() - began > seconds:
             return Outcome(scores=tuple(scores), late=True)
         past, future = folds.frame.iloc[learnt], folds.frame.iloc[judging]
-        value = -math.inf
+        found = None
         try:
             if has_all_classes(past, schema):
                 fitted = fit_rows(past, schema, given, folds.seed)
                 truth = Truth.of(labels_of(future, schema), schema)
-                value = score(predict(fitted, future[list(schema.names)], schema), truth, LOSSES[schema.task])
+                found = influences(predict(fitted, future[list(schema.names)], schema), truth, LOSSES[schema.task])
         except (ValueError, ArithmeticError) as problem:  # of a library: these parameters cannot be fitted
             why = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
             return Outcome(scores=tuple(scores), error=why)
-        scores.append(-math.inf if math.isnan(value) else value)
+        scores.append(() if found is None else _blocks(found))
         if base is not None and len(scores) <= len(bar) and worth(scores, base) <= bar[len(scores) - 1]:
             break
     return Outcome(scores=tuple(scores))
 
 
-def worth(scores: Sequence[float], base: Sequence[float]) -> float:
-    """The smaller of the two gains over `base`, on rows between and on rows after; of the folds there are so far."""
-    if not scores:
+def _blocks(found: Influences) -> tuple[float, ...]:
+    """A loss is a mean: of blocks of rows as of all."""
+    rows = found.value + found.rows
+    return tuple(float(block.mean()) for block in np.array_split(rows, min(BLOCKS, len(rows))))
+
+
+def worth(scores: Sequence[tuple[float, ...]], base: Scores) -> float:
+    """The gain over `base` on rows between; or that on rows after with a standard error, where that is smaller.
+
+    Of the folds there are so far, by paired differences of blocks; minus infinity where one has no score.
+    """
+    if not scores or not all(scores):
         return -math.inf
-    gains = [new - old if math.isfinite(old) else 0.0 for new, old in zip(scores, base, strict=False)]
-    return min(sum(each) / len(each) for each in (gains[::2], gains[1::2]) if each)
+    gains = [np.subtract(new, old if old else new) for new, old in zip(scores, base, strict=False)]
+    found = float(np.concatenate(gains[::2]).mean())
+    if len(gains) > 1:
+        after = np.concatenate(gains[1::2])
+        found = min(found, float(after.mean() + after.std() / math.sqrt(max(len(after) - 1, 1))))
+    return found

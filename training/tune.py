@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 
 from monitoring.files import write_atomically
 from training.families import FAMILIES, SPACES, Boosting, Parameters, Range, parameters_of
-from training.trial import FOLDS, Outcome, worth
+from training.trial import FOLDS, Outcome, Scores, worth
 
 TOGETHER: Final = 4
 """Trials of a round; so many workers can be busy at once."""
@@ -35,9 +36,9 @@ BEHIND: Final = 0.05
 KEPT: Final = 5
 """Files of studies that stay beside a new one."""
 
-Evaluate = Callable[[dict[str, Any], Sequence[float] | None, Sequence[float], float], Outcome]
+Evaluate = Callable[[dict[str, Any], Scores | None, Sequence[float], float], Outcome]
 """`training.trial.evaluate` of some folds."""
-Run = Callable[[Sequence[dict[str, Any]], Sequence[float] | None, Sequence[float], float], Iterable[Outcome]]
+Run = Callable[[Sequence[dict[str, Any]], Scores | None, Sequence[float], float], Iterable[Outcome]]
 """The same for several parameters: the outcomes come in their order."""
 
 
@@ -47,8 +48,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     parameters: dict[str, Any]
     drawn: bool  # from the space, by the sampler
-    scores: tuple[float | None, ...]  # None: minus infinity, which JSON cannot carry
-    worth: float | None  # of the folds judged; None: minus infinity, or it failed
+    scores: Scores
+    worth: float | None  # of the folds judged; None: one has no score, or it failed
     error: str = ""
     spent: float  # seconds of the whole search when it was over
 
@@ -60,7 +61,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def score(self) -> float:
         """The mean of its folds; minus infinity when it did not finish."""
-        return sum(map(_number, self.scores)) / FOLDS if self.finished else -math.inf
+        return statistics.fmean(map(_mean, self.scores)) if self.finished else -math.inf
 
     @property
     def value(self) -> float:
@@ -113,7 +114,7 @@ def search(
     late = False
     while len(done) < trials and not late and (not done or now() < seconds):
         asked = _round(done, hints, seed, families, classes, rare, trials)
-        base = [_number(score) for score in done[0].scores] if done else None
+        base = done[0].scores if done else None
         if base is None:
             asked = asked[:1]  # the start is tried however little time there is
         whole = len(done) - len(done) % TOGETHER
@@ -127,8 +128,8 @@ def search(
                 number=len(done),
                 parameters=parameters,
                 drawn=drawn,
-                scores=tuple(map(_plain, outcome.scores)),
-                worth=_plain(value),
+                scores=outcome.scores,
+                worth=value if math.isfinite(value) else None,
                 error=outcome.error,
                 spent=now(),
             )
@@ -147,7 +148,7 @@ def in_turn(evaluate: Evaluate) -> Run:
     """One trial after the other, in this process."""
 
     def run(
-        asked: Sequence[dict[str, Any]], base: Sequence[float] | None, bar: Sequence[float], seconds: float
+        asked: Sequence[dict[str, Any]], base: Scores | None, bar: Sequence[float], seconds: float
     ) -> Iterator[Outcome]:
         began = time.monotonic()
         for parameters in asked:
@@ -230,8 +231,8 @@ def _drawn(
 
 
 def _is_behind(family: str, done: Sequence[Trial]) -> bool:
-    firsts = [_number(trial.scores[0]) for trial in done if trial.parameters["family"] == family and trial.scores]
-    base = _number(done[0].scores[0]) if done and done[0].scores else -math.inf
+    firsts = [_mean(trial.scores[0]) for trial in done if trial.parameters["family"] == family and trial.scores]
+    base = _mean(done[0].scores[0]) if done and done[0].scores else -math.inf
     return bool(firsts) and math.isfinite(base) and max(firsts) < base - BEHIND * abs(base)
 
 
@@ -286,17 +287,16 @@ def _bar(done: Sequence[Trial]) -> list[float]:
     """What a trial must be worth after each fold to go on: half of what the best was there, and more than nothing."""
     if not done:
         return []
-    best, base = max(done, key=lambda trial: trial.value), [_number(score) for score in done[0].scores]
-    scores = [_number(score) for score in best.scores]
-    return [max(0.0, worth(scores[: at + 1], base) / 2) for at in range(FOLDS - 1)] if best.finished else []
+    best, base = max(done, key=lambda trial: trial.value), done[0].scores
+    return [max(0.0, worth(best.scores[: at + 1], base) / 2) for at in range(FOLDS - 1)] if best.finished else []
 
 
 def _number(value: float | None) -> float:
     return -math.inf if value is None else value
 
 
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _mean(blocks: Sequence[float]) -> float:
+    return statistics.fmean(blocks) if blocks else -math.inf
 
 
 # -- the file ------------------------------------------------------------------------------------------------------

@@ -133,3 +133,17 @@ def test_a_class_with_too_few_rows_for_a_calibration_is_answered_uncalibrated() 
     given = {"max_iter": 5, "calibration": "sigmoid"}
     fitted = fit(schema, features.iloc[rows], labels[rows], given)
     assert type(fitted[-1]).__name__ == "HistGradientBoostingClassifier"
+
+
+def test_a_rare_class_that_weighs_as_much_as_the_others_is_still_said_to_be_rare_once_calibrated() -> None:
+    schema, features, labels = known(3000)
+    rare = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:150]])
+    features, labels = features.iloc[rare], labels[rare]
+    share = float((labels == 1).mean())
+    for family in FAMILIES:
+        given = {"family": family, "class_weight": "balanced", **FEW[family]}
+        weighed, calibrated = (
+            fit(schema, features, labels, {**given, "calibration": calibration}) for calibration in ("none", "sigmoid")
+        )
+        assert abs(calibrated.predict_proba(features)[:, 1].mean() - share) < 0.25 * share
+        assert weighed.predict_proba(features)[:, 1].mean() > 1.25 * share

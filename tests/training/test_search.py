@@ -28,7 +28,7 @@ from training.pipeline import predict
 from training.searching import starting_point
 from training.spec import JobSpec, read_result
 from training.split import TrainPolicy
-from training.trial import FOLDS, Outcome, evaluate, folds_of, worth
+from training.trial import FOLDS, Outcome, Scores, evaluate, folds_of, worth
 from training.trust import load_pipeline
 from training.tune import MOST_NODES, TOGETHER, in_turn, search
 
@@ -45,9 +45,7 @@ class World:
     seconds: float = math.inf
     asked: list[dict[str, Any]] = field(default_factory=list)
 
-    def __call__(
-        self, given: dict[str, Any], base: Sequence[float] | None, bar: Sequence[float], seconds: float
-    ) -> Outcome:
+    def __call__(self, given: dict[str, Any], base: Scores | None, bar: Sequence[float], seconds: float) -> Outcome:
         if len(self.asked) >= self.stops_after:
             raise KeyboardInterrupt
         if len(self.asked) >= self.seconds:
@@ -59,9 +57,9 @@ class World:
         if given["family"] == "boosting":
             value = -1.0 - abs(math.log(given["learning_rate"] / self.best_rate))
         value += self.calibrated * (given["calibration"] == "sigmoid")
-        scores: list[float] = []
+        scores: list[tuple[float, ...]] = []
         while len(scores) < FOLDS:
-            scores.append(value)
+            scores.append((value, value))
             if base is not None and len(scores) <= len(bar) and worth(scores, base) <= bar[len(scores) - 1]:
                 break
         return Outcome(scores=tuple(scores))
@@ -136,7 +134,7 @@ def test_time_that_a_killed_search_has_spent_is_spent(tmp_path: Path) -> None:
 
     def slow(*given: Any) -> Outcome:
         time.sleep(0.02)
-        return Outcome(scores=(-1.0,) * FOLDS)
+        return Outcome(scores=((-1.0,),) * FOLDS)
 
     search(in_turn(slow), trials=4, file=file)
     again = search(in_turn(lambda *given: pytest.fail("fitted")), trials=10, seconds=0.04, file=file)
@@ -183,12 +181,15 @@ def test_no_proposal_is_too_large_for_a_twin_and_only_the_wanted_families_are_dr
         assert trees * (2 * given["max_leaf_nodes"] - 1) <= MOST_NODES
 
 
-def test_a_trial_is_worth_the_smaller_of_its_two_gains() -> None:
-    assert worth([-1.0], [-2.0]) == 1.0
-    assert worth([-1.0, -5.0, -1.0, -5.0], [-2.0, -5.5, -3.0, -6.0]) == 0.75  # between 1.5, after 0.75
-    assert worth([-1.0, -5.0, -3.5], [-2.0, -7.5, -3.0]) == 0.25
-    assert worth([-1.0, -7.0], [-2.0, -5.5]) == -1.5
-    assert worth([], [-2.0]) == -math.inf
+def test_a_trial_is_worth_its_gain_between_and_not_more_than_it_may_gain_after() -> None:
+    base = ((-2.0, -2.0),) * 5
+    better, same, worse, unclear = (-1.0, -1.0), (-2.0, -2.0), (-2.5, -2.5), (-4.0, -0.5)
+    assert worth((better,), base) == 1.0
+    assert worth((better, same), base) == 0.0
+    assert worth((better, worse, better), base) == -0.5
+    assert worth((better, unclear), base) == 1.0  # it loses a quarter, give or take 1.75
+    assert worth((worse, better), base) == -0.5
+    assert worth((better, ()), base) == worth((), base) == -math.inf
 
 
 def folds(rows: int = 600) -> Any:
