@@ -1,8 +1,9 @@
 """How good one set of parameters is, on rows that the judging of a training does not use.
 
 Two questions, as a version faces both: how well does it answer rows between those it learnt (interleaved blocks, as the
-gates ask), and rows that come after them (rolling origin, Tashman 2000)? What is gained on the first may be memory. So a trial is worth what it gains on rows between, over the parameters that the search began with, but not more than it
-may gain on rows after: what is lost there beyond chance is not made up for.
+gates ask), and rows that come after them (rolling origin, Tashman 2000)? What is gained on the first may be memory. So
+a trial is worth what it gains on rows between, over the parameters that the search began with, but not more than it may
+gain on rows after: what is lost there beyond chance is not made up for.
 """
 
 from __future__ import annotations
