@@ -158,7 +158,8 @@ def _to_onnx(model: Any, inputs: list[tuple[str, Any]]) -> Any:
     options = {id(final): {"zipmap": False}} if hasattr(final, "predict_proba") else None
     converted = convert_sklearn(model, initial_types=inputs, options=options)
     offset = getattr(final, "evergreen_offset", None)
-    return converted if offset is None else _add_offset(converted, offset)
+    exponential = getattr(final, "evergreen_exponential", False)
+    return converted if offset is None else _add_offset(converted, offset, exponential=exponential)
 
 
 def _tree_nodes(model: Any) -> int:
@@ -369,9 +370,12 @@ def _prepared(model: Any) -> Any:
         "squared_error",
         "absolute_error",
         "quantile",
+        "poisson",
     ):
         final.evergreen_offset = float(np.asarray(final._baseline_prediction).reshape(-1)[0])
         final._baseline_prediction = np.zeros_like(final._baseline_prediction)
+        final.evergreen_exponential = final.loss == "poisson"
+        final.loss = "squared_error"  # what skl2onnx adds up is the same
     if isinstance(final, (RandomForestRegressor, ExtraTreesRegressor)) and final.n_outputs_ == 1:
         final.evergreen_offset = float(final.estimators_[0].tree_.value[0, 0, 0])
         for each in final.estimators_:
@@ -384,7 +388,7 @@ def _prepared(model: Any) -> Any:
     return model
 
 
-def _add_offset(model: Any, offset: float) -> Any:
+def _add_offset(model: Any, offset: float, *, exponential: bool) -> Any:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -392,7 +396,10 @@ def _add_offset(model: Any, offset: float) -> Any:
     output = graph.output[0]
     graph.initializer.append(numpy_helper.from_array(np.array([offset], dtype=np.float64), "evergreen_offset"))
     graph.node.append(helper.make_node("Cast", [output.name], ["evergreen_wide"], to=TensorProto.DOUBLE))
-    graph.node.append(helper.make_node("Add", ["evergreen_wide", "evergreen_offset"], ["evergreen_value"]))
+    found = "evergreen_log" if exponential else "evergreen_value"
+    graph.node.append(helper.make_node("Add", ["evergreen_wide", "evergreen_offset"], [found]))
+    if exponential:
+        graph.node.append(helper.make_node("Exp", [found], ["evergreen_value"]))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info("evergreen_value", TensorProto.DOUBLE, [None, 1]))
     return model

@@ -45,6 +45,9 @@ class Boosting(Classifier):
     l2_regularization: float = Field(0.0, ge=0, description="penalty on leaf values; scikit-learn's default")
     max_bins: int = Field(255, ge=2, le=255, description="bins of one feature; scikit-learn's maximum")
     max_features: float = Field(1.0, gt=0, le=1, description="share of the features that each split looks at")
+    loss: Literal["squared_error", "poisson"] = Field(
+        "squared_error", description="of a regression; poisson: for numbers that are never negative, causes multiply"
+    )
 
     def trees(self, classes: int) -> int:
         return self.max_iter * (classes if classes > 2 else 1)

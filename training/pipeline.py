@@ -139,6 +139,8 @@ def _model(given: Parameters, schema: FeatureSchema, seed: int, folds: int) -> A
             model = LogisticRegression(C=1 / given.penalty, max_iter=500, **weighed)
         case _:
             kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
+            if not regression:
+                own.pop("loss")
             model = kind(**own, **weighed, early_stopping=False, random_state=seed)
     if regression or given.model_dump().get("calibration") != "sigmoid":
         return model

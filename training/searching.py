@@ -82,6 +82,7 @@ def _searched(
         families=policy.families,
         classes=len(schema.classes) if schema.task != "regression" else 0,
         rare=shares is not None and bool(np.min(shares) < RARE),
+        counts=schema.task == "regression" and bool((training[LABEL] >= 0).all()) and bool((training[LABEL] > 0).any()),
         file=_file(training, schema, spec, policy, start),
     )
 

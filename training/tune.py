@@ -95,16 +95,18 @@ def search(
     families: Sequence[str] = tuple(FAMILIES),
     classes: int = 0,
     rare: bool = False,
+    counts: bool = False,
     file: Path | None = None,
 ) -> Study:
     """The parameters that are worth most among at most `trials`, none begun later than after `seconds`.
 
     The first trial is `start` (default: the defaults), against which the others are held; then the defaults of each
-    family. `classes` is 0 for a regression; with `rare` classes weights are tried. `file` keeps each trial as it ends,
+    family. `classes` is 0 for a regression; with `rare` classes weights are tried, for `counts` (a target that
+    is never negative) Poisson's loss. `file` keeps each trial as it ends,
     and what it has is not tried again. The same arguments give the same trials, as long as `seconds` do not end them.
     """
     first = start or Boosting()
-    done, hints = _opened(file, first, families, classes)
+    done, hints = _opened(file, first, families, classes, counts)
     done = done[:trials]
     resumed, spent, began = len(done), done[-1].spent if done else 0.0, time.monotonic()
 
@@ -113,7 +115,7 @@ def search(
 
     late = False
     while len(done) < trials and not late and (not done or now() < seconds):
-        asked = _round(done, hints, seed, families, classes, rare, trials)
+        asked = _round(done, hints, seed, families, classes, rare, counts, trials)
         base = done[0].scores if done else None
         if base is None:
             asked = asked[:1]  # the start is tried however little time there is
@@ -167,14 +169,15 @@ def _round(
     families: Sequence[str],
     classes: int,
     rare: bool,
+    counts: bool,
     trials: int,
 ) -> list[tuple[dict[str, Any], bool]]:
     """What is left to try of the round that is under way: (parameters, whether the sampler drew them)."""
     begin = len(done) - len(done) % TOGETHER
     before = done[:begin]
     fixed = [*hints[begin : begin + TOGETHER]]
-    if begin >= len(hints) and classes and begin // TOGETHER % REFINED_EVERY == REFINED_EVERY - 1:
-        fixed = _refined(before, rare)[:TOGETHER]
+    if begin >= len(hints) and (classes or counts) and begin // TOGETHER % REFINED_EVERY == REFINED_EVERY - 1:
+        fixed = _refined(before, classes, rare)[:TOGETHER]
     asked: list[tuple[dict[str, Any], bool]] = [(each, False) for each in fixed]
     end = min(begin + TOGETHER, trials)
     if numbers := range(begin + len(asked), end):
@@ -182,14 +185,16 @@ def _round(
     return asked[len(done) - begin : end - begin]
 
 
-def _refined(done: Sequence[Trial], rare: bool) -> list[dict[str, Any]]:
-    """The best so far with other answers to the same question: calibrated; each class weighing the same, calibrated."""
-    best = max(done, key=lambda trial: trial.value)
-    tried = [trial.parameters for trial in done]
+def _refined(done: Sequence[Trial], classes: int, rare: bool) -> list[dict[str, Any]]:
+    """The best so far, calibrated; with each class weighing the same, calibrated; for counts, with the other loss."""
+    best = max(done, key=lambda trial: trial.value).parameters
     changes = [{"calibration": "sigmoid", "class_weight": "none"}]
     changes += [{"calibration": "sigmoid", "class_weight": "balanced"}] if rare else []
-    made = [parameters_of(best.parameters).model_copy(update=change).model_dump() for change in changes]
-    return [each for each in made if each not in tried]
+    if not classes:
+        other = {"poisson": "squared_error", "squared_error": "poisson"}
+        changes = [{"loss": other[best["loss"]]}] if "loss" in best else []
+    made = [parameters_of({**best, **change}).model_dump() for change in changes]
+    return [each for each in made if all(each != trial.parameters for trial in done)]
 
 
 def _drawn(
@@ -208,6 +213,7 @@ def _drawn(
     try:
         spaces = {family: _space(family, hints) for family in families if not _is_behind(family, done)}
         spaces = spaces or {family: _space(family, hints) for family in families}
+        best = max(done, key=lambda trial: trial.value).parameters if done else {}
         study = optuna.create_study(direction="maximize")
         study.add_trials([_as_optuna(trial, spaces) for trial in done if _in_space(trial, spaces)])
         found = []
@@ -218,6 +224,8 @@ def _drawn(
             trial = study.ask()
             family = str(trial.suggest_categorical("family", list(spaces)))
             values: dict[str, Any] = {"family": family}
+            if family == "boosting" and "loss" in best:
+                values["loss"] = best["loss"]
             for name, (scale, low, high) in spaces[family].items():
                 key = f"{family}.{name}"
                 if "integer" in scale:
@@ -303,13 +311,14 @@ def _mean(blocks: Sequence[float]) -> float:
 
 
 def _opened(
-    file: Path | None, start: Parameters, families: Sequence[str], classes: int
+    file: Path | None, start: Parameters, families: Sequence[str], classes: int, counts: bool
 ) -> tuple[list[Trial], list[dict[str, Any]]]:
     """The trials that a study's file has, and what this study tries first; a new file is begun.
 
     A study of other rows that lies beside it is where a killed search stood: its best is tried as well.
     """
     patient = [_bounded(PATIENT, classes)] if "boosting" in families else []
+    patient += [{**each, "loss": "poisson"} for each in patient if counts]
     defaults = [FAMILIES[family]().model_dump() for family in families]
     first = [start.model_dump(), Boosting().model_dump(), *patient, *defaults]
     if file is None:

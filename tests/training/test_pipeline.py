@@ -92,6 +92,16 @@ def test_every_family_is_repeatable_survives_its_file_and_has_a_twin(
     assert twin.predict_frame(rows).shape == predict(pipeline, rows, schema).shape
 
 
+def test_counts_are_learnt_with_poissons_loss_and_the_twin_answers_the_same() -> None:
+    schema, features, labels = known(900, task="regression")
+    counts = np.exp((labels - 1000) / 20)
+    pipeline = fit(schema, features, counts, {"loss": "poisson", "max_iter": 40})
+    model, plan, parity = convert(pipeline, schema, features)
+    assert model is not None and plan is not None and parity.agrees, parity
+    assert pipeline.predict(features).min() > 0
+    assert pipeline[-1].loss == "poisson"  # the conversion left the model as it was
+
+
 def test_what_a_manifest_holds_of_the_parameters_builds_the_same_pipeline() -> None:
     schema, features, labels = known(300)
     for family in FAMILIES:

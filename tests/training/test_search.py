@@ -165,6 +165,14 @@ def test_calibration_is_tried_on_the_best_so_far_and_weights_only_where_a_class_
     assert {each["calibration"] for each in numbers.asked} == {"none"}
 
 
+def test_poissons_loss_is_tried_for_counts_alone() -> None:
+    counts, numbers = World(), World()
+    search(in_turn(counts), trials=24, counts=True)
+    search(in_turn(numbers), trials=24)
+    assert {each.get("loss") for each in counts.asked} == {"squared_error", "poisson", None}
+    assert {each.get("loss") for each in numbers.asked} == {"squared_error", None}
+
+
 def test_parameters_that_cannot_be_fitted_are_told_and_passed_over() -> None:
     study = search(in_turn(World(fails="linear")), trials=16, families=("boosting", "linear"))
     failed = [trial for trial in study.trials if trial.parameters["family"] == "linear"]
