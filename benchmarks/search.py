@@ -6,7 +6,8 @@
 
 The newest fifth of each file is touched by no training. On the rest, two trainings of a first version: one without a
 search, one with; the second is killed (SIGKILL) when half of its time is over, and begun again. Compared are the judged
-models on the blocks that judge (as the training itself does), and what would go into service on the untouched rows.
+models on the blocks that judge, as the training itself does when it decides for what was found, and what would go into
+service on the untouched rows. These count: they had no part in any decision.
 The files lie in `--data` (else `DECISIONS_DATA`, else `../shared/data`).
 """
 
@@ -172,9 +173,9 @@ def row(done: Done) -> list[str]:
 
 def must_hold(found: list[Done]) -> list[tuple[str, bool]]:
     """Each line that is asked for, and whether it holds."""
-    better = [done.name for done in found if done.judged and done.judged.better]
+    better = [done.name for done in found if done.untouched.better]
     lines = [
-        (f"surely better on the judging blocks: {', '.join(better) or 'none'}; at least two of three files",
+        (f"surely better on untouched rows: {', '.join(better) or 'none'}; at least two of three files",
          len(better) >= min(2, len(found))),
     ]  # fmt: skip
     for done in found:
