@@ -70,7 +70,7 @@ class TrainPolicy(BaseModel):
         0.2, gt=0, lt=0.9, description="share of the newest training rows on which parameters are compared"
     )
     trials: int = Field(
-        0, ge=0, le=10_000, description="fits; parameters that a search tries, 0: no search; 500 fill five minutes"
+        0, ge=0, le=10_000, description="number; sets of parameters that a search tries at most, 0: no search"
     )
     tune_seconds: float = Field(
         300.0, gt=0, description="seconds; no fit of a search begins later than this; what it had tried by then counts"
@@ -78,7 +78,7 @@ class TrainPolicy(BaseModel):
     families: tuple[Family, ...] = Field(
         ("boosting", "linear", "extra_trees", "forest"),
         min_length=1,
-        description="kinds of models that a search tries; forests take ten times as long as boosting",
+        description="kinds of models that a search tries; forests take several times as long as boosting",
     )
     pipeline: str = Field(
         "",

@@ -126,9 +126,10 @@ def _blocks(found: Influences) -> tuple[float, ...]:
 def worth(scores: Sequence[tuple[float, ...]], base: Scores) -> float:
     """The gain over `base` on rows between; or that on rows after with a standard error, where that is smaller.
 
-    Of the folds there are so far, by paired differences of blocks; minus infinity where one has no score.
+    Of the folds there are so far, by paired differences of blocks; minus infinity where one has no score,
+    or `base` was not judged.
     """
-    if not scores or not all(scores):
+    if not scores or not all(scores) or len(base) < len(scores):
         return -math.inf
     gains = [np.subtract(new, old if old else new) for new, old in zip(scores, base, strict=False)]
     found = float(np.concatenate(gains[::2]).mean())

@@ -101,9 +101,9 @@ def search(
     """The parameters that are worth most among at most `trials`, none begun later than after `seconds`.
 
     The first trial is `start` (default: the defaults), against which the others are held; then the defaults of each
-    family. `classes` is 0 for a regression; with `rare` classes weights are tried, for `counts` (a target that
-    is never negative) Poisson's loss. `file` keeps each trial as it ends,
-    and what it has is not tried again. The same arguments give the same trials, as long as `seconds` do not end them.
+    family. `classes` is 0 for a regression; with `rare` classes weights are tried, for `counts` (a target that is never
+    negative) Poisson's loss. `file` keeps each trial as it ends, and what it has is not tried again. The same arguments
+    give the same trials, as long as `seconds` do not end them.
     """
     first = start or Boosting()
     done, hints = _opened(file, first, families, classes, counts)
@@ -125,7 +125,7 @@ def search(
         for (parameters, drawn), outcome in zip(asked, outcomes, strict=False):
             if late := outcome.late:
                 break
-            value = -math.inf if outcome.error else worth(outcome.scores, base or outcome.scores)
+            value = -math.inf if outcome.error else worth(outcome.scores, outcome.scores if base is None else base)
             trial = Trial(
                 number=len(done),
                 parameters=parameters,

@@ -197,7 +197,13 @@ def test_a_trial_is_worth_its_gain_between_and_not_more_than_it_may_gain_after()
     assert worth((better, worse, better), base) == -0.5
     assert worth((better, unclear), base) == 1.0  # it loses a quarter, give or take 1.75
     assert worth((worse, better), base) == -0.5
-    assert worth((better, ()), base) == worth((), base) == -math.inf
+    assert worth((better, ()), base) == worth((), base) == worth((better,), ()) == -math.inf
+
+
+def test_when_the_start_itself_cannot_be_fitted_it_stays_and_the_training_says_why() -> None:
+    study = search(in_turn(World(fails="boosting")), trials=8, families=("linear",))
+    assert study.parameters == Boosting() and study.trials[0].error == "ValueError: no"
+    assert all(trial.worth is None for trial in study.trials)
 
 
 def folds(rows: int = 600) -> Any:
