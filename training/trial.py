@@ -92,8 +92,8 @@ def evaluate(
 ) -> Outcome:
     """The trial of these parameters.
 
-    It ends early when what it is worth after a fold, beside the scores `base`, is not above `bar`'s for it; and when
-    time is up, `seconds` from now, before a fold.
+    It ends early when what it may be worth after a fold (with a standard error), beside the scores `base`, is not above
+    `bar`'s for it; and when time is up, `seconds` from now, before a fold.
     """
     began = time.monotonic()
     given, schema = parameters_of(parameters), folds.schema
@@ -112,7 +112,7 @@ def evaluate(
             why = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
             return Outcome(scores=tuple(scores), error=why)
         scores.append(() if found is None else _blocks(found))
-        if base is not None and len(scores) <= len(bar) and worth(scores, base) <= bar[len(scores) - 1]:
+        if base is not None and len(scores) <= len(bar) and worth(scores, base, errors=1) <= bar[len(scores) - 1]:
             break
     return Outcome(scores=tuple(scores))
 
@@ -123,8 +123,9 @@ def _blocks(found: Influences) -> tuple[float, ...]:
     return tuple(float(block.mean()) for block in np.array_split(rows, min(BLOCKS, len(rows))))
 
 
-def worth(scores: Sequence[tuple[float, ...]], base: Scores) -> float:
-    """The gain over `base` on rows between; or that on rows after with a standard error, where that is smaller.
+def worth(scores: Sequence[tuple[float, ...]], base: Scores, *, errors: float = 0.0) -> float:
+    """The gain over `base` on rows between (with so many standard `errors`), or that on rows after (with one): the
+    smaller.
 
     Of the folds there are so far, by paired differences of blocks; minus infinity where one has no score,
     or `base` was not judged.
@@ -132,8 +133,11 @@ def worth(scores: Sequence[tuple[float, ...]], base: Scores) -> float:
     if not scores or not all(scores) or len(base) < len(scores):
         return -math.inf
     gains = [np.subtract(new, old if old else new) for new, old in zip(scores, base, strict=False)]
-    found = float(np.concatenate(gains[::2]).mean())
-    if len(gains) > 1:
-        after = np.concatenate(gains[1::2])
-        found = min(found, float(after.mean() + after.std() / math.sqrt(max(len(after) - 1, 1))))
-    return found
+    found = _mean(gains[::2], errors)
+    return min(found, _mean(gains[1::2], 1.0)) if len(gains) > 1 else found
+
+
+def _mean(gains: Sequence[npt.NDArray[np.float64]], errors: float) -> float:
+    """The mean of the blocks' gains, and so many of its standard errors on top."""
+    each = np.concatenate(gains)
+    return float(each.mean() + errors * each.std() / math.sqrt(max(len(each) - 1, 1)))
