@@ -29,10 +29,11 @@ import msgspec
 
 from benchmarks import report
 from training.artefact import verify
-from training.data import load_source, prepare, row_order, seconds_of, snapshot
+from training.data import prepare, row_order, seconds_of, snapshot
 from training.gates import LOSSES, Difference, Truth, difference
 from training.loaded import load_model
 from training.manifest import Searched
+from training.source import load_source
 from training.spec import JobResult, JobSpec
 from training.subprocess_job import JobStopped, subprocess_job
 

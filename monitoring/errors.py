@@ -9,8 +9,9 @@ EvergreenError
         SchemaError           monitoring/feature.py
         FormatError           training/manifest.py
         ArtefactError         training/artefact.py
+            NotInstalled      training/trust.py
             UntrustedModel    training/trust.py
-        DataError             training/data.py
+        DataError             training/source.py
         StorageError          training/storage.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py

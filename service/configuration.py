@@ -31,6 +31,7 @@ from service.settings import (
     SettingsError,
 )
 from service.settings_problems import problems
+from training.source import is_path
 
 _KUBERNETES_LINK: Final = re.compile(
     # A Kubernetes Service called "evergreen" (or "evergreen-…") puts these into every pod of its namespace.
@@ -58,7 +59,7 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
         origin[section, key] = variable
     for section, key in (("data", "source"), ("store", "var")):
         value = values.get(section, {}).get(key)
-        if isinstance(value, str) and value not in ("", SAMPLE):
+        if isinstance(value, str) and value not in ("", SAMPLE) and is_path(value):
             from_file = file is not None and origin[section, key] == str(file)
             folder = file.parent if file is not None and from_file else here
             values[section][key] = os.path.normpath(folder / Path(value).expanduser())

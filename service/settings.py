@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -30,6 +31,7 @@ from monitoring.retention import RetentionPolicy
 from monitoring.traces import TracePolicy
 from training.experts import AdaptPolicy
 from training.gates import GatePolicy
+from training.known_types import PACKAGE
 from training.policy import RetrainPolicy
 from training.split import TrainPolicy
 
@@ -84,8 +86,8 @@ class DataSettings(Section):
     source: str = Field(
         SAMPLE,
         min_length=1,
-        description="path of a Parquet or CSV file, or `sample`; the first model is trained from it "
-        "(the built-in sample stream needs no file)",
+        description="Parquet or CSV file (packed or not), folder, glob or fsspec URL; or a database's URL and a query; "
+        "or `sample`, the built-in stream; the first model is trained from it",
     )
     target: str = Field("", description="column; what is predicted (empty only for the sample)")
     time: str = Field("", description="column; orders the rows and is no feature (empty: row order is time order)")
@@ -221,6 +223,24 @@ class SecuritySettings(Section):
     trusted_types: tuple[str, ...] = Field(
         (), description="type names; what a pushed model may hold beyond scikit-learn's own (skops trust list)"
     )
+    trusted_packages: tuple[str, ...] = Field(
+        (),
+        description="installed packages, such as xgboost; a pushed model may hold what they define, and their code "
+        "runs: for estimators and transformers that are not scikit-learn's",
+    )
+
+    @field_validator("trusted_packages")
+    @classmethod
+    def _are_packages(cls, packages: tuple[str, ...]) -> tuple[str, ...]:
+        for package in packages:
+            if not package.isidentifier() or package in sys.stdlib_module_names or package == "numpy":
+                raise ValueError(f"{package!r}: expected the import name of an installed package, such as xgboost")
+        return packages
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """What a pushed model may hold, as `training.known_types.untrusted` takes it."""
+        return (*self.trusted_types, *(f"{package}{PACKAGE}" for package in self.trusted_packages))
 
     @field_validator("token")
     @classmethod

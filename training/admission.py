@@ -12,20 +12,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from monitoring.errors import CannotGoOn
 from monitoring.schema import FeatureSchema
 from training.artefact import ArtefactError
-from training.known_types import names_of_types
+from training.interface import check_interface, check_said
+from training.known_types import is_of, names_of_types, not_installed
+from training.onnx_file import check_graph, is_onnx, load_onnx
 from training.priority import end_with_parent
-from training.trust import UntrustedModel, check_form, load_skops
+from training.skops_file import read
+from training.trust import NotInstalled, UntrustedModel, check_form, load_skops
 
-LONGEST_S: Final = 15.0
+LONGEST_S: Final = 30.0
 """Seconds; a model that takes longer to load is left to the run, which has more time."""
 
 _KNOWN: Final = frozenset({"builtins", "collections", "datetime", "functools", "numpy", "operator", "scipy", "sklearn"})
@@ -78,43 +81,46 @@ def problem_of(pushed: Pushed, *, longest_s: float = LONGEST_S) -> str:
 def check(pushed: Pushed) -> None:
     """Raises `ArtefactError` for a file that cannot become a version: what, with which value, and what to do."""
     path = Path(pushed.path)
-    schema = check_form(path)
-    strangers = {name for name in names_of_types(schema) if name.partition(".")[0] not in _KNOWN}
+    schema = None if pushed.schema is None else FeatureSchema.from_json(Path(pushed.schema).read_bytes())
+    if is_onnx(path):
+        if schema is None:
+            check_graph(path)
+        else:
+            load_onnx(path, schema)
+        return
+    content = check_form(path)
+    names = names_of_types(content)
+    strangers = {name for name in names if name.partition(".")[0] not in _KNOWN and not is_of(name, pushed.trusted)}
     if unknown := strangers - set(pushed.trusted):
         raise UntrustedModel("the pushed file", sorted(unknown))
-    _check_version(schema)
+    if missing := not_installed(names, pushed.trusted):
+        raise NotInstalled("the pushed file", missing)
+    said = read(path, content)
+    _check_release(said.releases)
+    if schema is not None:
+        check_said(said, schema)
     model = load_skops(path, pushed.trusted)
-    if pushed.schema is not None:
+    if schema is not None:
         from training.blame import check_takes_a_row
-        from training.interface import check_interface
 
-        features = FeatureSchema.from_json(Path(pushed.schema).read_bytes())
-        check_interface(model, features)
-        check_takes_a_row(model, features)
+        check_interface(model, schema)
+        check_takes_a_row(model, schema)
 
 
-def _check_version(schema: Any) -> None:
+def _check_release(found: Collection[str]) -> None:
+    """Raises `ArtefactError` for a model of another minor release of scikit-learn.
+
+    Whether it predicts the same here cannot be proved: only its own release could say what it should answer.
+    """
     here = importlib.metadata.version("scikit-learn")
-    for found in sorted(set(_versions(schema))):
-        if found.split(".")[:2] != here.split(".")[:2]:
+    minor = ".".join(here.split(".")[:2])
+    for release in found:
+        if ".".join(release.split(".")[:2]) != minor:
             raise ArtefactError(
-                f"the pushed file was written with scikit-learn {found}, this service has {here}, which may read it "
-                f"differently: fit and write the model with scikit-learn {'.'.join(here.split('.')[:2])}"
+                f"the pushed file was written with scikit-learn {release}, this service has {here}, and nothing here "
+                f"can prove that the model predicts the same with both: fit and write it with scikit-learn {minor}, or "
+                "convert it with skl2onnx where it was fitted and push the ONNX file, which needs no scikit-learn"
             )
-
-
-def _versions(schema: Any) -> Iterator[str]:
-    """The versions of scikit-learn that the file's estimators say they were fitted with."""
-    stack = [schema]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict):
-            found = value.get("_sklearn_version")
-            if isinstance(found, dict) and isinstance(found.get("content"), str):
-                yield found["content"].strip('"')
-            stack += value.values()
-        elif isinstance(value, list):
-            stack += value
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from monitoring.errors import in_short
 from training.artefact import plain
 from training.blame import refused_row
 from training.manifest import Parity, Plan
+from training.onnx_file import with_plan
 from training.parity import CHECK_ROWS, UNSEEN, answers_of, check_rows, compare
 from training.pipeline import final_of, names_of, parts_of
 from training.twin import Twin
@@ -86,7 +87,7 @@ def convert(
             reasons.append(f"{layout.__name__[1:]}: {in_short(error)}")
             continue
         if parity.agrees:
-            return model, plan, parity
+            return with_plan(model, plan, schema), plan, parity
         last = parity
         reasons.append(f"{layout.__name__[1:]}: {parity.reason}")
     return None, None, msgspec.structs.replace(last, reason="; ".join(reasons))
@@ -109,6 +110,8 @@ def _as_matrix(pipeline: Any, schema: FeatureSchema, *, double: bool) -> tuple[b
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     numeric_pipeline, columns = _split(pipeline, schema)
+    if double and hasattr(final_of(numeric_pipeline), "forest"):
+        raise _NoConversion("XGBoost and LightGBM compare what comes as float32")
     if double and _splits_on_missing(numeric_pipeline):
         raise _NoConversion("a tree splits on missing values, on which skl2onnx 1.20 never returns")
     kind = DoubleTensorType if double else FloatTensorType
@@ -151,15 +154,84 @@ def _is_row_by_row(model: Any) -> bool:
 def _to_onnx(model: Any, inputs: list[tuple[str, Any]]) -> Any:
     from skl2onnx import convert_sklearn
 
+    _know_boosted_trees()
     nodes = _tree_nodes(model)
     if nodes > MAX_TREE_NODES:
         raise _NoConversion(f"its trees have {nodes} nodes, more than {MAX_TREE_NODES} are not converted")
     final = final_of(model)
-    options = {id(final): {"zipmap": False}} if hasattr(final, "predict_proba") else None
+    probable = hasattr(final, "predict_proba") or (hasattr(final, "forest") and hasattr(final, "classes_"))
+    options = {id(final): {"zipmap": False}} if probable else None
     converted = convert_sklearn(model, initial_types=inputs, options=options)
+    _send_missing(converted, final)
     offset = getattr(final, "evergreen_offset", None)
     exponential = getattr(final, "evergreen_exponential", False)
     return converted if offset is None else _add_offset(converted, offset, exponential=exponential)
+
+
+def _send_missing(converted: Any, final: Any) -> None:
+    """Have the trees of a forest send a missing value where scikit-learn does; skl2onnx sends all of them right."""
+    import numpy as np
+    from onnx import helper
+
+    each = np.ravel(final.estimators_) if hasattr(final, "estimators_") else [final]
+    trees = [estimator.tree_ for estimator in each if hasattr(estimator, "tree_")]
+    if not any(np.any(tree.missing_go_to_left) for tree in trees):
+        return
+    for node in converted.graph.node:
+        found = {attribute.name: attribute for attribute in node.attribute}
+        if "nodes_treeids" not in found:
+            continue
+        places = zip(found["nodes_treeids"].ints, found["nodes_nodeids"].ints, strict=True)
+        left = [int(trees[tree].missing_go_to_left[at]) for tree, at in places]
+        if "nodes_missing_value_tracks_true" in found:
+            node.attribute.remove(found["nodes_missing_value_tracks_true"])
+        node.attribute.append(helper.make_attribute("nodes_missing_value_tracks_true", left))
+
+
+def _know_boosted_trees() -> None:
+    """Have skl2onnx convert the trees of XGBoost and LightGBM as `training.boosting` has them."""
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+    from skl2onnx.common.shape_calculator import calculate_linear_classifier_output_shapes
+
+    from training.boosting import BoostedClassifier, BoostedRegressor, onnx_attributes
+
+    def write(scope: Any, operator: Any, container: Any, kind: str, outputs: list[str]) -> None:
+        attributes = onnx_attributes(operator.raw_operator.forest, classifier=kind == "TreeEnsembleClassifier")
+        given, name = operator.inputs[0].full_name, scope.get_unique_operator_name(kind)
+        container.add_node(kind, given, outputs, op_domain="ai.onnx.ml", op_version=1, name=name, **attributes)
+
+    def classifier(scope: Any, operator: Any, container: Any) -> None:
+        write(scope, operator, container, "TreeEnsembleClassifier", operator.output_full_names)
+
+    def regressor(scope: Any, operator: Any, container: Any) -> None:
+        from onnx import TensorProto
+
+        forest = operator.raw_operator.forest
+        steps: list[tuple[str, list[str], dict[str, Any]]] = []
+        if forest.offset:
+            offset = scope.get_unique_variable_name("offset")
+            container.add_initializer(offset, TensorProto.DOUBLE, [1], [forest.offset])
+            steps += [("Cast", [], {"to": TensorProto.DOUBLE}), ("Add", [offset], {})]
+        steps += [("Exp", [], {})] if forest.link == "EXP" else []
+        names = [scope.get_unique_variable_name("sum") for _ in steps] + operator.output_full_names
+        write(scope, operator, container, "TreeEnsembleRegressor", names[:1])
+        for (kind, more, attributes), given, found in zip(steps, names, names[1:], strict=False):
+            name = scope.get_unique_operator_name(kind)
+            container.add_node(kind, [given, *more], found, op_version=13, name=name, **attributes)
+
+    def one_column(operator: Any) -> None:
+        kind = DoubleTensorType if operator.raw_operator.forest.offset else FloatTensorType
+        operator.outputs[0].type = kind([None, 1])
+
+    options = {"zipmap": [True, False, "columns"], "nocl": [True, False]}
+    shapes = calculate_linear_classifier_output_shapes
+    for stand_in, shape, converter, known in (
+        (BoostedClassifier, shapes, classifier, options),
+        (BoostedRegressor, one_column, regressor, None),
+    ):
+        name = f"Evergreen{stand_in.__name__}"
+        update_registered_converter(stand_in, name, shape, converter, overwrite=True, options=known)
 
 
 def _tree_nodes(model: Any) -> int:
@@ -338,6 +410,7 @@ def _prepared(model: Any) -> Any:
       a sum of float32 loses the digits of a small variation on a large mean.
     - skl2onnx knows of random forests alone that a calibration reads their probabilities: extra trees, which answer in
       the same way, pass for one there.
+    - XGBoost and LightGBM give way to an estimator that holds their trees as arrays.
     """
     import numpy as np
     from sklearn.calibration import CalibratedClassifierCV
@@ -350,8 +423,16 @@ def _prepared(model: Any) -> Any:
         RandomForestRegressor,
     )
 
+    from training.boosting import is_boosted, stand_in
+
     model = _nameless(model)
     final = final_of(model)
+    if is_boosted(final):
+        trees = stand_in(final)
+        if final is model:
+            return trees
+        model.steps[-1] = (model.steps[-1][0], trees)
+        return model
     for _, boosting in parts_of(model, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
         if not hasattr(boosting, "_predictors"):
             continue  # what a calibration was given to fit a copy of

@@ -29,16 +29,17 @@ from training.adaptations import Adaptations
 from training.adapting import adapt, served_of, standing_of, start, works_hard
 from training.artefact import SCHEMA
 from training.checking import Seen, check, matured_rows, maturity, past, unfit_rows
-from training.data import DataError, assemble, read_snapshot
+from training.data import assemble, read_snapshot
 from training.erasure import erase, forget_unfinished
 from training.lease import LeaseLost
 from training.loop import Loop
-from training.manifest import NO_ACTION
+from training.manifest import NO_ACTION, Payload
 from training.policy import Decision, decide
 from training.registry import NoChampion
 from training.retention import retain
 from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
 from training.runs import PAUSES, Run
+from training.source import DataError
 from training.spec import JobSpec
 from training.subprocess_job import JobCrashed, JobStopped
 
@@ -106,16 +107,17 @@ def bootstrap(loop: Loop, asked: Run | None = None, *, over: bool = False) -> Ru
 
 
 def run_push(loop: Loop, run: Run) -> Run:
-    """The run of a pushed skops file (`payload.path`): same gates, promoted if it wins, else refused and why.
+    """The run of a pushed skops or ONNX file (`payload.path`): same gates, promoted if it wins, else refused and why.
 
-    `payload.label` is the pusher's own name for it; with `payload.temporary` the file is deleted afterwards.
+    `payload.label` is the pusher's own name for it; with `payload.temporary` the file is deleted afterwards. Rows up to
+    `payload.trained_until` do not judge it: it may have learnt them.
     """
     pushed = Path(run.record.payload.path)
     story: Story = {}
 
     def judge() -> Ending:
         with _workplace(loop, run) as out:
-            spec = _push_spec(loop, pushed, run.record.payload.label or None, out, story)
+            spec = _push_spec(loop, run.record.payload, out, story)
             return _judge_and_promote(loop, run, spec, story, lost="refused")
 
     try:
@@ -306,10 +308,17 @@ def _retrain_spec(loop: Loop, champion: int, out: Path, story: Story, *, due: bo
     return _spec(loop, out, known.frame, known.schema, story, kind="train", origin="retrain", due=due, **known.champion)
 
 
-def _push_spec(loop: Loop, pushed: Path, label: str | None, out: Path, story: Story) -> JobSpec:
+def _push_spec(loop: Loop, payload: Payload, out: Path, story: Story) -> JobSpec:
+    pushed = Path(payload.path)
     if not pushed.is_file():
         raise DataError(f"the pushed file {pushed} is not on this host: push it again")
-    given = {"kind": "judge", "origin": "push", "pushed": str(pushed), "version": label}
+    given = {
+        "kind": "judge",
+        "origin": "push",
+        "pushed": str(pushed),
+        "pushed_until": payload.trained_until,
+        "version": payload.label or None,
+    }
     champion = loop.registry.live().champion
     if champion is None:
         prepared = loop.source()

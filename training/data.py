@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from monitoring.errors import CannotGoOn
 from monitoring.feature import AT, LABEL, ORIGIN
 from monitoring.files import replacing
 from monitoring.moments import ISO, UNITS, epoch_unit, holds_numbers, written
+from training.source import DataError, load_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 SNAPSHOT_COLUMNS: Final = (AT, LABEL, ORIGIN)
 
 Origin = Literal["source", "record"]
-
-
-class DataError(CannotGoOn, ValueError):
-    """Raised when data cannot be read, or holds nothing to train on."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -45,40 +41,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     path: Path
     digest: str
     rows: int
-
-
-def load_source(path: Path, *, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """The rows of a Parquet or CSV file (`.parquet`, `.pq`, `.csv`, `.csv.gz`), as pandas reads them.
-
-    `columns` must be among them. Raises `DataError` naming the file and what to do.
-    """
-    import pandas as pd
-
-    path = Path(path)
-    name = path.name.lower()
-    if path.is_dir() or not path.exists():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"data source {path} {what}: give the path of one Parquet or CSV file")
-    try:
-        if name.endswith((".parquet", ".pq")):
-            frame = pd.read_parquet(path)
-        elif name.endswith((".csv", ".csv.gz")):
-            frame = pd.read_csv(path, low_memory=False)
-        else:
-            raise DataError(f"data source {path} is neither .parquet, .pq, .csv nor .csv.gz: convert or rename it")
-    except DataError:
-        raise
-    except Exception as error:  # pyarrow and pandas share no class of error
-        text = " ".join(str(error).split())[:200]
-        raise DataError(f"data source {path} cannot be read ({type(error).__name__}: {text})") from error
-    if frame.index.name is not None or frame.index.nlevels > 1:
-        frame = frame.reset_index()
-    if not len(frame):
-        raise DataError(f"data source {path} has no rows")
-    if absent := [column for column in columns if column and column not in frame.columns]:
-        known = ", ".join(map(str, frame.columns[:40]))
-        raise DataError(f"data source {path} has no column {', '.join(map(repr, absent))}; it has {known}")
-    return frame
 
 
 def prepare(

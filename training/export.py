@@ -13,7 +13,8 @@ import msgspec
 from monitoring.files import write_atomically
 from training.artefact import PIPELINE, REFERENCE, SCHEMA, TWIN, write_manifest
 from training.convert import convert
-from training.manifest import Manifest
+from training.manifest import Manifest, Parity
+from training.onnx_file import OnnxModel
 from training.pipeline import final_of
 from training.trust import to_skops
 
@@ -39,11 +40,17 @@ def export(
     The twin, its parity, `libraries`, `machine`, `estimator` and the digests are added here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / PIPELINE, to_skops(pipeline))
     write_atomically(folder / SCHEMA, schema.to_json())
     if reference is not None:
         reference.to_parquet(folder / REFERENCE, index=False)
-    model, plan, parity = convert(pipeline, schema, check_frame)
+    model: bytes | None
+    plan: Any
+    if isinstance(pipeline, OnnxModel):
+        model, plan = pipeline.content, msgspec.to_builtins(pipeline.plan)
+        parity = Parity(0, None, True, "pushed as ONNX: it is the model itself")
+    else:
+        write_atomically(folder / PIPELINE, to_skops(pipeline))
+        model, plan, parity = convert(pipeline, schema, check_frame)
     if model is not None:
         write_atomically(folder / TWIN, model)
     else:

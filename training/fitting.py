@@ -11,8 +11,9 @@ import numpy as np
 
 from monitoring.feature import LABEL, Feature
 from monitoring.schema import FeatureSchema
-from training.data import DataError, content_digest, read_snapshot
+from training.data import content_digest, read_snapshot
 from training.pipeline import fit
+from training.source import DataError
 from training.spec import JobError
 from training.split import TrainPolicy, split, usable
 

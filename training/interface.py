@@ -8,6 +8,7 @@ from training.artefact import ArtefactError
 
 if TYPE_CHECKING:
     from monitoring.schema import FeatureSchema
+    from training.skops_file import Said
 
 
 def check_interface(pipeline: Any, schema: FeatureSchema) -> None:
@@ -20,24 +21,60 @@ def check_interface(pipeline: Any, schema: FeatureSchema) -> None:
     if names is None:
         problems.append("it has no feature_names_in_: fit it to a DataFrame with the schema's columns")
     else:
-        found = [str(name) for name in names]
-        if missing := [name for name in schema.names if name not in found]:
-            problems.append(f"it does not take the features {', '.join(missing)}")
-        if extra := [name for name in found if name not in schema.names]:
-            problems.append(f"it wants features that requests do not have: {', '.join(extra)}")
+        problems += _names([str(name) for name in names], schema)
     classes = getattr(pipeline, "classes_", None)
-    if schema.task == "regression":
-        if classes is not None:
-            problems.append("it is a classifier, the task is a regression")
-    elif classes is None:
+    if classes is not None:
+        problems += _classes(np.asarray(classes).tolist(), schema, counted=counts_classes(pipeline))
+    elif schema.task != "regression":
         problems.append(f"it has no classes_; the task is {schema.task}")
-    else:
-        found_classes = np.asarray(classes).tolist()
-        same = found_classes == list(schema.classes) and list(map(type, found_classes)) == list(
-            map(type, schema.classes)
-        )
-        if not same:
-            problems.append(f"its classes are {found_classes}, those of {schema.target!r} are {list(schema.classes)}")
+    _refuse(problems)
+
+
+def check_said(said: Said, schema: FeatureSchema) -> None:
+    """The same, of what a file says of its model before that is loaded."""
+    problems = []
+    if said.features is not None:
+        problems += _names(said.features, schema)
+    elif said.width is not None and said.width != len(schema.names):
+        problems.append(f"it was fitted to {said.width} feature(s), requests have {len(schema.names)}")
+    if said.classes is not None:
+        problems += _classes(said.classes, schema, counted=False)
+    _refuse(problems)
+
+
+def refuse_misfits(features: list[str], classes: list[Any] | None, schema: FeatureSchema) -> None:
+    """The same, of a model that says itself which features it reads and what it answers."""
+    booleans = bool(schema.classes) and isinstance(schema.classes[0], bool)  # ONNX has them as 0 and 1
+    found = None if classes is None else _classes(classes, schema, counted=booleans)
+    _refuse(_names(features, schema) + (found or []))
+
+
+def counts_classes(pipeline: Any) -> bool:
+    """Whether the model is of XGBoost, which takes no labels but 0, 1, …: the schema's classes in their order."""
+    final = pipeline.steps[-1][1] if hasattr(pipeline, "steps") else pipeline
+    return type(final).__module__.partition(".")[0] == "xgboost"
+
+
+def _names(found: list[str], schema: FeatureSchema) -> list[str]:
+    problems = []
+    if missing := [name for name in schema.names if name not in found]:
+        problems.append(f"it does not take the features {', '.join(missing)}")
+    if extra := [name for name in found if name not in schema.names]:
+        problems.append(f"it wants features that requests do not have: {', '.join(extra)}")
+    return problems
+
+
+def _classes(found: list[Any], schema: FeatureSchema, *, counted: bool) -> list[str]:
+    if schema.task == "regression":
+        return ["it is a classifier, the task is a regression"]
+    expected = list(schema.classes)
+    same = found == expected and [type(value) for value in found] == [type(value) for value in expected]
+    if same or (counted and found == list(range(len(expected)))):
+        return []
+    return [f"its classes are {found}, those of {schema.target!r} are {expected}"]
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         todo = "fit it to the features and labels that GET /schema names"
         raise ArtefactError(f"the pushed model does not fit: {'; '.join(problems)}: {todo}")

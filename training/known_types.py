@@ -1,18 +1,22 @@
-"""Which types a pushed model file may hold although skops does not know them: scikit-learn's own, as plain data."""
+"""Which types a pushed model file may hold although skops does not know them: scikit-learn's own, as plain data, and
+those of packages that the operator trusts."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
-LOADERS: Final[Mapping[str, str]] = {
-    "sklearn.tree._tree.Tree": "TreeNode",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": "ObjectNode",
-    "sklearn.utils._bunch.Bunch": "DictNode",  # a dict, of voting and stacking
-    "numpy.dtype": "DTypeNode",  # of every SimpleImputer
+LOADERS: Final[Mapping[str, frozenset[str]]] = {
+    "sklearn.tree._tree.Tree": frozenset({"TreeNode"}),
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": frozenset({"ObjectNode"}),
+    "sklearn.utils._bunch.Bunch": frozenset({"DictNode"}),  # a dict, of voting and stacking
+    "numpy.dtype": frozenset({"DTypeNode"}),  # of every SimpleImputer
+    "collections.OrderedDict": frozenset({"DictNode", "TypeNode"}),  # of LightGBM: a dict, and what makes one
 }
-"""Type -> the one way in which skops may build it. The content of both trees is checked after loading."""
+"""Type -> the ways in which skops may build it. The content of both trees is checked after loading."""
 
 PARTS: Final = frozenset(
     {
@@ -30,10 +34,20 @@ PARTS: Final = frozenset(
 """What a fitted estimator of scikit-learn is made of: these classes and those that scikit-learn derives from them."""
 
 
-def untrusted(found: set[str], schema: Any) -> set[str]:
+PACKAGE: Final = ".*"
+"""Ends a name on the trust list that stands for everything a package defines."""
+
+_RESTORED: Final = frozenset({"ObjectNode"})
+_OF_A_PACKAGE: Final = frozenset({"ObjectNode", "FunctionNode", "TypeNode"})
+"""The ways in which skops may build what a trusted package defines: restored, or named; never called with arguments."""
+
+
+def untrusted(found: set[str], schema: Any, trusted: Collection[str] = ()) -> set[str]:
     """Which of the types that skops does not trust (`found`) stay untrusted; `schema` is the file's `schema.json`.
 
-    Trusted is a type that is scikit-learn's own and that the file brings as nothing but data:
+    `trusted` are names of types, and of packages as `package.*`: what such a package itself defines is trusted, not
+    what it has imported from elsewhere. Trusted is also a type that is scikit-learn's own and that the file brings as
+    nothing but data:
 
     - It is a class, defined under that name in a module of scikit-learn that skops has imported: nothing is imported
       because a file says so, and a function, or what a module has imported from elsewhere, is not trusted.
@@ -44,10 +58,37 @@ def untrusted(found: set[str], schema: Any) -> set[str]:
     This is how skops itself trusts the public estimators. What is compiled (KDTree, the distances) trusts its numbers,
     so it is refused, but for the trees of `LOADERS`, whose numbers `training.trust` checks.
     """
+    found = found - set(trusted)
     loaders = _loaders(schema, found)
     return {
-        name for name in found if loaders.get(name) != {LOADERS.get(name) or ("ObjectNode" if _is_plain(name) else "")}
+        name
+        for name in found
+        if not loaders.get(name, {""}) <= (LOADERS.get(name) or (_RESTORED if _is_plain(name) else frozenset()))
+        and not (is_of(name, trusted) and loaders.get(name, {""}) <= _OF_A_PACKAGE and _is_defined(name))
     }
+
+
+def is_of(name: str, trusted: Collection[str]) -> bool:
+    """Whether the type of this name is in a package that is trusted as a whole."""
+    return f"{name.partition('.')[0]}{PACKAGE}" in trusted
+
+
+def not_installed(names: Collection[str], trusted: Collection[str]) -> list[str]:
+    """The trusted packages among those of `names` that are not installed here; nothing is imported."""
+    packages = {name.partition(".")[0] for name in names if is_of(name, trusted)}
+    return sorted(package for package in packages if importlib.util.find_spec(package) is None)
+
+
+def _is_defined(name: str) -> bool:
+    """Whether a trusted package itself defines what has this name, which imports the module it is in."""
+    module, _, attribute = name.rpartition(".")
+    if not module or "__main__" in module.split("."):
+        return False
+    try:
+        found = vars(importlib.import_module(module)).get(attribute)
+    except ImportError:
+        return False
+    return str(getattr(found, "__module__", "")).partition(".")[0] == module.partition(".")[0]
 
 
 def _is_plain(name: str) -> bool:

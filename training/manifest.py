@@ -245,6 +245,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""  # push: of the skops file
     label: str | None = None  # push: the pusher's own name for it
     temporary: bool = False  # push: the file is deleted afterwards
+    trained_until: float | None = None  # push: seconds since 1970 UTC; it learnt no later row, says who pushed
     ids: tuple[str, ...] | int = ()  # erase: of predictions; once that is done, how many
     feature: str = ""  # erase: whose value is meant
     value: str | bool | int | float | None = None

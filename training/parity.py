@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from training.interface import counts_classes
 from training.manifest import Parity
 from training.pipeline import names_of, predict
 
@@ -70,6 +71,8 @@ def answers_of(pipeline: Any, rows: pd.DataFrame, schema: FeatureSchema) -> tupl
         labels = (
             values if schema.task == "regression" else np.asarray(pipeline.predict(rows[names_of(pipeline, schema)]))
         )
+        if schema.task != "regression" and counts_classes(pipeline):
+            labels = np.array(schema.classes, dtype=object)[labels.astype(int)]
     return values, labels
 
 

@@ -42,7 +42,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     delay_s: float = 0.0  # train: seconds from an answer to its label
     waiting: int = 0  # rows that were answered so lately that their labels are not known
     due: bool = False  # not probably worse is enough; else it must be probably better
-    pushed: str | None = None  # judge: path of the skops file
+    pushed: str | None = None  # judge: path of the skops or ONNX file
+    pushed_until: float | None = None  # judge: `_at` after which it learnt nothing; None: not known
     training: dict[str, Any] = {}  # TrainPolicy
     gates: dict[str, Any] = {}  # GatePolicy
     adapt: dict[str, Any] = {}  # AdaptPolicy

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from monitoring.errors import in_short
 from training.artefact import PIPELINE, ArtefactError
-from training.known_types import untrusted
+from training.known_types import names_of_types, not_installed, untrusted
 from training.pipeline import parts_of
 
 MAX_MODEL_BYTES: Final = 2 << 30
@@ -27,10 +28,27 @@ class UntrustedModel(ArtefactError):
 
     def __init__(self, what: str, types: Sequence[str]) -> None:
         self.types = tuple(types)
+        packages = {name.partition(".")[0] for name in types} - {"sklearn", "numpy", "scipy", *sys.stdlib_module_names}
+        whole = f"add {_few(sorted(packages))} to the setting `security.trusted_packages`, or " if packages else ""
         super().__init__(
             f"{what} holds types that are not trusted: {', '.join(types)}: when you trust the code behind them and "
-            "the file's author, add them to the setting `trusted_types`"
+            f"the file's author, {whole}add the types to `security.trusted_types`"
         )
+
+
+class NotInstalled(ArtefactError):
+    """Raised when a model file needs packages that are trusted and not installed here."""
+
+    def __init__(self, what: str, packages: Sequence[str]) -> None:
+        extra = '"evergreen-serving[boosting]"' if set(packages) & {"xgboost", "lightgbm"} else " ".join(packages)
+        super().__init__(
+            f"{what} needs {', '.join(packages)}, which is trusted and not installed here: install it in the "
+            f"environment of the service (pip install {extra}) and push again"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
 
 
 def to_skops(pipeline: Any) -> bytes:
@@ -52,15 +70,18 @@ def load_pipeline(folder: Path, trusted: Iterable[str] = ()) -> Any:
 def load_skops(path: Path, trusted: Iterable[str] = ()) -> Any:
     """The object in a skops file, when it holds only types that skops, `known_types` or `trusted` trust.
 
+    `trusted` are names of types, and of packages as `package.*`.
     Never unpickles. Raises `UntrustedModel` naming the types, or `ArtefactError` for a file that is not skops, would
     unpack beyond `MAX_MODEL_BYTES`, or holds trees whose node indices lead outside of them.
     """
     import skops.io
 
-    schema = check_form(path)
+    schema, trusted = check_form(path), tuple(trusted)
+    if missing := not_installed(names_of_types(schema), trusted):
+        raise NotInstalled(str(path), missing)
     try:
         found = set(skops.io.get_untrusted_types(file=path))
-        if unknown := untrusted(found - set(trusted), schema):
+        if unknown := untrusted(found, schema, trusted):
             raise UntrustedModel(str(path), sorted(unknown))
         model = skops.io.load(path, trusted=sorted(found))
         _check_trees(model, path)
@@ -81,7 +102,7 @@ def check_form(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
     except FileNotFoundError:
         raise ArtefactError(f"{path} does not exist") from None
-    remedy = "write it with skops.io.dump(model, path); pickle and joblib files are never loaded"
+    remedy = "write it with skops.io.dump(model, path), or as ONNX; pickle and joblib files are never loaded"
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

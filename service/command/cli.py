@@ -183,7 +183,9 @@ def options(
 
 @command("init")
 def init(
-    data: Annotated[Path, typer.Option(help="Parquet or CSV file")],
+    data: Annotated[
+        str, typer.Option(help="Parquet or CSV file, folder, glob or URL; or a database's URL and a query, in quotes")
+    ],
     target: Annotated[str, typer.Option(help="Column to predict")],
     time_column: Annotated[str, typer.Option("--time", help="Column that orders the rows")] = "",
     shuffle: Annotated[
@@ -199,8 +201,8 @@ def init(
 ) -> None:
     """Write a commented evergreen.toml for a data file, and say what was decided of each column.
 
-    Constants, ids, free text, duplicates, copies of the target and what tells it too well are left out; each stands in
-    the file on a line of its own, and is a feature again without it.
+    Constants, ids, free text, duplicates, copies of the target, what tells it too well and categories of too many
+    values are left out; each stands in the file on a line of its own, and is a feature again without it.
     """
     from dataclasses import asdict
 
@@ -595,7 +597,10 @@ def retrain(
 
 @command("push")
 def push(
-    file: Annotated[Path, typer.Argument(help="A scikit-learn pipeline saved with skops.io.dump")],
+    file: Annotated[Path, typer.Argument(help="A scikit-learn pipeline saved with skops.io.dump, or an ONNX file")],
+    trained_until: Annotated[
+        str, typer.Option(help="Time of the newest row it was fitted to (ISO 8601): later rows judge it")
+    ] = "",
     why: WhyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = TRAIN_WAIT_S,
@@ -614,9 +619,9 @@ def push(
     except OSError as error:
         _fail(f"cannot read {file}: {error.strerror}", USAGE)
     if model[:1] == b"\x80" or file.suffix in (".pkl", ".pickle", ".joblib"):
-        _fail(f"{file} is a pickle, which could run any code: save the model with skops.io.dump", FAILED)
+        _fail(f"{file} is a pickle, which could run any code: save the model with skops.io.dump, or as ONNX", FAILED)
     with _client(config, url, token) as client:
-        _asked(client, client.push(model, why), wait, as_json, good=("promoted",), timeout_s=timeout)
+        _asked(client, client.push(model, why, trained_until), wait, as_json, good=("promoted",), timeout_s=timeout)
 
 
 @command("promote")

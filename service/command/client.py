@@ -179,12 +179,12 @@ class Client:
     def promote(self, version: int, why: str = "") -> int:
         return self._queued("POST", f"/manage/models/{version}/promote", {"why": why})
 
-    def push(self, model: bytes, why: str = "") -> int:
-        """Send a model in the skops format; the number of the run that will judge it."""
+    def push(self, model: bytes, why: str = "", trained_until: str = "") -> int:
+        """Send a skops or ONNX file; the number of the run that will judge it, on rows after `trained_until` only."""
         answer = self._ask(
             "POST",
             "/manage/models",
-            params={"why": why} if why else None,
+            params={name: value for name, value in (("why", why), ("trained_until", trained_until)) if value},
             content=model,
             headers={
                 "Content-Type": "application/octet-stream",

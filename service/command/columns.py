@@ -30,6 +30,8 @@ LEAK: Final = 0.99
 """A column that alone tells more of the target than this is left out,"""
 NEARLY: Final = 0.9
 """and one that tells more than this is worth a look."""
+SELDOM: Final = 10
+"""Rows; a category that stands in fewer is too seldom for a model to learn what it means."""
 FEW: Final = 50
 """Rows below which neither ids nor a sorted target are told from chance."""
 
@@ -55,7 +57,7 @@ def decide(frame: pd.DataFrame, schema: FeatureSchema, *, time: str = "") -> lis
     """A decision for each feature of `schema`, in its order; all rows of `frame` have a label.
 
     Left out are constants, copies of the target and of earlier columns, ids, free text, dates that the service could
-    not read, the time of the rows, and what tells the target too well.
+    not read, the time of the rows, what tells the target too well, and categories of too many values.
     """
     import numpy as np
 
@@ -85,6 +87,9 @@ def decide(frame: pd.DataFrame, schema: FeatureSchema, *, time: str = "") -> lis
             why = f"leak: alone tells the target ({measure} {score:.3f}); is it known when predicting?"
             found.append(Column(name, feature.kind, "left out", why))
             continue
+        if feature.kind == "categorical" and (why := _seldom(frame[name])):
+            found.append(Column(name, feature.kind, "left out", why))
+            continue
         kept.setdefault(_few(frame[name]), []).append(name)
         if feature.kind == "numeric" and not np.isnan(codes).any():
             numbers[name] = codes
@@ -92,8 +97,6 @@ def decide(frame: pd.DataFrame, schema: FeatureSchema, *, time: str = "") -> lis
             why = f"alone tells much of the target ({measure} {score:.3f}): is it known when predicting?"
         elif name == proposed:
             why = f"looks like time: do the rows follow it? then --time {name}"
-        elif feature.kind == "categorical" and (many := int(frame[name].nunique())) > MAX_CATEGORIES:
-            why = f"{many:,} different values"
         found.append(Column(name, feature.kind, "feature", why))
     summed = _adds_up(numbers, aim) if regression else []
     together = f"leak: {' and '.join(summed)} together add up to the target (R² 1.000); are they known when predicting?"
@@ -169,6 +172,19 @@ def _by_itself(column: pd.Series[Any], *, time: bool) -> str:
     if share > 0.9:
         return f"id: {different:,} different values in {len(values):,} rows"
     return ""
+
+
+def _seldom(column: pd.Series[Any]) -> str:
+    """Why a category of many values is left out, of which a model sees most too seldom to learn them; "" when not."""
+    counts = column.value_counts()
+    rows = int(counts.sum())
+    if len(counts) <= FEW:
+        return ""
+    rare = float(counts[counts < SELDOM].sum()) / rows
+    if len(counts) <= MAX_CATEGORIES and rare <= 0.5:
+        return ""
+    seldom = f", {percent(rare)} of the rows with one that stands in fewer than {SELDOM}" if rare > 0.01 else ""
+    return f"high cardinality: {len(counts):,} different values in {rows:,} rows{seldom}; group them, or try it"
 
 
 def _numbers_rows(values: pd.Series[Any], name: str, different: int) -> bool:

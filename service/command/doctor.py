@@ -16,6 +16,7 @@ from service.configuration import load
 from service.place import ServeError, check_packages, check_port
 from service.process import DISTRIBUTION
 from service.settings import SAMPLE, Settings, SettingsError
+from training.source import is_path, load_source, shown
 
 OLDEST_PYTHON: Final = (3, 11)
 ENOUGH_DISK_BYTES: Final = 2 * 2**30
@@ -77,6 +78,10 @@ def _data(settings: Settings) -> str:
     source = settings.data.source
     if source == SAMPLE:
         return "the built-in sample stream"
+    if (
+        not is_path(source) or not Path(source).is_file()
+    ):  # a folder, a glob, a URL, a query: only reading it says whether it can be read
+        return f"{shown(source)}, {len(load_source(source, columns=[settings.data.target])):,} rows"
     with Path(source).open("rb"):
         return f"{source}, {Path(source).stat().st_size:,} bytes"
 

@@ -35,7 +35,7 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "training": ("trials", "threads", "memory_mb", "timeout_s", "max_rows", "judge_every", "last_fit"),
     "adapt": ("enabled", "max_move", "guard_loss"),
     "schedule": ("check_interval_s",),
-    "security": ("token", "trusted_types"),
+    "security": ("token", "trusted_packages", "trusted_types"),
     "alerts": ("webhook_url",),
     "retention": ("predictions_days", "labels_days"),
     "export": ("to",),
@@ -73,7 +73,7 @@ class InitReport:
 
 
 def init(
-    data: Path,
+    data: str | Path,
     target: str,
     *,
     time: str = "",
@@ -85,15 +85,22 @@ def init(
 ) -> InitReport:
     """Write settings for `data` to `out` (`evergreen.toml` in the working directory) and say what was found.
 
-    A relative `data` is written relative to `out`, so that the folder can move as a whole; an absolute one stays.
-    Raises `InitError`, before anything is written.
+    A relative path in `data` is written relative to `out`, so that the folder can move as a whole; what else
+    `training.source` reads stays as it is. Raises `InitError`, before anything is written.
     """
     from monitoring.schema import FeatureSchema
-    from training.data import load_source, seconds_of
+    from training.data import seconds_of
+    from training.source import has_password, is_path, load_source, shown
 
     path = Path(os.path.abspath(out or FILE_NAME))
     if path.exists() and not force:
         raise InitError(f"{path} exists already: --force replaces it")
+    data = str(data)
+    if has_password(data):
+        raise InitError(
+            f"--data {shown(data)}: the file would hold the password; leave it out, and give it as PGPASSWORD or in "
+            "~/.pgpass, or set EVERGREEN_DATA__SOURCE where the service runs"
+        )
     frame = load_source(data)
     columns = [str(name) for name in frame.columns]
     for option, column in (
@@ -133,7 +140,8 @@ def init(
     warnings: list[str] = []
     if not time and not shuffle and sorted_by_target(frame[target], regression=schema.task == "regression"):
         warnings.append("the rows are sorted by target: give --time COLUMN, or --shuffle if nothing orders them")
-    source = str(data) if data.is_absolute() else os.path.relpath(data.absolute(), path.parent)
+    here = is_path(data) and not os.path.isabs(data)
+    source = os.path.relpath(os.path.abspath(data), path.parent) if here else data
     ordered = [decided[name] for name in columns]
     known_values: dict[str, Any] = {
         "source": source,

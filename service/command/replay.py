@@ -17,7 +17,7 @@ from service.configuration import load
 from service.replay.stream import ReplayError, Stream, open_stream
 from service.replay.study import PolicyResult, Study, replay
 from service.settings import SAMPLE, Settings
-from training.data import load_source
+from training.source import load_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ def _read(asked: Asked, settings: Settings) -> tuple[pd.DataFrame, str, str, lis
         raise ReplayError(f"which column of {asked.data} is to be predicted? Name it with --target")
     time, ignore = asked.time or (data.time if same else ""), asked.ignore or (data.ignore if same else ())
     columns = [name for name in (target, time, asked.label_time, *ignore) if name]
-    frame = load_source(Path(asked.data), columns=columns)
+    frame = load_source(asked.data, columns=columns)
     private = [name for name in settings.privacy.names if same and name in frame.columns]
     return frame, target, time, [*ignore, *private]
 

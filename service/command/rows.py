@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -55,13 +54,14 @@ def read_rows(
 
     The index is each row's number in that order, from 0. The sample begins behind its training rows and goes on for
     10,000; its scenario begins at `drift_at`, by default 2,000 rows after `first`.
-    Raises `RowsError`, or `training.data.DataError` when the file cannot be read.
+    Raises `RowsError`, or `training.source.DataError` when the file cannot be read.
     """
-    from training.data import load_source, row_order
+    from training.data import row_order
+    from training.source import load_source
 
     if source == SAMPLE:
         return _sample_rows(first, until, scenario, drift_at, over_rows, seed)
-    rows = load_source(Path(source))
+    rows = load_source(source)
     for column in (target, time_column):
         if column and column not in rows.columns:
             known = [str(name) for name in rows.columns]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from service.settings import FILE_NAME, SAMPLE, Settings, SettingsError
+from training.source import PACKED, shown
 
-DATA_NAMES: Final = ("*.parquet", "*.pq", "*.csv", "*.csv.gz")
+DATA_NAMES: Final = ("*.parquet", "*.pq", "*.csv", "*.tsv", *(f"*.csv{end}" for end in PACKED))
 SHOWN: Final = 5
 """Files that a message names."""
 
@@ -20,7 +21,7 @@ def trained_on(settings: Settings) -> str:
         return "the built-in sample stream of loans; `evergreen init` sets data of your own"
     order = f'rows in the order of "{data.time}"' if data.time else "rows shuffled" if data.shuffle else "rows as filed"
     part = f", the first {data.first}{'' if data.first.endswith('%') else ' rows'} of them" if data.first else ""
-    return f'{data.source}: predicting "{data.target}", {order}{part}'
+    return f'{shown(data.source)}: predicting "{data.target}", {order}{part}'
 
 
 def refuse_the_sample_beside_data(settings: Settings) -> None:

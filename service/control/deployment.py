@@ -6,17 +6,17 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import sample
 from service.process import INSTALL_ROOT
 from service.settings import SAMPLE, Settings, row_at
-from training.data import Prepared, load_source, prepare, row_order, seconds_of
+from training.data import Prepared, prepare, row_order, seconds_of
 from training.loop import Loop
 from training.registry import Registry
 from training.rollout import live_workers
 from training.runs import Runs
+from training.source import load_source
 from training.spec import JobResult, JobSpec
 from training.storage import Storage
 from training.subprocess_job import subprocess_job
@@ -77,7 +77,7 @@ def assemble(
         threads=training.threads,
         memory_mb=training.memory_mb,
         nice=training.nice,
-        trusted=tuple(settings.security.trusted_types),
+        trusted=settings.security.trusted,
         git=revision(),
     )
 
@@ -95,7 +95,7 @@ def registry(settings: Settings, engine: sa.Engine) -> Registry:
 def source(settings: Settings) -> Prepared:
     """The configured data that trains the first version: labelled rows in time order, only the first part if so set.
 
-    Raises `training.data.DataError` when the file cannot be used.
+    Raises `training.source.DataError` when the file cannot be used.
     """
     import pandas as pd
 
@@ -106,7 +106,7 @@ def source(settings: Settings) -> Prepared:
         target, ordered_by = sample.TARGET, sample.TIME
     else:
         target, ordered_by = data.target, data.time
-        frame = load_source(Path(data.source), columns=[name for name in (target, ordered_by, *data.ignore) if name])
+        frame = load_source(data.source, columns=[name for name in (target, ordered_by, *data.ignore) if name])
         if ordered_by:
             # Read from all rows: a part of them may not tell a day from a month.
             at = pd.Series(seconds_of(frame[ordered_by], ordered_by), index=frame.index)

@@ -35,6 +35,7 @@ from training.loop import Loop
 from training.registry import NoChampion
 from training.rollout import forget_workers
 from training.runs import PAUSES
+from training.source import shown
 
 if TYPE_CHECKING:
     from monitoring.traces import Tracer
@@ -263,7 +264,7 @@ class Scheduler:
                 self._move.release()
 
     def _bootstrap(self, loop: Loop) -> None:
-        self.bootstrap_state = f"the first version is being trained from {self.settings.data.source}"
+        self.bootstrap_state = f"the first version is being trained from {shown(self.settings.data.source)}"
         run = bootstrap(loop)
         if run is not None and run.outcome != "promoted":
             self._bootstrap_after = time.monotonic() + RETRY_BOOTSTRAP_S

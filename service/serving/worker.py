@@ -59,7 +59,7 @@ class Worker:
         self.log = PredictionLog(settings.spool_dir, settings.log) if record else None
         self.model = LiveModel(
             settings.serve.max_records,
-            tuple(settings.security.trusted_types),
+            settings.security.trusted,
             on_load=self._count_load,
             on_adaptation=self._count_adaptation,
             extra=settings.privacy.names,

@@ -14,7 +14,7 @@ from service.command.rows import read_rows
 from service.configuration import load
 from service.control.deployment import source
 from service.settings import SECTIONS, SettingsError
-from training.data import DataError
+from training.source import DataError
 
 
 @pytest.fixture
@@ -92,6 +92,35 @@ def test_a_relative_data_file_is_written_relative_to_the_settings(
     assert 'source = "../data/credit.parquet"' in Path("project/evergreen.toml").read_text()
     monkeypatch.chdir("/")
     assert load(tmp_path / "project/evergreen.toml", {}).data.source == str(data)
+
+
+def test_a_query_a_glob_and_a_packed_file_train_what_init_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sqlalchemy as sa
+
+    frame = sample.training_frame(600).drop(columns="returning")  # a word of SQL's own
+    frame.to_sql("loans", sa.create_engine(f"sqlite:///{tmp_path}/bank.db"), index=False)
+    frame.to_csv(tmp_path / "loans-2026.csv.gz", index=False, sep=";", decimal=",")
+    (tmp_path / "deploy").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for asked, kept in (
+        (f"sqlite:///{tmp_path}/bank.db SELECT * FROM loans", f"sqlite:///{tmp_path}/bank.db SELECT * FROM loans"),
+        ("loans-*.csv.gz", str(tmp_path / "loans-*.csv.gz")),
+        ("loans-2026.csv.gz", str(tmp_path / "loans-2026.csv.gz")),
+    ):
+        out = tmp_path / "deploy" / "evergreen.toml"
+        report = init(asked, sample.TARGET, time=sample.TIME, out=out, force=True)
+        settings = load(out, {})
+        assert report.rows == 600
+        assert settings.data.source == kept
+        assert len(source(settings).frame) == 600
+
+
+def test_a_password_is_not_written_into_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InitError, match="PGPASSWORD") as caught:
+        init("postgresql://eva:geheim@host/bank SELECT 1 AS y", "y", out=tmp_path / "evergreen.toml")
+    assert "geheim" not in str(caught.value)
 
 
 def test_awkward_names_survive_the_way_through_the_file(tmp_path: Path) -> None:
@@ -307,6 +336,21 @@ def test_constants_duplicates_ids_and_free_text_are_left_out() -> None:
         "colour_again": 'duplicate of "colour"',
         "remark": f"free text: {frame['remark'].nunique():,} different texts of several words in 1,000 rows",
     }
+
+
+def test_a_category_of_too_many_values_is_left_out_and_one_of_many_common_ones_is_not() -> None:
+    frame = honest(6000)
+    random = np.random.default_rng(1)
+    frame["plane"] = [f"N{number}" for number in random.integers(0, 1500, len(frame))]
+    frame["street"] = [f"S{number % 750}" for number in range(len(frame))]  # each in eight rows
+    frame["place"] = [f"P{number}" for number in random.integers(0, 200, len(frame))]
+
+    found = left_out(frame)
+
+    assert set(found) == {"plane", "street"}
+    assert found["plane"].startswith("high cardinality: 1,4")
+    assert "of the rows with one that stands in fewer than 10" in found["plane"]
+    assert noted(frame) == {}
 
 
 def test_measurements_that_never_repeat_are_no_ids() -> None:

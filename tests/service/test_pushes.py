@@ -16,6 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import skops.io
+import xgboost
+from onnx import helper
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_selection import SelectKBest, f_classif
@@ -35,7 +39,7 @@ from training.artefact import SCHEMA
 from training.export import export
 from training.lease import CONTROLLER, Lease
 from training.registry import Registry
-from training.trust import load_skops
+from training.trust import UntrustedModel, load_skops
 
 __all__ = ["artefact", "worker_with_store"]  # fixtures
 
@@ -80,6 +84,23 @@ def words_for_flags() -> Any:
     return make_pipeline(columns, LogisticRegression()).fit(
         features.assign(**{flag: (features[flag] > 0).astype(str)}), truth
     )
+
+
+def graph(names: dict[str, str] | None = None, classes: str = "") -> bytes:
+    """The pipeline as an ONNX file with one input a feature; `names` renames inputs."""
+    schema, _, _ = sample_schema()
+    model = pipeline()
+    kinds = {name: FloatTensorType if name in schema.numeric_names else StringTensorType for name in schema.names}
+    inputs = [(name, kinds[name]([None, 1])) for name in schema.names]
+    found = convert_sklearn(model, initial_types=inputs, options={id(model.steps[-1][1]): {"zipmap": False}})
+    for old, new in (names or {}).items():
+        for node in found.graph.node:
+            node.input[:] = [new if given == old else given for given in node.input]
+        next(one for one in found.graph.input if one.name == old).name = new
+    if classes:
+        helper.set_model_props(found, {"classes": classes})
+    content: bytes = found.SerializeToString()
+    return content
 
 
 def crafted(schema: Any, **members: bytes) -> bytes:
@@ -162,7 +183,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     (
         "own function",
         skops.io.dumps(make_pipeline(SelectKBest(own_function), LogisticRegression())),
-        r"types that are not trusted: .*\.own_function: .*`trusted_types`",
+        r"types that are not trusted: .*\.own_function: .*trusted_types`",
     ),
     (
         "function of scikit-learn",
@@ -174,6 +195,15 @@ REFUSED: list[tuple[str, bytes, str]] = [
         crafted({"__loader__": "FunctionNode", "__module__": "os", "__class__": "system", "protocol": 0}),
         "not trusted: os.system",
     ),
+    (
+        "boosting",
+        skops.io.dumps(xgboost.XGBClassifier(n_estimators=2).fit([[0.0], [1.0]], [0, 1])),
+        "not trusted: xgboost.core.Booster, xgboost.sklearn.XGBClassifier: .*add 'xgboost' to the setting "
+        "`security.trusted_packages`",
+    ),
+    ("half a graph", graph()[:-300], "not a valid ONNX file"),
+    ("another graph", graph({"income": "wage"}), "does not take the features income; it wants features .*: wage"),
+    ("other classes of a graph", graph(classes='["no", "yes"]'), r"its classes are \['no', 'yes'\]"),
     ("other release", without_libraries(GOOD, "1.2.0"), "was written with scikit-learn 1.2.0, this service has"),
     ("feature missing", skops.io.dumps(pipeline(leave_out="income")), "does not take the features income"),
     (
@@ -187,7 +217,11 @@ REFUSED: list[tuple[str, bytes, str]] = [
         r"cannot answer a record: 'columntransformer' > 'flag' > .*OneHotEncoder does not take column 'owns_home' "
         r"\(value .*; booleans come as the numbers 1.0 and 0.0 \(float32\)\): Found unknown categories",
     ),
-    ("no classifier", skops.io.dumps(StandardScaler().fit([[0.0]])), "it has no method predict"),
+    (
+        "no classifier",
+        skops.io.dumps(StandardScaler().fit([[0.0]])),
+        r"it was fitted to 1 feature\(s\), requests have 14: .*GET /schema",
+    ),
 ]
 
 
@@ -203,6 +237,42 @@ def test_what_cannot_become_a_version_is_refused_at_once(
     assert str(championed.settings.pushes_dir) not in error
     assert list(championed.settings.pushes_dir.iterdir()) == []
     assert not list(tmp_path.rglob("was_run"))
+
+
+def test_a_graph_that_fits_is_queued_with_the_time_of_its_newest_row(championed: Worker) -> None:
+    token = add(championed, "ci", "push")
+    given = {"content": graph(), "headers": {"authorization": f"Bearer {token}"}}
+    front = Front(nothing_beyond, lambda: championed)
+    good, odd, late = (
+        run(front, ("POST", f"/manage/models?trained_until={until}", given))[0]
+        for until in ("2026-01-31T12:00:00Z", "soon", "2300-01-01")
+    )
+    assert good.status_code == 202, good.text
+    assert (odd.status_code, late.status_code) == (400, 400)
+    assert "expected seconds since 1970 or an ISO 8601 time" in odd.json()["error"]
+    assert "yet to come" in late.json()["error"]
+
+
+def test_a_package_that_is_trusted_and_not_installed_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.skops"
+    path.write_bytes(crafted({"__loader__": "ObjectNode", "__module__": "house_x.y", "__class__": "Z", "protocol": 0}))
+    said = problem_of(Pushed(path=str(path), schema=None, trusted=("house_x.*",)))
+    assert "needs house_x, which is trusted and not installed here" in said
+    assert "pip install house_x" in said
+
+
+def test_a_trusted_package_gives_what_it_defines_and_nothing_it_has_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "house_y.py").write_text("from os import system\n\ndef twice(x):\n    return 2 * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node = {"__loader__": "FunctionNode", "__module__": "house_y", "protocol": 2}
+    for name in ("twice", "system"):
+        (tmp_path / f"{name}.skops").write_bytes(crafted({**node, "__class__": name}))
+    trusted = ("house_y.*",)
+    assert load_skops(tmp_path / "twice.skops", trusted)(2) == 4
+    with pytest.raises(UntrustedModel, match=r"house_y\.system"):
+        load_skops(tmp_path / "system.skops", trusted)
 
 
 def test_a_body_that_changed_on_its_way_is_refused(championed: Worker) -> None:

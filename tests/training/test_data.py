@@ -8,7 +8,8 @@ import pytest
 
 from monitoring.feature import SchemaError
 from tests.world import history, raw
-from training.data import DataError, assemble, content_digest, load_source, prepare, read_snapshot, snapshot
+from training.data import assemble, content_digest, prepare, read_snapshot, snapshot
+from training.source import DataError, load_source
 
 
 @pytest.mark.parametrize("name", ["data.parquet", "data.csv", "data.csv.gz"])
@@ -20,12 +21,12 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> No
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.csv does not exist: give the path"):
+    with pytest.raises(DataError, match=r"absent\.csv does not exist: give a file, a folder"):
         load_source(tmp_path / "absent.csv")
     with pytest.raises(DataError, match="is a folder"):
         load_source(tmp_path)
     (tmp_path / "data.xlsx").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"neither \.parquet"):
+    with pytest.raises(DataError, match=r"is none of .parquet"):
         load_source(tmp_path / "data.xlsx")
     (tmp_path / "broken.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match=r"broken\.parquet cannot be read"):

@@ -24,11 +24,12 @@ from monitoring.schema import FeatureSchema
 from tests.world import history
 from training.adaptation import decode
 from training.artefact import verify
-from training.data import DataError, Snapshot, read_snapshot, snapshot
+from training.data import Snapshot, read_snapshot, snapshot
 from training.fitting import fit_rows, refit
 from training.job import THREAD_VARIABLES, main, run
 from training.loaded import load_model
 from training.pipeline import predict
+from training.source import DataError
 from training.spec import JobResult, JobSpec, read_result
 from training.split import TrainPolicy, interleaved, split
 from training.trust import load_pipeline
@@ -333,7 +334,7 @@ def test_a_pushed_model_of_untrusted_types_is_refused_until_they_are_trusted(tmp
     assert not refused.ok
     name = f"{f_classif.__module__}.f_classif"
     assert name in str(refused.error)
-    assert "`trusted_types`" in str(refused.error)
+    assert "trusted_types`" in str(refused.error)
     assert run(msgspec.structs.replace(spec, trusted=(name,))).ok
 
 
@@ -348,6 +349,39 @@ def test_a_pushed_forest_is_judged_and_answers_as_scikit_learn_does(tmp_path: Pa
     expected = skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path)).predict_proba(features)
     answer = load_model(tmp_path / "v1", manifest, schema).answer(features)
     np.testing.assert_allclose(answer, expected, atol=1e-5)
+
+
+def test_rows_that_a_pushed_model_has_learnt_do_not_judge_it(tmp_path: Path) -> None:
+    schema, champion, _ = bootstrapped(tmp_path)
+    _, frame = history(600, 800)
+    memory = RandomForestClassifier(20, random_state=0)  # knows every row that it has learnt
+    model = pushed(tmp_path / "p.skops", frame.iloc[600:1250], schema, memory)
+    until = float(frame[AT].iloc[1249])
+    spec = job(
+        schema, snapshot(frame, tmp_path), tmp_path / "v2", kind="judge", pushed=str(model), champion=str(champion)
+    )
+    unknown = run(spec)
+    told = run(msgspec.structs.replace(spec, pushed_until=until))
+    early = run(msgspec.structs.replace(spec, pushed_until=float(frame[AT].iloc[1349])))
+
+    assert "is not known: push it with --trained-until" in unknown.notes[-1]
+    assert told.ok, told.error
+    assert told.quality.rows == 150  # all later rows
+    assert verify(tmp_path / "v2").data.holdout.since > until
+    assert told.quality.challenger < unknown.quality.challenger
+    assert "judged on rows after" in told.notes[0]
+    assert not early.ok
+    assert "cannot be judged yet: 50 labelled rows are later than" in str(early.error)
+    assert "judging needs 100" in str(early.error)
+
+
+def test_the_first_version_is_not_judged_by_rows_it_has_learnt_either(tmp_path: Path) -> None:
+    schema, frame = history(400, 0)
+    model = pushed(tmp_path / "p.skops", frame.iloc[:200], schema)
+    spec = job(schema, snapshot(frame, tmp_path), tmp_path / "v1", kind="judge", pushed=str(model))
+    result = run(msgspec.structs.replace(spec, pushed_until=float(frame[AT].iloc[199])))
+    assert result.ok, result.error
+    assert result.quality.rows == 200
 
 
 def test_a_pushed_file_that_is_no_skops_file_is_refused(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.pipeline import make_pipeline
 
 from monitoring.decode import RequestDecoder
 from monitoring.feature import Task
 from monitoring.schema import FeatureSchema
 from tests.world import known, raw
 from training.artefact import ArtefactError
+from training.convert import convert
 from training.export import export
 from training.pipeline import build, predict
 from training.twin import Twin
@@ -58,7 +60,6 @@ def test_a_model_that_multiplies_matrices_is_not_row_by_row(tmp_path: Path) -> N
     from sklearn.compose import make_column_transformer
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
 
     schema, features, labels = known(300)
     numbers = make_column_transformer((SimpleImputer(), ["a", "b"]))
@@ -68,6 +69,21 @@ def test_a_model_that_multiplies_matrices_is_not_row_by_row(tmp_path: Path) -> N
 
     assert manifest.twin, manifest.parity
     assert manifest.twin.row_by_row is False
+
+
+@pytest.mark.parametrize("name", ["RandomForestClassifier", "ExtraTreesClassifier", "RandomForestRegressor"])
+def test_a_forest_that_has_learnt_missing_values_has_a_twin(name: str) -> None:
+    import sklearn.ensemble
+    from sklearn.compose import make_column_transformer
+
+    schema, features, labels = known(600, task="regression" if "Regressor" in name else "binary")
+    assert features["a"].isna().any()
+    columns = make_column_transformer(("passthrough", ["a", "b"]))
+    final = getattr(sklearn.ensemble, name)(20, min_samples_leaf=5, random_state=0)
+    pipeline = make_pipeline(columns, final).fit(features, labels)
+    assert any(tree.tree_.missing_go_to_left.any() for tree in final.estimators_)
+
+    assert convert(pipeline, schema, features)[2].agrees
 
 
 def test_float32_neighbours_fall_on_the_side_of_a_threshold_where_the_pipeline_puts_them(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import re
 import secrets
+import time
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO, Annotated, Any, Final
 
 from fastapi import APIRouter, HTTPException, Query, Request
 
+from monitoring.fits import moment
 from service.serving.management.deployment import TRY_AGAIN_S
 from service.serving.management.loop import refuse_while_paused
 from service.serving.management.managed import CONFLICT, Accepted, Here, Managed, NumberInPath, Text, Why
@@ -47,13 +49,20 @@ def model(here: Here, version: NumberInPath) -> dict[str, Any]:
 
 
 @router.post("/manage/models", status_code=202, responses=CONFLICT, openapi_extra=MODEL_FILE)
-async def push(here: Here, request: Request, why: Annotated[Text, Query(max_length=1000)] = "") -> Accepted:
-    """Push a pipeline as a skops file (the raw body). It passes the same gates as a retrained one.
+async def push(
+    here: Here,
+    request: Request,
+    why: Annotated[Text, Query(max_length=1000)] = "",
+    trained_until: Annotated[str, Query(max_length=40)] = "",
+) -> Accepted:
+    """Push a pipeline as a skops file, or an ONNX file (the raw body). It passes the same gates as a retrained one.
 
-    What cannot become a version is refused at once, with the reason: a file that is not skops, of types that are not
+    What cannot become a version is refused at once, with the reason: a file that is neither, of types that are not
     trusted, of another scikit-learn, or of other features or classes. With a `Content-Digest: sha-256=:…:` (RFC 9530)
-    what arrived is compared with it. Refused while the loop is paused, and asked for again while others are checked.
+    what arrived is compared with it. `trained_until` (ISO 8601) is the time of the newest row that the model was fitted
+    to: only later rows judge it. Refused while the loop is paused, and asked for again while others are checked.
     """
+    until = _until(trained_until)
     await asyncio.to_thread(refuse_while_paused, here)
     digest = sha256()
     here.settings.pushes_dir.mkdir(parents=True, exist_ok=True)
@@ -65,14 +74,27 @@ async def push(here: Here, request: Request, why: Annotated[Text, Query(max_leng
                 await asyncio.to_thread(_take, file, digest, chunk)
             file.flush()
             if not file.tell():
-                raise HTTPException(400, "the body is empty: send one skops file")
+                raise HTTPException(400, "the body is empty: send one skops or ONNX file")
             _check_digest(request.headers.get("content-digest", ""), digest.digest())
             await asyncio.to_thread(_check, here, path)
-            payload = {"path": str(path), "bytes": file.tell(), "temporary": True}
+            payload = {"path": str(path), "bytes": file.tell(), "temporary": True, "trained_until": until}
             return await asyncio.to_thread(here.queue, "push", why, request, payload)
     except BaseException:  # also when the client leaves
         path.unlink(missing_ok=True)
         raise
+
+
+def _until(text: str) -> float | None:
+    """Seconds since 1970 UTC, None when nothing was said. Raises the 400 for what is no time, or one to come."""
+    if not text:
+        return None
+    try:
+        until = moment(text)
+    except ValueError as error:
+        raise HTTPException(400, f"trained_until: {error}") from None
+    if until > time.time():
+        raise HTTPException(400, f"trained_until: {text} is yet to come: give the time of the newest row it learnt")
+    return until
 
 
 def _take(file: IO[bytes], digest: Any, chunk: bytes) -> None:
@@ -96,7 +118,7 @@ def _check(here: Managed, path: Path) -> None:
             Pushed(
                 path=str(path),
                 schema=None if champion is None else str(here.registry.path(champion) / SCHEMA),
-                trusted=here.settings.security.trusted_types,
+                trusted=here.settings.security.trusted,
                 memory_mb=here.settings.training.memory_mb,
             )
         )
