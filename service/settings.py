@@ -189,6 +189,15 @@ class TrainingSettings(TrainPolicy):
         15, ge=0, le=19, description="priority; serving comes first, at full load a training gets some 3 % of a core"
     )
 
+    @model_validator(mode="after")
+    def _a_search_ends_before_its_training(self) -> TrainingSettings:
+        if self.trials and self.tune_seconds >= self.timeout_s:
+            raise ValueError(
+                f"`tune_seconds` {self.tune_seconds:g} leaves no time for the rest of a training, which is ended after "
+                f"`timeout_s` {self.timeout_s:g}: lower the one or raise the other"
+            )
+        return self
+
     @property
     def policy(self) -> TrainPolicy:
         """The part that the training itself reads."""

@@ -15,6 +15,8 @@ from tests.test_structure import PACKAGES, ROOT, imports, ours
 NOT_IMPORTED = {
     "protobuf": "a bound for skl2onnx",
     "uvloop": "uvicorn takes it when it is there",
+    "xgboost-cpu": "a pushed file's types name it; skops imports it",
+    "lightgbm": "a pushed file's types name it; skops imports it",
 }
 NAMESPACED = {
     "opentelemetry.trace": "opentelemetry-api",
@@ -37,7 +39,17 @@ def plain(name: str) -> str:
 
 def requirements() -> dict[str, str]:
     """Name of each declared distribution -> its bounds."""
-    found = (re.match(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)", line) for line in project()["project"]["dependencies"])
+    return _bounds(project()["project"]["dependencies"])
+
+
+def extras() -> dict[str, str]:
+    """The same of what only some need: the extras of the distribution."""
+    lines = project()["project"].get("optional-dependencies", {}).values()
+    return _bounds([line for each in lines for line in each])
+
+
+def _bounds(lines: list[str]) -> dict[str, str]:
+    found = (re.match(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)", line) for line in lines)
     return {plain(match[1]): match[2] for match in found if match}
 
 
@@ -53,7 +65,7 @@ def imported() -> set[str]:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    assert imported() == requirements().keys() - NOT_IMPORTED.keys()
+    assert imported() == (requirements() | extras()).keys() - NOT_IMPORTED.keys()
 
 
 @pytest.mark.parametrize("name", INSIDES)
@@ -68,3 +80,5 @@ def test_the_locks_name_no_index_and_agree() -> None:
     assert not any("://" in text or "--index" in text for text in texts)
     assert len(deployed) > 50 and deployed <= whole
     assert requirements().keys() <= {plain(pin.partition("==")[0]) for pin in deployed}
+    assert extras().keys() <= {plain(pin.partition("==")[0]) for pin in whole}
+    assert not extras().keys() & {plain(pin.partition("==")[0]) for pin in deployed}  # a plain install stays small

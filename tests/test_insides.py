@@ -246,6 +246,35 @@ def test_a_plain_tree_of_scikit_learn_has(name: str) -> None:
     assert isinstance(tree, Tree) and hasattr(tree, name)
 
 
+def test_a_one_hot_encoder_says_how_many_columns_each_feature_becomes() -> None:
+    from sklearn.preprocessing import OneHotEncoder
+
+    words = np.array([["a", "x"], ["b", "y"], ["c", "y"]], dtype=object)
+    encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=2).fit(words)
+    assert list(encoder._n_features_outs) == [2, 2]
+
+
+def test_extra_trees_answer_as_a_random_forest_of_the_same_trees_does() -> None:
+    from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+
+    features = np.random.default_rng(0).normal(size=(60, 3))
+    forest = ExtraTreesClassifier(5, random_state=0).fit(features, np.arange(60) % 3)
+    expected = forest.predict_proba(features)
+    forest.__class__ = RandomForestClassifier
+    assert np.array_equal(forest.predict_proba(features), expected)
+
+
+def test_the_leaves_of_a_forest_for_numbers_can_be_moved() -> None:
+    from sklearn.ensemble import RandomForestRegressor
+
+    features = np.random.default_rng(0).normal(size=(60, 3))
+    forest = RandomForestRegressor(5, random_state=0).fit(features, 1000 + features[:, 0])
+    expected = forest.predict(features)
+    for tree in forest.estimators_:
+        tree.tree_.value[:] -= 1000
+    assert np.allclose(forest.predict(features), expected - 1000)
+
+
 # --- BentoML and Evidently, of one version each ----------------------------------------------------------------------
 
 

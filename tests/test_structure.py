@@ -22,6 +22,7 @@ IMPORTERS = {
     "apscheduler": {"service/control/scheduler.py"},
     "optuna": {"training/tune.py"},
     "fairlearn": {"training/fairness.py"},
+    "distributed": {"training/cluster.py"},
     "skops": {"training/trust.py"},
     "skl2onnx": {"training/convert.py"},
     "fastapi": {

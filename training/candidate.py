@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from monitoring.feature import AT, ORIGIN
 from monitoring.wording import percent
-from training.comparing import LOSSES, Truth, difference, score
+from training.comparing import LOSSES, Truth, difference
+from training.convert import convert
 from training.data import content_digest, read_snapshot
 from training.data_checks import DataCheckPolicy, look, notes
 from training.experts import AdaptPolicy
 from training.fitting import fit_rows, has_all_classes, labels_of, refreshed
 from training.gate_policy import GatePolicy
 from training.judgement import Judged, Unseen, finish, schema_of
-from training.manifest import TriedWindow
+from training.manifest import Searched, TriedWindow
 from training.phases import phase
-from training.pipeline import Parameters, predict
+from training.pipeline import predict
+from training.searching import searched, starting_point
 from training.split import Split, TrainPolicy, holdout_facts, split, without
-from training.tune import search
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
+    from training.families import Parameters
     from training.spec import JobResult, JobSpec
+    from training.tune import Study
 
 
 def train(spec: JobSpec, out: Path) -> JobResult:
@@ -47,10 +49,14 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         looked = look(frame, schema, checks, champion_until=until, unfit_rows=spec.unfit_rows)
         if len(looked.left_out):
             rows = rows.besides(looked.left_out, gates.min_holdout_rows)
+    start, told = starting_point(spec, policy)
     with phase("tune"):
-        parameters, trials = _tuned(frame.iloc[rows.train], schema, spec, policy)
+        study = searched(frame.iloc[rows.train], schema, spec, policy, start)
     with phase("fit to judge"):
-        window, pipeline, tried = _best_window(frame, rows, schema, spec, policy, parameters)
+        whole = fit_rows(frame.iloc[rows.train], schema, start, spec.seed)
+        found = _found(study, whole, frame, rows, schema, spec, gates)
+        parameters, whole = (start, whole) if found.pipeline is None else (study.parameters, found.pipeline)
+        window, pipeline, tried = _best_window(frame, rows, schema, spec, policy, parameters, whole)
     learnt = rows.all[-window:]
     with phase("fit to serve"):
         final = fit_rows(frame.iloc[learnt], schema, parameters, spec.seed) if policy.last_fit else pipeline
@@ -63,11 +69,15 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         "until": float(frame[AT].iloc[learnt[-1]]),
         "window": {"name": chosen, "rows": len(learnt), "start": int(learnt[0]), "stop": int(learnt[-1]) + 1},
         "windows": msgspec.to_builtins(tried),
-        "trials": trials,
         "left_out": looked.left_out.tolist(),
+        "trials": [
+            {"parameters": t.parameters, "score": t.score, **({"error": t.error} if t.error else {})}
+            for t in study.trials
+        ],
+        "search": msgspec.to_builtins(found.facts) if study.trials else None,
         "last_fit": policy.last_fit,
         "blocks": {
-            "policy": policy.model_dump(mode="json"),
+            "policy": policy.model_dump(mode="json", exclude={"backend", "scheduler_address"}),
             "min_holdout_rows": gates.min_holdout_rows,
             "champion_until": spec.champion_until,
             "first": first,
@@ -85,44 +95,70 @@ def train(spec: JobSpec, out: Path) -> JobResult:
         unseen=partial(_unseen, frame, learnt, schema, parameters, spec, policy),
         windows=tried,
         until=float(recorded.iloc[-1]) if len(recorded) else 0.0,
-        notes=notes(looked.findings),
+        notes=(*told, *([found.note] if study.trials else []), *notes(looked.findings)),
     )
     return msgspec.structs.replace(done, data_checks=looked.findings)
 
 
-def _tuned(
-    training: pd.DataFrame, schema: FeatureSchema, spec: JobSpec, policy: TrainPolicy
-) -> tuple[Parameters, list[dict[str, Any]]]:
-    """The parameters to judge, and what was tried for them on the newest training rows."""
-    parameters = Parameters.model_validate(spec.parameters)
-    inner = max(int(policy.inner_share * len(training)), 50)
-    if not policy.trials or len(training) - inner < policy.min_rows:
-        return parameters, []
-    past, future = training.iloc[:-inner], training.iloc[-inner:]
-    truth = Truth.of(labels_of(future, schema), schema)
+class _Found(NamedTuple):
+    """What a search came to: the pipeline with the found parameters, None when those of the start stay."""
 
-    def tried(candidate: Parameters) -> float:
-        if not has_all_classes(past, schema):
-            return -math.inf
-        fitted = fit_rows(past, schema, candidate, spec.seed)
-        value = score(predict(fitted, future[list(schema.names)], schema), truth, LOSSES[schema.task])
-        return -math.inf if math.isnan(value) else value
+    pipeline: Any
+    facts: Searched | None = None
+    note: str = ""
 
-    study = search(tried, trials=policy.trials, seconds=policy.tune_seconds, seed=spec.seed, start=parameters)
-    trials = [{"parameters": p, "score": value} for p, value in study.trials]
-    return Parameters.model_validate(study.parameters), trials
+
+def _found(
+    study: Study, whole: Any, frame: pd.DataFrame, rows: Split, schema: FeatureSchema, spec: JobSpec, gates: GatePolicy
+) -> _Found:
+    """The found parameters, if they are better than the start's on the judging blocks by evidence and have a twin.
+
+    `whole` is the start's pipeline. A search picks the best of many on few rows: some of that is luck.
+    """
+    facts = Searched(
+        trials=len(study.trials),
+        finished=sum(trial.finished for trial in study.trials),
+        resumed=study.resumed,
+        ended=study.ended,
+        seconds=study.trials[-1].spent if study.trials else 0.0,
+    )
+    began = f"{len(study.trials)} trials of parameters in {facts.seconds:.0f} s"
+    if not study.trials or study.parameters.model_dump() == study.trials[0].parameters:
+        return _Found(None, facts, f"{began}: none was better than those it began with")
+    holdout = frame.iloc[rows.holdout]
+    features, truth = holdout[list(schema.names)], Truth.of(labels_of(holdout, schema), schema)
+    pipeline = fit_rows(frame.iloc[rows.train], schema, study.parameters, spec.seed)
+    said = predict(pipeline, features, schema)
+    compared = difference(said, predict(whole, features, schema), truth, LOSSES[schema.task])
+    chance = 0.0 if compared is None else compared.chance_above(0.0)
+    what = f"{began}: the best ({study.parameters.family})"
+    if compared is not None:
+        facts = msgspec.structs.replace(facts, value=compared.new, gain=compared.gain, error=compared.error)
+        what += f" gains {compared.gain:+.4g} ± {compared.error:.2g} on the judging rows"
+    if chance < gates.confidence:
+        return _Found(None, facts, f"{what}, better with probability {chance:.3f} only: the parameters before stay")
+    model, _, parity = convert(pipeline, schema, features)
+    if model is None:
+        return _Found(None, facts, f"{what}, but has no ONNX twin ({parity.reason}): the parameters before stay")
+    return _Found(pipeline, msgspec.structs.replace(facts, chosen=True), what)
 
 
 def _best_window(
-    frame: pd.DataFrame, rows: Split, schema: FeatureSchema, spec: JobSpec, policy: TrainPolicy, parameters: Parameters
+    frame: pd.DataFrame,
+    rows: Split,
+    schema: FeatureSchema,
+    spec: JobSpec,
+    policy: TrainPolicy,
+    parameters: Parameters,
+    whole: Any,
 ) -> tuple[int, Any, tuple[TriedWindow, ...]]:
     """How many of the newest rows to learn from, the pipeline fitted to those that train, and what was compared.
 
-    All rows, unless a recent window is better on the judging blocks by more than luck ever is.
+    All rows (`whole` is fitted to them), unless a recent window is better on the judging blocks by more than luck ever
+    is.
     """
     holdout = frame.iloc[rows.holdout]
     features, truth = holdout[list(schema.names)], Truth.of(labels_of(holdout, schema), schema)
-    whole = fit_rows(frame.iloc[rows.train], schema, parameters, spec.seed)
     tried = [TriedWindow("all rows", len(rows.all), chosen=True)]
     best, pipeline, answers = len(rows.all), whole, None
     for share in sorted(policy.window_shares, reverse=True):

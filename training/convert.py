@@ -32,8 +32,18 @@ MAX_TREE_NODES: Final = 200_000
 """Larger forests get no twin: skl2onnx handles some 10,000 nodes a second, in Python."""
 
 _ROW_BY_ROW: Final = frozenset(
-    {"Add", "ArrayFeatureExtractor", "Cast", "Concat", "Identity", "LabelEncoder", "OneHotEncoder", "Reshape", "ZipMap"}
-    | {"TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+    {
+        "Add",
+        "ArrayFeatureExtractor",
+        "Cast",
+        "Concat",
+        "Identity",
+        "Imputer",
+        "LabelEncoder",
+        "OneHotEncoder",
+        "Reshape",
+    }
+    | {"TreeEnsembleClassifier", "TreeEnsembleRegressor", "ZipMap"}
 )
 """ONNX operators that look at each row by itself, in one order."""
 
@@ -154,7 +164,8 @@ def _to_onnx(model: Any, inputs: list[tuple[str, Any]]) -> Any:
     converted = convert_sklearn(model, initial_types=inputs, options=options)
     _send_missing(converted, final)
     offset = getattr(final, "evergreen_offset", None)
-    return converted if offset is None else _add_offset(converted, offset)
+    exponential = getattr(final, "evergreen_exponential", False)
+    return converted if offset is None else _add_offset(converted, offset, exponential=exponential)
 
 
 def _send_missing(converted: Any, final: Any) -> None:
@@ -319,22 +330,13 @@ def _tables(
     if isinstance(transformer, OrdinalEncoder):
         return [_ordinal(transformer, chosen, at) for at in range(len(chosen))], "passthrough"
     if isinstance(transformer, OneHotEncoder):
-        if transformer.drop is not None or transformer.handle_unknown != "ignore" or transformer._infrequent_enabled:
-            raise _NoConversion(
-                f"the transformer {step!r} on {_few(chosen)}: a OneHotEncoder with drop, infrequent categories or "
-                "handle_unknown other than ignore"
-            )
-        tables: list[dict[str, Any] | None] = []
-        for categories in transformer.categories_:
-            known = {value: float(at) for at, value in enumerate(categories) if isinstance(value, str)}
-            gaps = [float(at) for at, value in enumerate(categories) if not isinstance(value, str)]
-            tables.append({"codes": known, "unknown": -1.0, "missing": gaps[0] if gaps else -1.0})
+        found = [_one_hot(transformer, chosen, at) for at in range(len(chosen))]
         codes = OneHotEncoder(
-            categories=[np.arange(len(c), dtype=np.float32) for c in transformer.categories_],
+            categories=[np.arange(width, dtype=np.float32) for _, width in found],
             handle_unknown="ignore",
             sparse_output=False,
         )
-        return tables, codes.fit(np.zeros((1, len(chosen)), dtype=np.float32))
+        return [table for table, _ in found], codes.fit(np.zeros((1, len(chosen)), dtype=np.float32))
     raise _NoConversion(
         f"the transformer {step!r}: {type(transformer).__name__} on categorical features ({_few(chosen)})"
     )
@@ -346,6 +348,26 @@ def _few(names: list[str]) -> str:
 
 def _ordinal(encoder: Any, chosen: list[str], at: int) -> dict[str, Any]:
     """The codes as the encoder itself gives them: asked, not deduced from its options."""
+    import numpy as np
+
+    known, said = _asked(encoder, chosen, at)
+    return _table(known, np.asarray(said, dtype=np.float64)[:, at].tolist())
+
+
+def _one_hot(encoder: Any, chosen: list[str], at: int) -> tuple[dict[str, Any], int]:
+    """The column that the encoder itself marks for each category (-1: none), and how many it has for this feature."""
+    import numpy as np
+
+    known, said = _asked(encoder, chosen, at)
+    width, begin = encoder._n_features_outs[at], sum(encoder._n_features_outs[:at])
+    if not width:
+        raise _NoConversion(f"the encoder of {chosen[at]} makes no column of it")
+    own = np.asarray(said.todense() if hasattr(said, "todense") else said)[:, begin : begin + width]
+    return _table(known, np.where(own.any(axis=1), own.argmax(axis=1), -1).astype(float).tolist()), int(width)
+
+
+def _asked(encoder: Any, chosen: list[str], at: int) -> tuple[list[str], Any]:
+    """The categories that the encoder knows of a column; what it says of these, of a missing and of an unseen one."""
     import numpy as np
     import pandas as pd
 
@@ -359,11 +381,14 @@ def _ordinal(encoder: Any, chosen: list[str], at: int) -> dict[str, Any]:
         }
     )
     try:
-        codes = np.asarray(encoder.transform(frame), dtype=np.float64)[:, at].tolist()
+        return known, encoder.transform(frame)
     except ValueError as error:
         raise _NoConversion(
             f"the encoder of {chosen[at]} refuses missing or unseen values: {in_short(error)}"
         ) from None
+
+
+def _table(known: list[str], codes: list[float]) -> dict[str, Any]:
     return {"codes": dict(zip(known, codes[:-2], strict=True)), "missing": codes[-2], "unknown": codes[-1]}
 
 
@@ -381,12 +406,22 @@ def _prepared(model: Any) -> Any:
 
     - The thresholds of histogram gradient boosting are float64 midpoints; skl2onnx rounds them to the nearest float32,
       which lies on the wrong side of a float32 value now and then. Rounded down, every float32 comparison is the same.
-    - A regression's baseline is taken out and added again in float64: a sum of float32 loses the digits of a small
-      variation on a large mean.
+    - A regression's baseline (of a forest: the mean of its first tree's root) is taken out and added again in float64:
+      a sum of float32 loses the digits of a small variation on a large mean.
+    - skl2onnx knows of random forests alone that a calibration reads their probabilities: extra trees, which answer in
+      the same way, pass for one there.
     - XGBoost and LightGBM give way to an estimator that holds their trees as arrays.
     """
     import numpy as np
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import (
+        ExtraTreesClassifier,
+        ExtraTreesRegressor,
+        HistGradientBoostingClassifier,
+        HistGradientBoostingRegressor,
+        RandomForestClassifier,
+        RandomForestRegressor,
+    )
 
     from training.boosting import is_boosted, stand_in
 
@@ -398,10 +433,12 @@ def _prepared(model: Any) -> Any:
             return trees
         model.steps[-1] = (model.steps[-1][0], trees)
         return model
-    if isinstance(final, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
-        if final.is_categorical_ is not None:
+    for _, boosting in parts_of(model, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
+        if not hasattr(boosting, "_predictors"):
+            continue  # what a calibration was given to fit a copy of
+        if boosting.is_categorical_ is not None:
             raise _NoConversion("skl2onnx does not convert HistGradientBoosting with categorical_features")
-        for stage in final._predictors:
+        for stage in boosting._predictors:
             for tree in stage:
                 nodes = tree.nodes.copy()
                 with np.errstate(over="ignore"):
@@ -414,15 +451,25 @@ def _prepared(model: Any) -> Any:
         "squared_error",
         "absolute_error",
         "quantile",
+        "poisson",
     ):
         final.evergreen_offset = float(np.asarray(final._baseline_prediction).reshape(-1)[0])
         final._baseline_prediction = np.zeros_like(final._baseline_prediction)
+        final.evergreen_exponential = final.loss == "poisson"
+        final.loss = "squared_error"  # what skl2onnx adds up is the same
+    if isinstance(final, (RandomForestRegressor, ExtraTreesRegressor)) and final.n_outputs_ == 1:
+        final.evergreen_offset = float(final.estimators_[0].tree_.value[0, 0, 0])
+        for each in final.estimators_:
+            each.tree_.value[:] -= final.evergreen_offset
+    if isinstance(final, CalibratedClassifierCV):
+        for _, forest in parts_of(final, (ExtraTreesClassifier,)):
+            forest.__class__ = RandomForestClassifier
     if getattr(final, "classes_", None) is not None and np.asarray(final.classes_).dtype == bool:
         final.classes_ = final.classes_.astype(np.int64)  # only the probabilities are read
     return model
 
 
-def _add_offset(model: Any, offset: float) -> Any:
+def _add_offset(model: Any, offset: float, *, exponential: bool) -> Any:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -430,7 +477,10 @@ def _add_offset(model: Any, offset: float) -> Any:
     output = graph.output[0]
     graph.initializer.append(numpy_helper.from_array(np.array([offset], dtype=np.float64), "evergreen_offset"))
     graph.node.append(helper.make_node("Cast", [output.name], ["evergreen_wide"], to=TensorProto.DOUBLE))
-    graph.node.append(helper.make_node("Add", ["evergreen_wide", "evergreen_offset"], ["evergreen_value"]))
+    found = "evergreen_log" if exponential else "evergreen_value"
+    graph.node.append(helper.make_node("Add", ["evergreen_wide", "evergreen_offset"], [found]))
+    if exponential:
+        graph.node.append(helper.make_node("Exp", [found], ["evergreen_value"]))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info("evergreen_value", TensorProto.DOUBLE, [None, 1]))
     return model

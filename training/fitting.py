@@ -12,7 +12,7 @@ import numpy as np
 from monitoring.feature import LABEL, Feature
 from monitoring.schema import FeatureSchema
 from training.data import content_digest, read_snapshot
-from training.pipeline import Parameters, fit
+from training.pipeline import fit
 from training.source import DataError
 from training.spec import JobError
 from training.split import TrainPolicy, split, usable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+    from training.families import Parameters
     from training.manifest import Manifest
 
 

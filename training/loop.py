@@ -52,6 +52,7 @@ class Loop:
     snapshots_dir: Path
     storage: Storage | None = None  # what replicas share; None: this host is alone
     work_dir: Path  # each job gets a folder in it for its time
+    studies_dir: Path | None = None  # a search for parameters keeps its trials here, and goes on from them
     spool_dir: Path | None = None  # an erasure looks here too, and in the next two
     reports_dir: Path | None = None
     exports: str = ""  # folder or URL that `evergreen export` writes to
@@ -79,6 +80,7 @@ class Loop:
     def job_terms(self) -> dict[str, Any]:
         """The fields of `JobSpec` that every job of this loop has: its policies, seed and bounds."""
         return {
+            "studies": None if self.studies_dir is None else str(self.studies_dir),
             "gates": self.gates.model_dump(mode="json"),
             "adapt": self.adapt.model_dump(mode="json"),
             "quality": self.quality.model_dump(mode="json"),

@@ -177,6 +177,20 @@ class Holdout(msgspec.Struct, frozen=True, kw_only=True):
     stop: int = 0
 
 
+class Searched(msgspec.Struct, frozen=True, kw_only=True):
+    """How a search for parameters went; the trials themselves are in `Data.trials`."""
+
+    trials: int = 0  # with the seed they say what was tried, whatever the clock said
+    finished: int = 0  # of these, not given up halfway
+    resumed: int = 0  # of these, by a process that was killed
+    ended: str = ""  # trials | time
+    seconds: float = 0.0
+    chosen: bool = False  # False: the parameters that it began with stay
+    value: float | None = None  # of the best on the judging rows: its negative loss; None: it was those
+    gain: float | None = None  # of it against those
+    error: float | None = None  # standard error of the gain
+
+
 class Data(msgspec.Struct, frozen=True, kw_only=True):
     """What a version was fitted to; of a pushed one only the snapshot and the holdout are known."""
 
@@ -191,6 +205,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
     window: Place | None = None
     windows: tuple[TriedWindow, ...] = ()
     trials: tuple[dict[str, Any], ...] = ()  # {"parameters", "score"}, in the order tried
+    search: Searched | None = None  # None: there was none
     holdout: Holdout = Holdout()
 
 

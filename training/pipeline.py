@@ -1,11 +1,13 @@
-"""Building a scikit-learn pipeline, fitting and asking it; the space its parameters are searched in."""
+"""Building a scikit-learn pipeline of any family, fitting it and asking it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from training.families import Boosting, Classifier, ExtraTrees, Forest, Linear, Own, Parameters, parameters_of
+from training.own_pipeline import build_own
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -14,28 +16,10 @@ if TYPE_CHECKING:
 
     from monitoring.schema import FeatureSchema
 
-
-class Parameters(BaseModel):
-    """Parameters of the histogram gradient boosting at the end of the pipeline (scikit-learn's names)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    learning_rate: float = Field(0.1, gt=0, le=1, description="shrinkage of each tree; scikit-learn's default")
-    max_leaf_nodes: int = Field(31, ge=2, le=255, description="leaves of one tree; scikit-learn's default")
-    max_iter: int = Field(100, ge=1, le=1000, description="trees (of each class); 100 answer one row in about 20 µs")
-    min_samples_leaf: int = Field(20, ge=1, description="rows; smaller leaves learn noise")
-    l2_regularization: float = Field(0.0, ge=0, description="penalty on leaf values; scikit-learn's default")
-    max_bins: int = Field(255, ge=2, le=255, description="bins of one feature; scikit-learn's maximum")
-
-
-SPACE: Final[Mapping[str, tuple[str, float, float]]] = {
-    "learning_rate": ("log", 0.03, 0.3),
-    "max_leaf_nodes": ("integer", 7, 63),
-    "max_iter": ("integer", 50, 300),
-    "min_samples_leaf": ("integer", 5, 60),
-    "l2_regularization": ("linear", 0.0, 10.0),
-}
-"""Search space: parameter -> (scale, lowest, highest). 300 trees of 63 leaves still answer one row in under 50 µs."""
+CALIBRATION_FOLDS: Final = 3
+"""Each costs a fit; the answers that the sigmoid is fitted to come from models that did not learn those rows."""
+_MISSING: Final = -1e30
+"""What a random forest reads for a missing number: below all others, so that a split can tell it from them."""
 
 
 def fit(
@@ -47,10 +31,25 @@ def fit(
 ) -> Pipeline:
     """`build`, fitted to canonical features and labels, passing over the columns without any value.
 
-    scikit-learn 1.9 cannot bin such a column ("window shape cannot be larger than input array shape").
+    scikit-learn 1.9 cannot bin such a column ("window shape cannot be larger than input array shape"). Calibration
+    needs two rows of each class; with fewer the model answers uncalibrated. Raises `JobError` when a pipeline of the
+    user's own cannot be fitted.
     """
-    empty = [name for name in schema.names if features[name].isna().all()]
-    return build(schema, parameters, seed, leave_out=empty).fit(features[list(schema.names)], labels)
+    import numpy as np
+    from sklearn.exceptions import ConvergenceWarning
+
+    given, names = parameters_of(parameters), list(schema.names)
+    if isinstance(given, Own):
+        return build_own(given, schema, features[names], labels, seed)
+    folds = CALIBRATION_FOLDS
+    if isinstance(given, Classifier) and given.calibration != "none" and schema.task != "regression":
+        folds = min(folds, int(np.unique(labels, return_counts=True)[1].min()))
+        if folds < 2:
+            given = given.model_copy(update={"calibration": "none"})
+    empty = [name for name in names if features[name].isna().all()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # how good it is where it stopped, the gates measure
+        return build(schema, given, seed, leave_out=empty, folds=folds).fit(features[names], labels)
 
 
 def build(
@@ -59,35 +58,93 @@ def build(
     seed: int = 0,
     *,
     leave_out: Collection[str] = (),
+    folds: int = CALIBRATION_FOLDS,
 ) -> Pipeline:
     """An unfitted pipeline that takes canonical frames of `schema` (see `FeatureSchema.canonical`).
 
-    Numbers pass as they are, missing ones too; categories become ordinal codes (unseen ones -1); then histogram
-    gradient boosting. No scaler stands before the trees: float32 thresholds would flip in the ONNX twin. Early stopping
-    is off: it would hold back random, not the newest, rows. The same seed and rows give the same model. Features in
-    `leave_out` are taken and not used.
-    Raises pydantic's `ValidationError` for an unknown parameter or one out of range.
+    Boosting: numbers pass as they are, missing ones too; categories become ordinal codes (unseen ones -1). No scaler
+    stands before trees: float32 thresholds would flip in the ONNX twin. Early stopping is off: it would hold back
+    random, not the newest, rows. Forests: the same with missing values filled in. Linear: medians for missing numbers,
+    scaled; one column a category. The same seed and rows give the same model. Features in `leave_out` are taken and not
+    used. Raises pydantic's `ValidationError` for an unknown parameter or one out of range.
     """
-    import numpy as np
     from sklearn.compose import ColumnTransformer
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OrdinalEncoder
 
-    settings = parameters if isinstance(parameters, Parameters) else Parameters.model_validate(parameters or {})
-    columns: list[tuple[str, Any, list[str]]] = []
+    given = parameters_of(parameters)
     numbers = [name for name in schema.numeric_names if name not in leave_out]
     categories = [name for name in schema.categorical_names if name not in leave_out]
     if not numbers and not categories:
         raise ValueError(f"none of the {len(schema.names)} features has a value: there is nothing to learn from")
+    columns: list[tuple[str, Any, list[str]]] = []
     if numbers:
-        columns.append(("numbers", "passthrough", numbers))
+        columns.append(("numbers", _numbers(given), numbers))
     if categories:
-        encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
-        columns.append(("categories", encoder, categories))
-    boosting = HistGradientBoostingRegressor if schema.task == "regression" else HistGradientBoostingClassifier
-    model = boosting(**settings.model_dump(), early_stopping=False, random_state=seed)
-    return Pipeline([("columns", ColumnTransformer(columns)), ("model", model)])
+        columns.append(("categories", _categories(given), categories))
+    return Pipeline([("columns", ColumnTransformer(columns)), ("model", _model(given, schema, seed, folds))])
+
+
+def _numbers(given: Parameters) -> Any:
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    match given:
+        case Forest():
+            return SimpleImputer(strategy="constant", fill_value=_MISSING)
+        case ExtraTrees():
+            return SimpleImputer(strategy="median")  # it draws thresholds between the extremes: a constant would be one
+        case Linear():
+            return make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    return "passthrough"
+
+
+def _categories(given: Parameters) -> Any:
+    import numpy as np
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
+
+    if isinstance(given, Linear):
+        return OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=given.max_categories)
+    filled = {} if isinstance(given, Boosting) else {"encoded_missing_value": -2}
+    return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32, **filled)
+
+
+def _model(given: Parameters, schema: FeatureSchema, seed: int, folds: int) -> Any:
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import (
+        ExtraTreesClassifier,
+        ExtraTreesRegressor,
+        HistGradientBoostingClassifier,
+        HistGradientBoostingRegressor,
+        RandomForestClassifier,
+        RandomForestRegressor,
+    )
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    regression = schema.task == "regression"
+    own = given.model_dump(exclude={"family", "calibration", "class_weight"})
+    weight = None if given.model_dump().get("class_weight") != "balanced" else "balanced"
+    weighed = {} if regression else {"class_weight": weight}
+    model: Any
+    match given:
+        case Forest():
+            kind = RandomForestRegressor if regression else RandomForestClassifier
+            model = kind(**own, **weighed, random_state=seed)
+        case ExtraTrees():
+            kind = ExtraTreesRegressor if regression else ExtraTreesClassifier
+            model = kind(**own, **weighed, random_state=seed)
+        case Linear() if regression:
+            model = Ridge(alpha=given.penalty)
+        case Linear():
+            model = LogisticRegression(C=1 / given.penalty, max_iter=500, **weighed)
+        case _:
+            kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
+            if not regression:
+                own.pop("loss")
+            model = kind(**own, **weighed, early_stopping=False, random_state=seed)
+    if regression or given.model_dump().get("calibration") != "sigmoid":
+        return model
+    return CalibratedClassifierCV(model, method="sigmoid", cv=folds, ensemble=False)
 
 
 def predict(pipeline: Any, frame: pd.DataFrame, schema: FeatureSchema) -> npt.NDArray[Any]:

@@ -59,7 +59,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reference: str | None = None  # report: Parquet file of what the snapshot is compared with
     drift: dict[str, Any] = {}  # report: DriftReport, as the check's row has it
     heading: str = ""  # report: what the page is of
-    parameters: dict[str, Any] = {}  # pipeline.Parameters: where the search starts
+    parameters: dict[str, Any] = {}  # families.Parameters: where a search starts; {}: at the champion's
+    studies: str | None = None  # folder where a search keeps its trials, so that one that was killed goes on
     trusted: tuple[str, ...] = ()  # types beyond training.known_types
     seed: int = 0
     threads: int = 1

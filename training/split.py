@@ -8,13 +8,15 @@ cost the newest rows, which matter most.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from monitoring.feature import AT, LABEL, ORIGIN
+from training.families import OWN_PIPELINE
 from training.manifest import Holdout
 from training.spec import JobError
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
+
+
+Family = Literal["boosting", "forest", "extra_trees", "linear"]
 
 
 class TrainPolicy(BaseModel):
@@ -64,9 +69,41 @@ class TrainPolicy(BaseModel):
     inner_share: float = Field(
         0.2, gt=0, lt=0.9, description="share of the newest training rows on which parameters are compared"
     )
-    trials: int = Field(0, ge=0, le=1000, description="fits; hyper-parameter trials, 0 keeps the defaults")
-    tune_seconds: float = Field(300.0, gt=0, description="seconds; no trial begins later than this")
+    trials: int = Field(
+        0, ge=0, le=10_000, description="number; sets of parameters that a search tries at most, 0: no search"
+    )
+    tune_seconds: float = Field(
+        300.0, gt=0, description="seconds; no fit of a search begins later than this; what it had tried by then counts"
+    )
+    families: tuple[Family, ...] = Field(
+        ("boosting", "linear", "extra_trees", "forest"),
+        min_length=1,
+        description="kinds of models that a search tries; forests take several times as long as boosting",
+    )
+    pipeline: str = Field(
+        "",
+        description="`mypkg.module:function` of an installed package; what `function(schema, seed)` returns is trained "
+        "in place of all families, without a search (empty: none)",
+    )
+    backend: Literal["local", "dask"] = Field(
+        "local",
+        description="where the trials of a search are fitted; dask: by the workers of a cluster (extra `dask`)",
+    )
+    scheduler_address: str = Field("", description="`tcp://host:8786`; the Dask scheduler, with backend dask")
     reference_rows: int = Field(5000, ge=100, description="rows; the newest known ones, with which drift compares")
+
+    @field_validator("pipeline")
+    @classmethod
+    def _names_a_function(cls, pipeline: str) -> str:
+        if pipeline and not re.fullmatch(OWN_PIPELINE, pipeline):
+            raise ValueError(f"{pipeline!r} names no function: write `mypkg.module:function`")
+        return pipeline
+
+    @model_validator(mode="after")
+    def _a_cluster_has_an_address(self) -> TrainPolicy:
+        if self.backend == "dask" and not self.scheduler_address:
+            raise ValueError('backend "dask" needs `scheduler_address`, such as tcp://host:8786')
+        return self
 
 
 class Split(msgspec.Struct, frozen=True):

@@ -62,6 +62,7 @@ def train(settings: Settings, *, force: bool = False) -> Trained:
             write_live(settings.live_file, Live(settings.model.name, LiveVersion(run.version, path)))
         verdict = run.record.verdict
         reasons = tuple(gate.reason for gate in verdict.gates) if verdict else (str(run.record.error),)
-        return Trained(run.version, run.outcome == "promoted", reasons)
+        notes = run.record.job.notes if run.record.job is not None else ()
+        return Trained(run.version, run.outcome == "promoted", (*reasons, *notes))
     finally:
         lease.release()

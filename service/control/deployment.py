@@ -69,6 +69,7 @@ def assemble(
         snapshots_dir=settings.snapshots_dir,
         storage=storage(settings),
         work_dir=settings.var / "work",
+        studies_dir=settings.var / "studies",
         spool_dir=settings.spool_dir,
         reports_dir=settings.reports_dir,
         exports=settings.exports_url,

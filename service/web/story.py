@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -111,14 +111,12 @@ def _phase(name: str, since: float, to: float) -> Phase:
 
 
 def trials_of(made: Manifest) -> tuple[Trial, ...]:
-    """The study of a version, in the order tried."""
+    """The study of a version, in the order tried; the best is not chosen when it was not surely better."""
     found = []
-    scores: list[float] = [trial["score"] for trial in made.data.trials if trial.get("score") is not None]
-    best = max(scores, default=None)
     for number, trial in enumerate(made.data.trials, 1):
-        score: Any = trial.get("score")
-        chosen = score is not None and score == best
-        found.append(Trial(number=number, value=score, parameters=dict(trial.get("parameters", {})), chosen=chosen))
+        parameters = dict(trial.get("parameters", {}))
+        chosen = parameters == made.parameters
+        found.append(Trial(number=number, value=trial.get("score"), parameters=parameters, chosen=chosen))
     return tuple(found)
 
 

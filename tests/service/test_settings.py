@@ -276,6 +276,21 @@ def test_the_training_reads_its_own_part_of_its_section() -> None:
     assert training.threads == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('pipeline = "mypkg.models"', r"\[training\] pipeline: .*names no function: write `mypkg\.module:function`"),
+        ('backend = "dask"', r'backend "dask" needs `scheduler_address`, such as tcp://host:8786'),
+        ("trials = 5\ntune_seconds = 60\ntimeout_s = 60", r"`tune_seconds` 60 leaves no time .* `timeout_s` 60: lower"),
+        ('families = ["svm"]', r"\[training\] families: expected 'boosting', 'forest', 'extra_trees' or 'linear'"),
+        ("families = []", r"\[training\] families: .*at least 1 item"),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_refused_at_the_start(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load(written(tmp_path, f"[training]\n{text}"), {})
+
+
 # The table
 
 

@@ -29,6 +29,7 @@ from training.policy import RetrainPolicy
 from training.rollout import WorkerState
 from training.runs import Run
 from training.spec import JobResult, JobSpec
+from training.split import TrainPolicy
 from training.subprocess_job import subprocess_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns
@@ -103,6 +104,22 @@ def test_rows_whose_labels_are_not_all_there_count_neither_for_quality_nor_for_g
     assert quality["rows"] == 100
     assert quality["labels"]["waiting"] == 300 and quality["labels"]["delay_s"] == 300
     assert run.outcome == NO_ACTION and "100 labelled rows, 300 needed" in run.why
+
+
+def test_trainings_keep_their_trials_where_the_next_one_finds_them_and_tell_what_came_of_it(
+    place: Place, tmp_path: Path
+) -> None:
+    search = TrainPolicy(min_rows=100, trials=3, families=("linear",))
+    place.answer(600, 2, moved=True)
+
+    run = turn(place, training=search, studies_dir=tmp_path / "studies")
+
+    assert run.outcome == "promoted", run.document
+    assert run.record.job is not None and run.record.job.notes[0].startswith("3 trials of parameters in ")
+    (study,) = (tmp_path / "studies").iterdir()
+    assert len(study.read_text().splitlines()) == 1 + 3
+    manifest = place.registry.manifest(2)
+    assert manifest.data.search is not None and manifest.data.search.trials == 3
 
 
 def test_when_the_world_moves_a_better_version_is_trained_judged_and_promoted(place: Place) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
     BaggingClassifier,
     ExtraTreesClassifier,
+    ExtraTreesRegressor,
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    RandomForestRegressor,
     StackingClassifier,
 )
 from sklearn.gaussian_process import GaussianProcessClassifier
@@ -364,3 +367,34 @@ def test_a_transformer_of_numbers_and_categories_together_is_named_with_both() -
     pipeline = make_pipeline(together, LogisticRegression()).fit(features, labels)
     _, _, parity = convert(pipeline, schema, features)
     assert "the transformer 'both' for numbers (member) and categories (city) together" in parity.reason
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=3),
+        OneHotEncoder(handle_unknown="ignore", min_frequency=0.2),
+        OneHotEncoder(handle_unknown="ignore", drop="first"),
+    ],
+    ids=["unseen as rare", "rare together", "one dropped"],
+)
+def test_whatever_a_one_hot_encoder_does_with_rare_and_unseen_categories_its_twin_does(encoder: Any) -> None:
+    schema, features, labels = known(600)
+    rare = features["city"].where(np.arange(600) % 40 != 0, "Hagen").where(np.arange(600) % 50 != 0, "Moers")
+    features = features.assign(city=rare)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the encoder: unseen categories are encoded as zeros
+        pipeline = make_pipeline(columns(imputed(), encoder), LogisticRegression()).fit(features, labels)
+        model, plan, parity = convert(pipeline, schema, features)
+    assert model is not None and plan is not None and parity.agrees, parity
+    assert plan["layout"] == "matrix"
+
+
+@pytest.mark.parametrize("kind", [RandomForestRegressor, ExtraTreesRegressor])
+def test_a_forest_of_numbers_with_a_large_mean_has_a_twin(kind: Any) -> None:
+    schema, features, labels = known(600, task="regression")
+    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2)
+    pipeline = make_pipeline(columns(SimpleImputer(), codes), kind(10, random_state=0)).fit(features, labels + 1e5)
+    model, _, parity = convert(pipeline, schema, features)
+    assert model is not None and parity.agrees, parity
+    assert abs(pipeline.predict(features).mean() - labels.mean() - 1e5) < 1  # the conversion left the model as it was

@@ -98,7 +98,6 @@ def test_every_task_and_the_judged_model_itself_are_made_again(tmp_path: Path, t
 
 @pytest.mark.parametrize("family", ["forest", "extra_trees", "linear"])
 def test_every_family_is_made_again(tmp_path: Path, family: str) -> None:
-    pytest.importorskip("training.families", reason="the other families come with the search for parameters")
     schema, frame = history(500, 0)
     spec = trains(schema, snapshot(frame, tmp_path / "snapshots"), tmp_path / "made")
 

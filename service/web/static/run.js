@@ -60,7 +60,7 @@ function trials(tried) {
   return [
     h("p", { class: "chart-note" }, `Loss of ${count(list.length, "trial")}, lower is better. The line is the best so far.`),
     study(list, `Loss of ${count(list.length, "trial")}${chosen ? `; trial ${chosen.number} was chosen with ${fixed(chosen.value, 4)}` : ""}`),
-    h("details", { class: "as-table", "data-key": "trials" }, h("summary", {}, "Table"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Trials" }, h("table", { class: "rows" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Trial"), h("th", { scope: "col", class: "n" }, "Loss"), names.map((name) => h("th", { scope: "col", class: "n" }, words(name))))), h("tbody", {}, list.map(({ number: which, value, parameters, chosen: best }) => h("tr", {}, h("th", { scope: "row" }, number(which), best && h("span", { class: "tag" }, "chosen")), h("td", { class: "n" }, value === null ? "failed" : fixed(value, 4)), names.map((name) => h("td", { class: "n" }, said(parameters[name]))))))))),
+    h("details", { class: "as-table", "data-key": "trials" }, h("summary", {}, "Table"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Trials" }, h("table", { class: "rows" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Trial"), h("th", { scope: "col", class: "n" }, "Loss"), names.map((name) => h("th", { scope: "col", class: "n" }, words(name))))), h("tbody", {}, list.map(({ number: which, value, parameters, chosen: best }) => h("tr", {}, h("th", { scope: "row" }, number(which), best && h("span", { class: "tag" }, "chosen")), h("td", { class: "n" }, value === null ? "given up" : fixed(value, 4)), names.map((name) => h("td", { class: "n" }, said(parameters[name]))))))))),
   ];
 }
 
