@@ -112,11 +112,11 @@ def matured_rows(loop: Loop, champion: int, until: float) -> pd.DataFrame:
     After a training these are also the rows that the versions before answered and whose labels came too late for it. Of
     a pushed or a first version nobody knows that it did not learn them: only those it answered.
     """
-    manifest = loop.registry.manifest(champion)
+    folder, manifest = loop.registry.fetch(champion), loop.registry.manifest(champion)
     learnt = manifest.until if manifest.origin == "retrain" else 0.0
     return read_window(
         loop.engine,
-        FeatureSchema.from_json((loop.registry.fetch(champion) / SCHEMA).read_bytes()),
+        FeatureSchema.from_json((folder / SCHEMA).read_bytes()),
         rows=max(loop.adapt.most_rows, ROWS),
         since=math.nextafter(learnt, math.inf) if learnt else None,
         until=until,

@@ -210,7 +210,7 @@ def test_beside_a_training_checks_go_on_and_decide_to_wait(place: Place, tmp_pat
         connection.execute(leases.update().values(expires_at=0.0))
     wish = place.runs.queue("retrain", trigger="manual", who="ana", why="", now=place.now, payload={})
     changed = {"MODEL__NAME": "credit", "STORE__VAR": str(tmp_path / "home"), "SCHEDULE__CHECK_INTERVAL_S": "1"}
-    changed |= {"TRAINING__TRIALS": "15", "RETRAIN__MIN_LABELLED_ROWS": "300"}
+    changed |= {"TRAINING__TRIALS": "2", "RETRAIN__MIN_LABELLED_ROWS": "300"}
     environ = {
         "EVERGREEN_HOME": str(tmp_path / "home"),
         **{f"EVERGREEN_{key}": value for key, value in changed.items()},
