@@ -149,14 +149,22 @@ class Place:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A deployment whose first version was trained in a process of its own."""
-    folder = tmp_path_factory.mktemp("first")
+    """A deployment whose first version was trained in a process of its own; once for all files of a test process."""
+    if not _FIRST:
+        _FIRST.append(_trained(tmp_path_factory.mktemp("first")))
+    return _FIRST[0]
+
+
+_FIRST: list[Path] = []
+
+
+def _trained(folder: Path) -> Path:
     open_store(f"sqlite:///{folder}/evergreen.db").dispose()
     place = Place(folder)
     assert Lease(place.engine, CONTROLLER, "test", 86_400).acquire()
     with pytest.raises(NoChampion):
         run_cycle(place.loop)
-    run = bootstrap(replace(place.loop, run_job=partial(subprocess_job, timeout_s=120)))
+    run = bootstrap(replace(place.loop, run_job=partial(subprocess_job, timeout_s=600)))
     assert run is not None and (run.state, run.outcome, run.version) == ("done", "promoted", 1), run
     assert (run.kind, run.trigger, run.document["verdict"]["passed"]) == ("bootstrap", "start", True)
     assert place.events() == ["training_started", "training_ended", "judged", "run_finished"]

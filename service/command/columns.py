@@ -141,7 +141,7 @@ def _by_itself(column: pd.Series[Any], *, time: bool) -> str:
     values = column.dropna()
     different = int(values.nunique())
     if different <= 1:
-        what = "always missing" if different == 0 else f"always {values.iloc[0]!r}"
+        what = "always missing" if different == 0 else f"always {values.iloc[:1].tolist()[0]!r}"
         return f"constant: {what}"
     if time and (_ordered(column) or column.dtype.kind != "M"):
         how = f", {_moments(column, name)}" if column.dtype.kind != "M" else ""
