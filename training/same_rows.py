@@ -96,7 +96,7 @@ def same_rows(
     pair = Pair(
         numbers=(a, b),
         manifests=(both[0].manifest.document, both[1].manifest.document),
-        folders=(str(registry.path(a)), str(registry.path(b))),
+        folders=(str(registry.fetch(a)), str(registry.fetch(b))),
         snapshots=(paths[0], paths[1]),
         store=engine.url.render_as_string(hide_password=False),
         rows=rows,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from monitoring.export import export, locked
 from monitoring.schema import FeatureSchema
 from monitoring.store import open_store
+from service.control.deployment import registry
 from service.settings import SettingsError
 from training.artefact import SCHEMA
-from training.registry import Registry
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -43,9 +43,9 @@ def export_record(
     """
     engine = open_store(settings.store_url)
     try:
-        registry = Registry(engine, settings.models_dir, settings.model.name)
-        schema_of = registry.champion() if version is None else version
-        schema = FeatureSchema.from_json((registry.path(schema_of) / SCHEMA).read_bytes())
+        versions = registry(settings, engine)
+        schema_of = versions.champion() if version is None else version
+        schema = FeatureSchema.from_json((versions.fetch(schema_of) / SCHEMA).read_bytes())
         with locked(settings.exports_lock):  # waits until an erasure under way is done
             done = export(
                 engine,

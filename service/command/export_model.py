@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from monitoring.store import open_store
+from service.control.deployment import registry
 from service.settings import SettingsError
 from training.artefact import PIPELINE, SCHEMA, TWIN, verify
-from training.registry import Registry
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -32,9 +32,9 @@ def export_model(settings: Settings, version: int, to: Path) -> Exported:
     """
     engine = open_store(settings.store_url)
     try:
-        registry = Registry(engine, settings.models_dir, settings.model.name)
-        registry.get(version)
-        folder = registry.path(version)
+        versions = registry(settings, engine)
+        versions.get(version)
+        folder = versions.fetch(version)
     finally:
         engine.dispose()
     manifest = verify(folder)

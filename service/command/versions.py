@@ -20,11 +20,13 @@ import sqlalchemy as sa
 
 from monitoring.errors import EvergreenError
 from monitoring.store import open_store
+from service.control.deployment import registry, storage
 from service.versions import one_version
 from training.comparison import compare
 from training.lineage import Traced, of_answer, of_run, of_snapshot
 from training.marks import note, tag
 from training.registry import Registry, UnknownVersion
+from training.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,13 +86,17 @@ class Versions:
         """The version made again, and compared. Raises `CannotReproduce`, `UnknownVersion` and `WorkFailed`."""
         from training.reproduction import reproduce
 
+        known = self.registry.get(version)
+        if known.manifest.data.snapshot is not None:
+            shared = Snapshots(self.settings.snapshots_dir, storage(self.settings))
+            shared.path(known.manifest.data.snapshot)  # fetched, when only another host has it
         return reproduce(
-            self.registry.get(version),
-            self.registry.path(version),
+            known,
+            self.registry.fetch(version),
             self.settings.snapshots_dir,
             rows=rows,
             bounds=self._bounds(),
-            trusted=tuple(self.settings.security.trusted_types),
+            trusted=self.settings.security.trusted,
             store=self.settings.store_url,
         )
 
@@ -107,7 +113,7 @@ class Versions:
                 rows=rows,
                 bounds=self._bounds(),
                 sources=tuple(self.settings.gates.label_sources),
-                trusted=tuple(self.settings.security.trusted_types),
+                trusted=self.settings.security.trusted,
             )
         except UnknownVersion as error:  # its artefact is on another host: the rest is told all the same
             found = SameRows(note=str(error))
@@ -129,7 +135,7 @@ def versions_of(settings: Settings) -> Iterator[Versions]:
         raise NoStore(url.database)
     engine = open_store(settings.store_url)
     try:
-        yield Versions(settings, engine, Registry(engine, settings.models_dir, settings.model.name))
+        yield Versions(settings, engine, registry(settings, engine))
     finally:
         engine.dispose()
 

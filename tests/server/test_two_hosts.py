@@ -45,6 +45,12 @@ def replica(servers: ExitStack, home: Path, url: str, shared: Path | None) -> Se
     return server
 
 
+def typed(server: Server, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*server.command, *command], cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=300
+    )
+
+
 def serves(server: Server) -> int | None:
     answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}, timeout=10)
     return answer.json()["version"] if answer.status_code == 200 else None
@@ -71,6 +77,8 @@ def test_what_one_host_trains_both_serve_and_a_wiped_host_is_back_without_a_trai
     with again.client() as client:
         kinds = [one["kind"] for one in client.runs(50)]
     assert kinds.count("bootstrap") == 1
+    made = typed(again, "models", "reproduce", str(run["version"]))  # its snapshot is fetched, too
+    assert made.returncode == 0 and "identical bit for bit" in made.stdout, made.stdout + made.stderr
 
 
 def test_a_second_host_that_shares_nothing_is_refused_with_the_setting_to_make(
@@ -79,9 +87,7 @@ def test_a_second_host_that_shares_nothing_is_refused_with_the_setting_to_make(
     one = replica(servers, tmp_path / "one", postgres_url, None).start().wait_ready()
     two = replica(servers, tmp_path / "two", postgres_url, None)
 
-    ended = subprocess.run(
-        [*two.command, "serve"], cwd=two.cwd, env=two.env, capture_output=True, text=True, timeout=120
-    )
+    ended = typed(two, "serve")
 
     assert ended.returncode == 1
     assert "version 1 serves, and was made on another host" in ended.stderr and "[store] artefacts" in ended.stderr
