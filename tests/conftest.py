@@ -27,16 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class ByFile(LoadFileScheduling):
-    """One process for each file, since fixtures of a module are dear; and two for all real servers.
+    """One process for each file, since fixtures of a module are dear; and one for all real servers.
 
-    More of those at once would only wait for each other's processors, and one alone would leave them idle at the end.
+    Two of those at once would only wait for each other's processors.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if not nodeid.startswith(SERVERS):
-            return super()._split_scope(nodeid)
-        files = sorted(path.name for path in Path(__file__).parent.glob("server/test_*.py"))
-        return f"{SERVERS}{files.index(nodeid.partition('::')[0].removeprefix(SERVERS)) % 2}"
+        return SERVERS if nodeid.startswith(SERVERS) else super()._split_scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:

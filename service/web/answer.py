@@ -45,6 +45,8 @@ logger = logging.getLogger("evergreen.page")
 
 LARGEST_ID: Final = 2**31 - 1
 SIGN_IN_BYTES: Final = 4096
+REVISION: Final = b"x-evergreen-revision"
+"""Header in which the page says what it was told last: its next request may meet another worker."""
 FOREVER_S: Final = 3600.0
 """Of an answer that only another store changes; it holds a clock's moment all the same."""
 
@@ -135,7 +137,8 @@ async def _answered(
     if found is None:
         raise Reject(404, f"the page has no such part, got {path[:80]}")
     lasts_s, work = found
-    made = await page.answer((raw, *sorted(f"{name}={value}" for name, value in query.items())), lasts_s, work)
+    key = (raw, *sorted(f"{name}={value}" for name, value in query.items()))
+    made = await page.answer(key, lasts_s, work, given.get(REVISION, b"").decode("latin-1"))
     body: bytes = made.body
     etag = made.etag
     if isinstance(made.value, State):

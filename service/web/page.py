@@ -35,6 +35,8 @@ _Result = TypeVar("_Result")
 THREADS: Final = 2
 MOST_WAITING: Final = 32
 """Requests that wait for a thread; more are refused."""
+BEHIND_S: Final = 0.1
+"""How old a look at the store may be for who has heard of another revision."""
 KEPT: Final = 64
 """Answers kept."""
 DELAYS_LAST_S: Final = 30.0
@@ -100,9 +102,17 @@ class Page:
             self._delays = time.monotonic(), delays(self.here)
         return self._delays[1]
 
-    async def answer(self, key: tuple[str, ...], lasts_s: float, work: Callable[[], msgspec.Struct]) -> Made:
-        """The answer under this key: the one made before while the store is as it was and it is young enough."""
+    async def answer(
+        self, key: tuple[str, ...], lasts_s: float, work: Callable[[], msgspec.Struct], known: str = ""
+    ) -> Made:
+        """The answer under this key: the one made before while the store is as it was and it is young enough.
+
+        `known` is the revision that whoever asks was told. Where it is another than this worker's, another worker may
+        have seen a change that this one has not looked for yet: it looks again.
+        """
         await self.look()
+        if known not in ("", self.revision):
+            await self.look(BEHIND_S)
         revision, task = self._answers.get(key, ("", None))
         if task is not None and revision == self.revision:
             made = await asyncio.shield(task)

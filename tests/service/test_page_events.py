@@ -16,7 +16,7 @@ from monitoring.store import aliases, checks, workers
 from service.keys import add, revoke
 from service.web import events
 from service.web.events import MOST_STREAMS
-from service.web.page import page_of
+from service.web.page import BEHIND_S, page_of
 from tests.paged import Paged, grown, here, there
 from tests.stand_in import TOKEN
 from tests.wired import request, serving
@@ -213,3 +213,14 @@ def test_a_stream_that_is_quiet_says_that_it_is_there(here: Paged, monkeypatch: 
 
     with serving(here.worker) as served:
         assert b"event: changed" in asyncio.run(watch(served.port))
+
+
+def test_who_was_told_by_another_worker_is_answered_with_what_that_one_has_seen(here: Paged) -> None:
+    page, path = page_of(here.worker), "/page/decisions"
+    before = here.get(path)
+    a_run(here)
+    page.looked_at = time.monotonic() + 5  # this worker has just looked: a moment before the run was there
+
+    assert here.get(path) == here.get(path, headers={"x-evergreen-revision": page.revision}) == before
+    page.looked_at = time.monotonic() - BEHIND_S
+    assert here.get(path, headers={"x-evergreen-revision": "what the other worker said"}) != before

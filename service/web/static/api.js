@@ -9,11 +9,17 @@ export class Refused extends Error {
 }
 
 let csrf = "";
+let revision = "";
 let onSignedOut = () => {};
 
 /** The guard of writes, from `page/session`. */
 export const guardWith = (token) => {
   csrf = token;
+};
+
+/** What the store was like when the server last told: another worker that answers then looks, too. */
+export const knows = (told) => {
+  revision = told;
 };
 
 /** What to do when the server no longer knows the session. */
@@ -31,10 +37,11 @@ async function said(response) {
   }
 }
 
-async function ask(path, options) {
+async function ask(path, { headers = {}, ...options } = {}) {
   let response;
   try {
-    response = await fetch(path, { credentials: "same-origin", cache: "no-cache", ...options });
+    const all = revision ? { ...headers, "x-evergreen-revision": revision } : headers;
+    response = await fetch(path, { credentials: "same-origin", cache: "no-cache", headers: all, ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, "the server does not answer");

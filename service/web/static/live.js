@@ -1,6 +1,6 @@
 // What changed on the server, as it happens: server-sent events; asking every five seconds when those do not work.
 
-import { get } from "./api.js";
+import { get, knows } from "./api.js";
 import { ago, moment } from "./format.js";
 
 const POLL_MS = 5_000;
@@ -78,6 +78,7 @@ export class Live {
     };
     source.addEventListener("changed", (event) => {
       const { topics, revision } = JSON.parse(event.data);
+      knows(revision);
       this.#listenForSilence();
       // The first event of a line names no topic: what changed while nobody listened is not known.
       if (topics.length) this.changed(new Set(topics));
