@@ -27,21 +27,22 @@ from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
 from training.adaptations import Adaptations
 from training.adapting import adapt, served_of, standing_of, start, works_hard
-from training.artefact import SCHEMA, verify, write_manifest
+from training.artefact import SCHEMA
 from training.checking import Seen, check, matured_rows, maturity, past, unfit_rows
-from training.data import assemble, content_digest, read_snapshot, snapshot
+from training.data import assemble, read_snapshot, snapshot
 from training.erasure import erase, forget_unfinished
 from training.lease import LeaseLost
 from training.loop import Loop
-from training.manifest import NO_ACTION, GateResult, Payload, Verdict
+from training.manifest import NO_ACTION, Payload
 from training.policy import Decision, decide
 from training.registry import NoChampion
-from training.rehearsal import INFRA
+from training.rehearsal import rehearsed
 from training.retention import retain
 from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
 from training.runs import PAUSES, Run
 from training.source import DataError
-from training.spec import JobResult, JobSpec
+from training.spec import JobSpec
+from training.storage import StorageError
 from training.subprocess_job import JobCrashed, JobStopped
 
 if TYPE_CHECKING:
@@ -276,7 +277,10 @@ def take_over(loop: Loop, why: str = "") -> tuple[int, ...]:
     loop.registry.withdraw(loop.token)
     loop.registry.clean()
     shutil.rmtree(loop.work_dir, ignore_errors=True)
-    forget_unfinished(loop)
+    try:
+        forget_unfinished(loop)
+    except StorageError as error:  # erasures and retention ask again; the loop goes on with what this host has
+        logger.warning("what interrupted writers left in the shared storage stays for now: %s", error)
     return left
 
 
@@ -356,7 +360,7 @@ def _known(loop: Loop, champion: int, out: Path, story: Story) -> Known:
         known = read_snapshot(before, schema)
         source = known[known[ORIGIN] == "source"]
     else:
-        story["notes"] = [f"the champion's snapshot {before} is gone: only the record was used"]
+        story["notes"] = [f"the champion's snapshot {before or ''} is gone: only the record was used"]
     frame = assemble(schema, source, record)
     given = {
         "champion": str(folder),
@@ -384,9 +388,9 @@ def _write_served(frame: pd.DataFrame, record: pd.DataFrame, schema: FeatureSche
 def _spec(loop: Loop, out: Path, frame: pd.DataFrame, schema: FeatureSchema, story: Story, **given: Any) -> JobSpec:
     taken = loop.snapshots.take(frame)
     if loop.trusted_rows is not None:
-        trusted = loop.trusted_rows(schema)
-        given["trusted_holdout"] = str(snapshot(trusted, out.with_name("trusted")).path)
-        story["trusted_holdout"] = {"digest": content_digest(trusted), "rows": len(trusted)}
+        trusted = snapshot(loop.trusted_rows(schema), out.with_name("trusted"))
+        given["trusted_holdout"] = str(trusted.path)
+        story["trusted_holdout"] = {"digest": trusted.digest, "rows": trusted.rows}
     story["data"] = {
         "snapshot": taken.digest,
         "rows": taken.rows,
@@ -445,7 +449,7 @@ def _judge_and_promote(loop: Loop, run: Run, spec: JobSpec, story: Story, *, los
         refused = spec.kind == "judge" or any(found.action == "stop" for found in result.data_checks)
         return Ending("done", "refused") if refused else Ending("failed", "failed")
     if loop.rehearse is not None and spec.champion is not None:
-        result = _rehearsed(Path(spec.out), result, loop.rehearse)
+        result = rehearsed(Path(spec.out), result, loop.rehearse)
     story["quality"] = result.quality
     story["verdict"] = msgspec.to_builtins(result.verdict)
     _tell(loop, "judged", run=run, result=result)
@@ -455,20 +459,6 @@ def _judge_and_promote(loop: Loop, run: Run, spec: JobSpec, story: Story, *, los
     story["version"] = version
     start(loop, version, spec)
     return _roll_out(loop, story, lambda **how: promote(loop.registry, version, loop.token, **how), "promoted")
-
-
-def _rehearsed(out: Path, result: JobResult, rehearse: Callable[[Path], GateResult]) -> JobResult:
-    """The result with the infra gate's verdict, which stands in the artefact's manifest too."""
-    verdict = result.verdict
-    assert verdict is not None
-    if result.passed:
-        gate = rehearse(out)
-    else:
-        gate = GateResult(INFRA, True, None, None, "not asked: another gate has refused the candidate")
-    verdict = Verdict(verdict.passed and gate.passed, (*verdict.gates, gate))
-    if verdict.passed:
-        write_manifest(out, verify(out).changed(verdict=msgspec.to_builtins(verdict)).document)
-    return msgspec.structs.replace(result, verdict=verdict, passed=result.passed and gate.passed)
 
 
 def _roll_out(loop: Loop, story: Story, move: Callable[..., RolloutResult], outcome: str) -> Ending:

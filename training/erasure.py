@@ -113,8 +113,10 @@ def free_space(loop: Loop, story: Story) -> None:
 
 
 def forget_unfinished(loop: Loop) -> None:
-    """Complete or delete what interrupted writers left unfinished: it holds rows that nobody looks for."""
-    loop.registry.settle()
+    """Complete or delete what interrupted writers left unfinished: it holds rows that nobody looks for.
+
+    Raises `StorageError` when what replicas share cannot be looked through; on this host all is done then.
+    """
     unfinished = f"*{UNFINISHED}"
     for folder, pattern in (
         (loop.snapshots_dir, unfinished),
@@ -123,6 +125,7 @@ def forget_unfinished(loop: Loop) -> None:
     ):
         for left in folder.glob(pattern) if folder is not None else ():
             left.unlink(missing_ok=True)
+    loop.registry.settle()
 
 
 @contextmanager

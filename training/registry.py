@@ -212,10 +212,11 @@ class Registry:
 
         Raises `UnknownVersion` when nobody has it, and `StorageError`.
         """
-        with suppress(UnknownVersion):
+        try:
             return self.path(version)
-        if self._storage is None:
-            return self.path(version)
+        except UnknownVersion:
+            if self._storage is None:
+                raise
         manifest = self.manifest(version)
         with self._claimed(version) as work:
             with suppress(UnknownVersion):  # another process of this host was faster
@@ -307,10 +308,15 @@ class Registry:
         return gone
 
     def settle(self) -> None:
-        """Bring the artefacts on this host to what the store says of them, where an `amend` was cut off."""
-        for version in self.list():
+        """Bring artefacts to what the store says of them, where an `amend` was cut off: this host's, then those shared.
+
+        Raises `StorageError`, when those of this host are settled.
+        """
+        known = self.list()
+        for version in known:
             with suppress(UnknownVersion):  # it is on another host
                 _settle(self.path(version.version), version.manifest)
+        for version in known:
             self._forget_replaced(version.version, version.manifest)
 
     def _forget_replaced(self, version: int, manifest: Manifest) -> None:

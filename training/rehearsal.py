@@ -14,14 +14,18 @@ import numpy as np
 
 from monitoring.feature import instant
 from monitoring.files import write_atomically
-from training.manifest import GateResult
+from training.artefact import verify, write_manifest
+from training.manifest import GateResult, Verdict
 from training.parity import TOLERANCE, compare
 from training.pipeline import predict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
 
     from monitoring.schema import FeatureSchema
+    from training.spec import JobResult
 
 ROWS: Final = 200
 """Newest rows of the holdout that are asked."""
@@ -79,3 +83,17 @@ def compared(asked: Rehearsal, said: list[Any], schema: FeatureSchema, seconds: 
     else:
         why = f"a fresh server answered {rows}, but otherwise than the candidate itself: {found.reason}"
     return GateResult(INFRA, found.agrees, found.max_abs_difference, TOLERANCE, why)
+
+
+def rehearsed(out: Path, result: JobResult, rehearse: Callable[[Path], GateResult]) -> JobResult:
+    """The result with the infra gate's verdict, which stands in the artefact's manifest too."""
+    verdict = result.verdict
+    assert verdict is not None
+    if result.passed:
+        gate = rehearse(out)
+    else:
+        gate = GateResult(INFRA, True, None, None, "not asked: another gate has refused the candidate")
+    verdict = Verdict(verdict.passed and gate.passed, (*verdict.gates, gate))
+    if verdict.passed:
+        write_manifest(out, verify(out).changed(verdict=msgspec.to_builtins(verdict)).document)
+    return msgspec.structs.replace(result, verdict=verdict, passed=result.passed and gate.passed)

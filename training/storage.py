@@ -8,9 +8,10 @@ region and credentials from its usual variables), a folder that all hosts mount 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from monitoring.errors import CannotGoOn
 from monitoring.export import whole_file
@@ -68,18 +69,17 @@ class Storage:
         """What lies in a folder, itself not in a folder below; none where there is no such folder."""
         with self._told("listed", folder):
             self._files.invalidate_cache()
-            if not self._files.exists(self._path(folder)):
+            try:  # `exists` of fsspec says no to whatever fails, too
+                found = self._files.ls(self._path(folder), detail=False)
+            except FileNotFoundError:
                 return ()
-            return tuple(
-                f"{folder}/{path.rpartition('/')[2]}" for path in self._files.ls(self._path(folder), detail=False)
-            )
+        return tuple(f"{folder}/{path.rpartition('/')[2]}" for path in found)
 
     def delete(self, name: str) -> None:
         """The file, or folder with all in it, is gone; it need not have been there."""
-        with self._told("deleted", name):
+        with self._told("deleted", name), suppress(FileNotFoundError):
             self._files.invalidate_cache()
-            if self._files.exists(self._path(name)):
-                self._files.rm(self._path(name), recursive=True)
+            self._files.rm(self._path(name), recursive=True)
 
     def expire(self, folder: str, before: float, keep: Collection[str]) -> int:
         """Delete what was last written before `before` (seconds since 1970 UTC), but these names; how many."""
@@ -94,20 +94,13 @@ class Storage:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _told(self, done: str, name: str) -> _Told:
-        return _Told(f"{self.url}/{name} could not be {done}")
-
-
-class _Told:
-    """What a file system raises becomes a `StorageError` that says which file."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # Each file system has errors of its own (botocore's, aiohttp's): whatever it is, the file is not there.
-        if isinstance(error, Exception) and not isinstance(error, StorageError):
-            raise StorageError(f"{self._what}: {type(error).__name__}: {error}") from error
+    @contextmanager
+    def _told(self, done: str, name: str) -> Iterator[None]:
+        """What a file system raises becomes a `StorageError` that says which file."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except Exception as error:  # each file system has errors of its own: botocore's, aiohttp's
+            why = f"{type(error).__name__}: {error}"
+            raise StorageError(f"{self.url}/{name} could not be {done}: {why}") from error

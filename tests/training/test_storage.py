@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
+from monitoring.files import UNFINISHED
 from monitoring.store import open_store, versions
+from tests.places import Place
 from training.artefact import REFERENCE, read_manifest, verify, write_manifest
+from training.cycle import bootstrap, take_over
 from training.lease import CONTROLLER, Lease
 from training.registry import Registry, UnknownVersion
 from training.snapshots import Snapshots
@@ -111,6 +115,27 @@ def test_without_its_storage_no_version_is_registered_and_what_is_here_still_ser
     assert [path.name for path in here.parent.iterdir() if path.name.isdecimal()] == ["1"], "no half version"
     with pytest.raises(StorageError, match="could not be read"):
         host(engine, tmp_path, "other", Storage(str(tmp_path / "shared"))).fetch(1)
+
+
+def test_who_takes_the_lease_goes_on_with_what_this_host_has_while_the_storage_is_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_store(f"sqlite:///{tmp_path}/evergreen.db").dispose()
+    place = Place(tmp_path)
+    assert Lease(place.engine, CONTROLLER, "test", 600).acquire()
+    storage = Storage(str(tmp_path / "shared"))
+    loop = replace(place.loop, storage=storage, registry=host(place.engine, tmp_path, "one", storage))
+    assert bootstrap(loop) is not None
+    unfinished = loop.snapshots_dir / f".x{UNFINISHED}"
+    unfinished.touch()
+    (tmp_path / "shared").rename(tmp_path / "away")
+    (tmp_path / "shared").write_bytes(b"no folder")
+
+    take_over(loop)
+
+    assert "what interrupted writers left in the shared storage stays for now" in caplog.text
+    assert not unfinished.exists(), "what lies on this host is cleared up all the same"
+    place.engine.dispose()
 
 
 def test_an_erased_reference_is_gone_from_the_storage_too(
