@@ -24,7 +24,7 @@ from training.artefact import ArtefactError
 from training.interface import check_interface, check_said
 from training.known_types import is_of, names_of_types, not_installed
 from training.onnx_file import check_graph, is_onnx, load_onnx
-from training.priority import end_with_parent
+from training.priority import THREAD_VARIABLES, bound_memory, end_with_parent
 from training.skops_file import read
 from training.trust import NotInstalled, UntrustedModel, check_form, load_skops
 
@@ -55,7 +55,7 @@ def problem_of(pushed: Pushed, *, longest_s: float = LONGEST_S) -> str:
     process = subprocess.Popen(
         [sys.executable, "-m", "training.admission"],
         cwd=Path(__file__).resolve().parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -129,8 +129,7 @@ def main() -> int:
 
     pushed = msgspec.json.decode(sys.stdin.buffer.read(), type=Pushed)
     end_with_parent(signal.SIGKILL)
-    if pushed.memory_mb:
-        resource.setrlimit(resource.RLIMIT_DATA, (pushed.memory_mb << 20, pushed.memory_mb << 20))
+    bound_memory(pushed.memory_mb)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         check(pushed)

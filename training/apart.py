@@ -17,10 +17,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from monitoring.errors import EvergreenError
-from training.priority import end_with_parent, give_way
+from training.priority import THREAD_VARIABLES, bound_memory, end_with_parent, give_way
 
 _LAST_WORDS: Final = 300
-_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +59,7 @@ def ask(module: str, asked: msgspec.Struct, kind: type[Found], bounds: Bounds) -
     process = subprocess.Popen(
         [sys.executable, "-m", module],
         cwd=Path(__file__).resolve().parents[1],
-        env={**os.environ, **dict.fromkeys(_THREADS, str(bounds.threads))},
+        env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(bounds.threads))},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -102,8 +101,7 @@ def answer(kind: type[Asked], work: Callable[[Asked], msgspec.Struct]) -> int:
         return 1
     give_way(bounds.nice)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if bounds.memory_mb:
-        resource.setrlimit(resource.RLIMIT_DATA, (bounds.memory_mb << 20, bounds.memory_mb << 20))
+    bound_memory(bounds.memory_mb)
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # what a library prints must not stand in the answer
         try:

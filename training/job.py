@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from pydantic import ValidationError
@@ -28,11 +26,9 @@ from training.candidate import train
 from training.data_checks import DataStopped, notes
 from training.drawing import draw
 from training.phases import begin_job, passed
-from training.priority import end_with_parent, give_way
+from training.priority import THREAD_VARIABLES, bound_memory, end_with_parent, give_way
 from training.pushed import judge_pushed
 from training.spec import RESULT, JobError, JobResult, JobSpec, write_result
-
-THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,11 +58,7 @@ def confine(spec: JobSpec) -> None:
         os.environ[variable] = str(spec.threads)
     end_with_parent(signal.SIGKILL)  # a killed controller must not leave its training behind: the next one trains again
     give_way(spec.nice)
-    if spec.memory_mb:
-        # Private writable memory: a bound on address space would also count shared libraries and untouched stacks.
-        limit = spec.memory_mb << 20
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    bound_memory(spec.memory_mb)
 
 
 def run(spec: JobSpec) -> JobResult:

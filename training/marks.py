@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from monitoring.errors import CannotGoOn
 from monitoring.store import runs
 from training.manifest import record_of
-from training.runs import MARKS, as_json
+from training.runs import MARKS, Runs
 
 if TYPE_CHECKING:
     from training.registry import Registry
@@ -90,7 +90,7 @@ def tag(
         raise BadMark(f"version {version} has no tag {', '.join(absent)}; {has}")
     if not add and not remove:
         raise BadMark(f"which tag is to be put on version {version}, or taken off? name at least one")
-    return _write(engine, "tag", version, who, why, now, {"version": version, "add": list(add), "remove": list(remove)})
+    return Runs(engine).mark("tag", version, who=who, why=why, now=now, add=list(add), remove=list(remove))
 
 
 def note(registry: Registry, version: int, text: str, *, engine: sa.Engine, who: str, now: float) -> int:
@@ -98,24 +98,4 @@ def note(registry: Registry, version: int, text: str, *, engine: sa.Engine, who:
     registry.get(version)
     if not text.strip() or len(text) > LONGEST_NOTE:
         raise BadMark(f"a note is a text of 1 to {LONGEST_NOTE:,} characters, got {len(text):,}")
-    return _write(engine, "note", version, who, text, now, {"version": version})
-
-
-def _write(
-    engine: sa.Engine, kind: str, version: int, who: str, why: str, now: float, payload: dict[str, object]
-) -> int:
-    row = runs.insert().values(
-        kind=kind,
-        state="done",
-        outcome=MARKS[kind],
-        trigger="manual",
-        who=who,
-        why=why,
-        created_at=now,
-        started_at=now,
-        finished_at=now,
-        version=version,
-        record=as_json({"payload": payload}),
-    )
-    with engine.begin() as connection:
-        return int(connection.execute(row.returning(runs.c.id)).scalar_one())
+    return Runs(engine).mark("note", version, who=who, why=text, now=now)

@@ -1,4 +1,4 @@
-"""What a process asks of the kernel: who comes first on the processor, and to end with its parent.
+"""What a process asks of the kernel: who comes first on the processor, how much it may take, to end with its parent.
 
 Work that nobody waits for gives way; work that someone waits for is not kept waiting.
 """
@@ -9,12 +9,15 @@ import contextlib
 import ctypes
 import os
 import platform
+import resource
 import sys
 from pathlib import Path
 from typing import Final
 
 AUTOGROUP = Path("/proc/self/autogroup")
 PR_SET_PDEATHSIG: Final = 1
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""What bounds a process's threads, if it is set before NumPy and scikit-learn are imported."""
 SLICE_NS: Final = 100_000
 """Shortest time slice that Linux gives."""
 
@@ -31,6 +34,17 @@ def give_way(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, now)
     with contextlib.suppress(OSError):
         AUTOGROUP.write_text(str(now))
+
+
+def bound_memory(mb: int) -> None:
+    """Have this process get at most so many MB of private writable memory, for good; 0: unbounded.
+
+    A bound on address space would also count shared libraries and untouched stacks.
+    """
+    if mb:
+        limit = mb << 20
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def end_with_parent(number: int) -> None:

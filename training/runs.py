@@ -118,17 +118,20 @@ class Runs:
         self, kind: str, *, trigger: str, who: str, why: str, now: float, payload: Mapping[str, Any] | None = None
     ) -> int:
         """Id of a new run that waits for the holder of the lease; anyone may ask, so it is not fenced."""
-        row = runs.insert().values(
-            kind=kind,
-            state="queued",
-            trigger=trigger,
-            who=who,
-            why=why,
-            created_at=now,
-            record=as_json({"payload": dict(payload)} if payload else {}),
-        )
+        values = {"kind": kind, "state": "queued", "trigger": trigger, "who": who, "why": why, "created_at": now}
+        return self._asked(values, payload)
+
+    def mark(self, kind: str, version: int, *, who: str, why: str, now: float, **payload: Any) -> int:
+        """Id of a run of a kind in `MARKS`, over as it is written; anyone may write one, so it is not fenced."""
+        values = {"kind": kind, "state": "done", "outcome": MARKS[kind], "trigger": "manual", "who": who, "why": why}
+        times = dict.fromkeys(("created_at", "started_at", "finished_at"), now)
+        return self._asked({**values, **times, "version": version}, {"version": version, **payload})
+
+    def _asked(self, values: Mapping[str, Any], payload: Mapping[str, Any] | None) -> int:
+        record = as_json({"payload": dict(payload)} if payload else {})
         with self._engine.begin() as connection:
-            return int(connection.execute(row.returning(runs.c.id)).scalar_one())
+            row = runs.insert().values(**values, record=record).returning(runs.c.id)
+            return int(connection.execute(row).scalar_one())
 
     def claim(self, token: int, now: float, kinds: Collection[str] | None = None) -> Run | None:
         """The oldest queued run (of these kinds, when given), now running; None when none waits. Raises `LeaseLost`."""

@@ -353,6 +353,14 @@ HereUrlOption = Annotated[
 ]
 
 
+def _told(found: Any, plain: Any, lines: Callable[[Any, int | None], Any], as_json: bool) -> None:
+    """What was found for people, by `lines`, or `plain` for machines."""
+    if as_json:
+        show.print_json(plain)
+    else:
+        show.show(lines(found, terminal_width()))
+
+
 @command("show", versions)
 def models_show(
     version: Annotated[int, typer.Argument(help="Version to show", min=1)],
@@ -366,10 +374,7 @@ def models_show(
 
     with _versions(config, url, token) as known:
         found = known.version(version)
-    if as_json:
-        show.print_json(found)
-    else:
-        show.show(version_lines(found, terminal_width()))
+    _told(found, found, version_lines, as_json)
 
 
 @command("compare", versions)
@@ -390,10 +395,7 @@ def models_compare(
 
     with _versions(config, url, token) as known, show.open_console(stderr=True).status("asking both the same rows"):
         found = known.compare(a, b, rows)
-    if as_json:
-        show.print_json(found)
-    else:
-        show.show(comparison_lines(found, terminal_width()))
+    _told(found, found, comparison_lines, as_json)
 
 
 @command("reproduce", versions)
@@ -416,10 +418,7 @@ def models_reproduce(
     console = show.open_console(stderr=True)
     with versions_of(_settings(config)) as known, console.status(f"training version {version} again"):
         found = known.reproduce(version, rows)
-    if as_json:
-        show.print_json({**msgspec.to_builtins(found), "same": found.same})
-    else:
-        show.show(reproduction_lines(found, terminal_width()))
+    _told(found, {**msgspec.to_builtins(found), "same": found.same}, reproduction_lines, as_json)
     raise typer.Exit(OK if found.same else FAILED)
 
 
@@ -441,10 +440,7 @@ def models_lineage(
         raise typer.BadParameter("give one of --answer ID, --run N and --snapshot DIGEST")
     with versions_of(_settings(config)) as known:
         found = known.lineage(answer=answer, run=run, snapshot=snapshot)
-    if as_json:
-        show.print_json(msgspec.to_builtins(found))
-    else:
-        show.show(lineage_lines(found, terminal_width()))
+    _told(found, msgspec.to_builtins(found), lineage_lines, as_json)
 
 
 @command("tag", versions)

@@ -49,7 +49,7 @@ class Fetching:
             if lacking is not None:
                 self._registry.fetch(lacking)
                 self._said.pop(lacking, None)
-            elif not self._shared:
+            else:
                 put = self._registry.share()
                 self._snapshots.share(
                     [v.manifest.data.snapshot for v in self._registry.list() if v.manifest.data.snapshot]
