@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +32,20 @@ def example_record(**changes: Any) -> dict[str, Any]:
     """One record that the sample's schema takes."""
     schema, _, _ = sample_schema()
     return {**schema.example(), **changes}
+
+
+def modules_of_an_answer(folder: Path) -> set[str]:
+    """What a process has imported that loaded the version's twin and answered one record with two probabilities."""
+    program = (
+        "import sys, pathlib, json; from training.artefact import verify; from training.twin import Twin\n"
+        "folder = pathlib.Path(sys.argv[1]); twin = Twin(folder, verify(folder))\n"
+        "from monitoring.decode import RequestDecoder\n"
+        "from monitoring.schema import FeatureSchema\n"
+        "schema = FeatureSchema.from_json((folder / 'schema.json').read_bytes())\n"
+        "body = json.dumps({'records': [schema.example()]}).encode()\n"
+        "assert twin.predict(RequestDecoder(schema, 1).decode(body)).shape == (1, 2)\n"
+        "print(*sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
