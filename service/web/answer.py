@@ -126,10 +126,11 @@ async def _answered(
         raise Reject(405, f"the page takes GET here, writes go to /manage, got {method} {path[:80]}", allow="GET, HEAD")
     asker = worker.sessions.asker(given)
     allowed(asker.token, "read")
-    page = await _page(worker)
+    page = await page_of(worker)
     if path == "/page/events":
         await events_of(page).stream(receive, send, lambda: _still_good(worker, asker))
         return 0, b"", []
+    await page.turn()
     # The path as it was sent: a feature's name may have an encoded slash.
     raw = scope.get("raw_path", path.encode()).partition(b"?")[0].decode("latin-1")
     query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20))
@@ -148,12 +149,6 @@ async def _answered(
     if given.get(b"if-none-match") == etag:
         return 304, b"", headers
     return 200, body if method == "GET" else b"", headers
-
-
-async def _page(worker: Worker) -> Page:
-    import asyncio
-
-    return await asyncio.to_thread(page_of, worker)
 
 
 def _still_good(worker: Worker, asker: Asker) -> bool:

@@ -28,6 +28,8 @@ MOST_STREAMS: Final = 20
 """Of one worker; whoever comes then polls."""
 LOOK_EVERY_S: Final = 1.0
 KEEP_ALIVE_S: Final = 15.0
+APART_S: Final = 0.02
+"""Between two listeners that are told the same: what they then ask for comes one page after the other."""
 STATE_EVERY_S: Final = 15.0
 """How often the state is told to have changed although the store has not: the record's lag, say."""
 
@@ -103,11 +105,16 @@ class Events:
             await asyncio.sleep(max(0.05, LOOK_EVERY_S - (time.monotonic() - began)))
 
     def _tell(self, changed: Changed) -> None:
-        for queue in self._listeners:
-            try:
-                queue.put_nowait(changed)
-            except asyncio.QueueFull:  # a client that does not read: it asks for everything when it does
-                logger.debug("a page does not read its events")
+        loop = asyncio.get_running_loop()
+        for place, queue in enumerate(self._listeners):
+            loop.call_later(place * APART_S, _put, queue, changed)
+
+
+def _put(queue: asyncio.Queue[Changed], changed: Changed) -> None:
+    try:
+        queue.put_nowait(changed)
+    except asyncio.QueueFull:  # a client that does not read: it asks for everything when it does
+        logger.debug("a page does not read its events")
 
 
 @lru_cache(maxsize=1)

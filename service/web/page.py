@@ -13,7 +13,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -44,6 +43,9 @@ LOOK_EVERY_S: Final = 1.0
 """How old what is known of the store may be."""
 READS_TOO_MUCH: Final = "the page has more to read than it can just now; try again"
 
+_pages: dict[Worker, asyncio.Task[Page]] = {}
+"""One: a process has one worker."""
+
 
 class Made(NamedTuple):
     """An answer as it was made."""
@@ -70,7 +72,16 @@ class Page:
         self._waiting = 0
         self._answers: OrderedDict[tuple[str, ...], tuple[str, asyncio.Task[Made]]] = OrderedDict()
         self._look: asyncio.Task[Signature] | None = None
+        self._one_a_turn = asyncio.Lock()
         weakref.finalize(self, self._threads.shutdown, wait=False, cancel_futures=True)
+
+    async def turn(self) -> None:
+        """Wait for a turn of the event loop in which no other request of the page goes on.
+
+        Ten pages that hear of a check ask for seventy answers at once: predictions come in between.
+        """
+        async with self._one_a_turn:
+            await asyncio.sleep(0)
 
     async def compute(self, work: Callable[..., _Result], *args: Any) -> _Result:
         """The result of `work(*args)`, from one of the page's threads. Raises `Reject` when too many wait for one."""
@@ -147,7 +158,10 @@ def etag_of(body: bytes) -> bytes:
     return b'"%s"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode()
 
 
-@lru_cache(maxsize=1)
-def page_of(worker: Worker) -> Page:
-    """The page of this worker."""
-    return Page(managed(worker))
+async def page_of(worker: Worker) -> Page:
+    """The page of this worker; what it needs is imported in a thread, at the first request."""
+    task = _pages.get(worker)
+    if task is None or (task.done() and task.exception() is not None):
+        _pages.clear()
+        task = _pages[worker] = asyncio.create_task(asyncio.to_thread(lambda: Page(managed(worker))))
+    return await asyncio.shield(task)
