@@ -15,6 +15,9 @@ EvergreenError
         StorageError          training/storage.py
         NotDrained            training/erasure.py
         NoPrevious            training/registry.py
+        UnknownHome           training/homes.py
+        HomeGone              training/homes.py
+        HomeInUse             training/homes.py
         BadMark               training/marks.py
         NothingKnown          training/lineage.py
         CannotReproduce       training/reproduction.py
@@ -47,6 +50,7 @@ EvergreenError
     RowsError                 service/command/rows.py
     NoStore                   service/command/versions.py
     TokenError                service/keys.py
+    WrongKey                  service/wrapping.py
     Denied                    service/keys.py
     ServeError                service/place.py
     ReplayError               service/replay/stream.py

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 FILE_NAME: Final = "part-0.parquet"
 _LOCK_POLL_S: Final = 0.25
+_LOCK: Final = 4702742
+"""Advisory lock of whoever writes exports on PostgreSQL."""
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -151,18 +153,23 @@ def expire_exports(target: str, before: float) -> int:
 
 
 class ExportsBusy(CannotGoOn, RuntimeError):
-    """Raised when an export or an erasure on this host does not end."""
+    """Raised when an export or an erasure does not end."""
 
-    def __init__(self, path: Path, waited_s: float) -> None:
+    def __init__(self, what: str, waited_s: float) -> None:
         super().__init__(
-            f"an export or an erasure has been at work for more than {waited_s:.0f} s ({path} is locked): "
+            f"an export or an erasure has been at work for more than {waited_s:.0f} s ({what} is locked): "
             "let it end, or stop it, then ask again"
         )
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait_s: float = 60.0, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
-    """Wait until nobody else on this host writes exports, and keep others waiting meanwhile. Raises `ExportsBusy`."""
+def locked(
+    path: Path, engine: sa.Engine, *, wait_s: float = 60.0, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[None]:
+    """Wait until nobody else writes exports, and keep others waiting meanwhile. Raises `ExportsBusy`.
+
+    On this host by a file, on all of them by a lock of PostgreSQL, which ends with the connection.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -172,10 +179,34 @@ def locked(path: Path, *, wait_s: float = 60.0, sleep: Callable[[float], None] =
                 break
             sleep(_LOCK_POLL_S)
         else:
-            raise ExportsBusy(path, wait_s)
-        yield
+            raise ExportsBusy(str(path), wait_s)
+        with _locked_in_store(engine, wait_s, sleep):
+            yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked_in_store(engine: sa.Engine, wait_s: float, sleep: Callable[[float], None]) -> Iterator[None]:
+    import sqlalchemy as sa
+
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        # A host that vanishes without a word would keep it for hours otherwise.
+        connection.execute(sa.text("set tcp_keepalives_idle = 15; set tcp_keepalives_interval = 5"))
+        for _ in range(max(1, int(wait_s / _LOCK_POLL_S))):
+            if connection.scalar(sa.text(f"select pg_try_advisory_lock({_LOCK})")):
+                break
+            sleep(_LOCK_POLL_S)
+        else:
+            raise ExportsBusy("the store", wait_s)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(sa.exc.SQLAlchemyError):  # it is gone with its connection
+                connection.execute(sa.text(f"select pg_advisory_unlock({_LOCK})"))
 
 
 def _arrow_schema(schema: FeatureSchema) -> Any:

@@ -69,6 +69,12 @@ class RetentionPolicy(BaseModel):
     workers_s: float = Field(
         3600.0, ge=60, description="seconds; rows of workers that are gone, each start makes new ones"
     )
+    homes_days: int = Field(
+        30,
+        ge=0,
+        description="days; a replica's home not seen for so long counts as gone for good: erasures do not wait "
+        "for it any more, and it is refused should it come back (0: a person says so)",
+    )
     drained_days: int = Field(
         90, ge=1, description="days; how far a spool's segment was stored, for a replica that comes back with its spool"
     )
@@ -194,7 +200,7 @@ def compact(
     """
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         if engine.dialect.name != "sqlite":
-            for table in _TABLES:
+            for table in (*_TABLES, store.runs.name):  # a run that asks for an erasure says who is meant
                 connection.exec_driver_sql(f"vacuum {table}")
             return
         usual = connection.exec_driver_sql("pragma busy_timeout").scalar_one()

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from monitoring.errors import EvergreenError
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 """Format of the tables below. Bump it together with a new file in `monitoring/migrations/versions`, its number padded
 to four digits being the revision; the file also sets `evergreen_meta.schema_version`."""
 
@@ -191,6 +191,43 @@ workers = sa.Table(
     sa.Column("seen_at", sa.Double, nullable=False),  # the database's clock
 )
 
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),  # SHA-256 of the token, hex
+    sa.Column("name", sa.Text, nullable=False),  # of its holder; a home's own is `admin`
+    sa.Column("scopes", sa.Text, nullable=False),  # what it may do, between spaces
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("home", sa.Text, nullable=False, server_default=""),  # whose own it is, '' for one with a name
+    sa.Column("revoked_at", sa.Double),  # the row stays, so that no copy of it comes back
+)
+
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),  # privacy | session
+    sa.Column("mark", sa.Text, nullable=False),  # what the key is recognised by
+    sa.Column("wrapped", sa.LargeBinary),  # the key, readable with `[security] key` only; NULL: on its home alone
+    sa.Column("wrapped_by", sa.Text, nullable=False, server_default=""),  # name of the key that wrapped it
+)
+
+homes = sa.Table(
+    "homes",
+    metadata,
+    # Every `var` of the deployment; a replica is the server that runs on one.
+    sa.Column("home", sa.Text, primary_key=True),
+    sa.Column("host", sa.Text, nullable=False),  # name of its machine
+    sa.Column("replica", sa.Text, nullable=False),  # its server, as in `workers` and in the lease's holder
+    sa.Column("release", sa.Text, nullable=False),  # of Evergreen
+    sa.Column("serving", sa.Integer),  # version that its workers answer with, NULL for none or several
+    sa.Column("why_not_ready", sa.Text, nullable=False),  # '' when it answers predictions
+    sa.Column("spool_bytes", sa.BigInteger, nullable=False),  # that wait for the store
+    sa.Column("lag_s", sa.Double, nullable=False),  # how long the oldest of them waits
+    sa.Column("ahead_s", sa.Double, nullable=False),  # its clock before the database's
+    sa.Column("seen_at", sa.Double, nullable=False),  # the database's clock
+    sa.Column("gone_at", sa.Double),  # the database's clock: when a person said that it does not come back
+)
+
 meta = sa.Table("evergreen_meta", metadata, sa.Column("schema_version", sa.Integer, nullable=False))
 
 
@@ -209,6 +246,12 @@ def db_now(engine: sa.Engine) -> sa.ColumnElement[float]:
     if engine.dialect.name == "sqlite":
         return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
     return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Double)
+
+
+def store_now(engine: sa.Engine) -> float:
+    """The database's clock, in seconds since 1970 UTC: what hosts whose clocks differ have in common."""
+    with engine.connect() as connection:
+        return float(connection.execute(sa.select(db_now(engine))).scalar_one())
 
 
 def key_columns(table: sa.FromClause) -> tuple[sa.ColumnElement[int], ...]:

@@ -1,22 +1,20 @@
-"""Who may do what, and the secrets of a deployment: named tokens, its own token, the key of hashed columns.
+"""Who may do what, and the secrets of a deployment, as one host knows them: tokens, the key of hashed columns.
 
-Of the named tokens only hashes are kept, in one file that every process looks at. A token is 256 random bits, so that
-its SHA-256 needs no salt and no slow hash. The deployment's own token (`[security] token`, or `var/token`) has the name
-`admin` and every scope.
+The tokens stand in the store (`service/tokens.py`), of each only its hash; this host's controller copies them into one
+file that every process looks at, so that no worker asks the store. A token is 256 random bits, so that its SHA-256
+needs no salt and no slow hash. A home's own token (`[security] token`, or `var/token`) has the name `admin` and every
+scope; every replica takes that of every home.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import ipaddress
 import logging
-import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
@@ -25,6 +23,7 @@ import msgspec
 from monitoring.errors import EvergreenError
 from monitoring.files import write_atomically
 from service.handover import Stamp, stamp_of
+from service.secret_file import secret_in
 from service.settings import Scope, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -37,7 +36,10 @@ ADMIN: Final = "admin"
 OPEN: Final = "open"
 """Source, in metrics, of rows that came without a token."""
 RESERVED: Final = (ADMIN, OPEN)
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Of the file of tokens: a copy of what the store has."""
+BEFORE: Final = 1
+"""Its format when it was all there was: taken over into the store."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _MOST_SEEN: Final = 1000
 
@@ -63,6 +65,8 @@ class Token(msgspec.Struct, frozen=True):
     digest: str
     """SHA-256 in hex."""
     created_at: float = 0.0
+    home: str = ""
+    """Whose own it is; "" for a token that was given a name."""
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -72,23 +76,38 @@ class _Kept(msgspec.Struct, frozen=True):
 
 def read(path: Path) -> tuple[Token, ...]:
     """The tokens in the file, oldest first; none when there is no file. Raises `TokenError` when it is damaged."""
+    return _kept(path).tokens
+
+
+def of_before(path: Path) -> tuple[Token, ...]:
+    """The tokens of a file that an Evergreen of before wrote, which no store has yet. Raises `TokenError`."""
+    kept = _kept(path)
+    return kept.tokens if kept.format == BEFORE else ()
+
+
+def write(path: Path, tokens: Sequence[Token]) -> None:
+    """Replace the file, which only this user may read. Raises `OSError`."""
+    write_atomically(path, msgspec.json.encode(_Kept(tuple(tokens))), mode=0o600)
+
+
+def _kept(path: Path) -> _Kept:
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
     except FileNotFoundError:
-        return ()
+        return _Kept()
     except (ValueError, RecursionError) as error:
-        raise TokenError(f"{path} is damaged ({error}): restore it, or delete it and make the tokens anew") from None
-    if kept.format != FORMAT:
+        raise TokenError(f"{path} is damaged ({error}): delete it, it is copied from the store again") from None
+    if kept.format not in (FORMAT, BEFORE):
         raise TokenError(
             f"{path} has format {kept.format}, this Evergreen reads {FORMAT}: use the release that wrote it"
         )
-    return kept.tokens
+    return kept
 
 
-def add(path: Path, name: str, scopes: Sequence[str], now: float) -> str:
-    """A new token of this name; a second one of the same name may stand beside the first while clients change over.
+def make(name: str, scopes: Sequence[str], now: float) -> tuple[Token, str]:
+    """A new token as it is kept, and what its holder gets: shown once, as only its hash is kept.
 
-    The caller has to show it: only its hash is kept. Raises `TokenError` for a name or scope that is none.
+    Raises `TokenError` for a name or scope that is none.
     """
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise TokenError(
@@ -98,31 +117,8 @@ def add(path: Path, name: str, scopes: Sequence[str], now: float) -> str:
         raise TokenError(f"{strangers[0]!r} is no scope: the scopes are {', '.join(SCOPES)}")
     if not scopes:
         raise TokenError(f"a token needs a scope: {', '.join(SCOPES)}")
-    token = secrets.token_urlsafe(32)
-    made = Token(name, tuple(scope for scope in SCOPES if scope in scopes), _digest(token.encode()), now)
-    with _changing(path) as keep:
-        keep((*read(path), made))
-    return token
-
-
-def revoke(path: Path, name: str, *, old: bool = False) -> int:
-    """How many tokens of this name are gone now: all, with `old` all but the newest. Raises `TokenError` for none."""
-    with _changing(path) as keep:
-        tokens = read(path)
-        meant = [token for token in tokens if token.name == name]
-        if not meant:
-            named = ", ".join(dict.fromkeys(token.name for token in tokens)) or "none"
-            raise TokenError(f"there is no token {name!r}; there are: {named}")
-        gone = meant[:-1] if old else meant
-        keep(tuple(token for token in tokens if token not in gone))
-    return len(gone)
-
-
-@contextmanager
-def _changing(path: Path) -> Iterator[Callable[[tuple[Token, ...]], None]]:
-    """Keep other writers of the tokens waiting; gives the function that replaces the file."""
-    with _alone_with(path.with_suffix(".lock")):
-        yield lambda tokens: write_atomically(path, msgspec.json.encode(_Kept(tokens)), mode=0o600)
+    given = secrets.token_urlsafe(32)
+    return Token(name, tuple(scope for scope in SCOPES if scope in scopes), digest(given), now), given
 
 
 class Keys:
@@ -152,7 +148,7 @@ class Keys:
         except TokenError as error:
             logger.error("%s; the tokens known before stay", error)
             return
-        admin = Token(ADMIN, SCOPES, _digest(management_token(self._settings).value.encode()))
+        admin = Token(ADMIN, SCOPES, digest(management_token(self._settings).value))
         self._tokens, self._seen = (admin, *tokens), {}
 
     def open_to(self, client: str | None) -> bool:
@@ -182,9 +178,9 @@ class Keys:
 
     def named(self, given: bytes) -> Token | None:
         """The token with these bytes, None when there is none."""
-        digest, found = _digest(given), None
+        found, print_ = None, hashlib.sha256(given).hexdigest()
         for token in self._tokens:  # all of them, so that the time tells nothing
-            if hmac.compare_digest(token.digest, digest):
+            if hmac.compare_digest(token.digest, print_):
                 found = token
         return found
 
@@ -215,8 +211,9 @@ def allowed(token: Token, scope: Scope) -> str:
     return token.name
 
 
-def _digest(token: bytes) -> str:
-    return hashlib.sha256(token).hexdigest()
+def digest(token: str) -> str:
+    """What is kept of a token: its SHA-256 in hex."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 class ManagementToken(NamedTuple):
@@ -235,7 +232,7 @@ def management_token(settings: Settings) -> ManagementToken:
     if known:
         return ManagementToken(known, new=False)
     try:
-        token, new = _secret(settings.token_file, lambda: secrets.token_urlsafe(32))
+        token, new = secret_in(settings.token_file, lambda: secrets.token_urlsafe(32))
         return ManagementToken(token.decode(), new)
     except OSError as error:
         raise SettingsError(
@@ -265,54 +262,45 @@ def known_token(settings: Settings) -> str:
 
 def session_key(settings: Settings) -> bytes:
     """What the page's cookies are signed with: `var/session.key`, which is made (0600) when missing. Raises OSError."""
-    return _secret(settings.var / "session.key", lambda: secrets.token_hex(32))[0]
+    return secret_in(session_key_file(settings), new_key)[0]
+
+
+def session_key_file(settings: Settings) -> Path:
+    return settings.var / "session.key"
+
+
+def privacy_key_file(settings: Settings) -> Path:
+    return settings.var / "privacy.key"
+
+
+def new_key() -> str:
+    """A key of 256 random bits, in hex."""
+    return secrets.token_hex(32)
 
 
 def open_privacy(settings: Settings) -> Privacy | None:
     """What becomes of `[privacy]`'s columns; None when none is named, so that nothing is done on the hot path.
 
-    The key that columns are hashed with is in `var/privacy.key`, which is made (0600) when missing. Raises
-    `SettingsError` when it can neither be read nor made.
+    The key that columns are hashed with is in `var/privacy.key`. A host that is alone makes it (0600) when it is
+    missing; where several may share a store, `service/shared_keys.py` puts it there first. Raises `SettingsError` when
+    it can neither be read nor made.
     """
     named = settings.privacy
     if not named.names:
         return None
     from monitoring.privacy import Privacy
 
-    path, key = settings.var / "privacy.key", b""
+    path, key = privacy_key_file(settings), b""
     if named.hash:
         try:
-            key, _ = _secret(path, lambda: secrets.token_hex(32))
+            key = secret_in(path, new_key)[0] if settings.keeps_keys_alone else path.read_bytes().strip()
+        except FileNotFoundError:
+            raise SettingsError(
+                f"{path} is not there: the key of [privacy] hash is the deployment's, and comes from its store when "
+                "that answers; the server starts again by itself"
+            ) from None
         except OSError as error:
             raise SettingsError(
                 f"cannot keep the key of [privacy] hash in {path}: {error.strerror}; make the folder writable"
             ) from None
     return Privacy(named.hash, named.drop, key)
-
-
-def _secret(path: Path, make: Callable[[], str]) -> tuple[bytes, bool]:
-    """The secret in a file, and whether this call made it because the file was missing or empty; its mode is 0600.
-
-    Any number of processes may ask at once: all get the same. Raises `OSError`.
-    """
-    with _alone_with(path) as descriptor:
-        known = os.read(descriptor, 4096).strip()
-        if known:
-            return known, False
-        os.fchmod(descriptor, 0o600)
-        made = make().encode()
-        os.write(descriptor, made + b"\n")
-        os.fsync(descriptor)
-        return made, True
-
-
-@contextmanager
-def _alone_with(path: Path) -> Iterator[int]:
-    """The descriptor of a file, made (0600) when missing; other processes that ask for it wait until it is let go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)

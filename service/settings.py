@@ -217,6 +217,14 @@ class SecuritySettings(Section):
     token: SecretStr = Field(
         SecretStr(""), description="bearer token of /manage; empty: made at first start, kept in `var/token` (0600)"
     )
+    key: SecretStr = Field(
+        SecretStr(""),
+        description="text of 32 characters or more, the same on every replica; wraps the keys of hashed columns and of "
+        "the page's sessions in the store, so that replicas share them (empty: each host keeps its own, in `var`)",
+    )
+    former_key: SecretStr = Field(
+        SecretStr(""), description="text; the `key` before, while it is changed: what it wrapped is wrapped anew"
+    )
     data_plane: Literal["auto", "open", "tokens"] = Field(
         "auto",
         description="who may predict and send labels without a token; auto: clients on this machine, open: everybody, "
@@ -248,6 +256,21 @@ class SecuritySettings(Section):
     def trusted(self) -> tuple[str, ...]:
         """What a pushed model may hold, as `training.known_types.untrusted` takes it."""
         return (*self.trusted_types, *(f"{package}{PACKAGE}" for package in self.trusted_packages))
+
+    @field_validator("key", "former_key")
+    @classmethod
+    def _cannot_be_guessed(cls, key: SecretStr) -> SecretStr:
+        if 0 < len(key.get_secret_value()) < 32:
+            raise ValueError("too short, as it could be guessed: `openssl rand -hex 32` makes one")
+        return key
+
+    @model_validator(mode="after")
+    def _was_another(self) -> SecuritySettings:
+        if self.former_key.get_secret_value() and self.former_key == self.key:
+            raise ValueError("`former_key` is the same as `key`: it is the one before, or is left out")
+        if self.former_key.get_secret_value() and not self.key.get_secret_value():
+            raise ValueError("`former_key` is given, but no `key` that takes its place")
+        return self
 
     @field_validator("token")
     @classmethod
@@ -371,6 +394,11 @@ class Settings(BaseModel):
         if found and scheme.startswith("sqlite") and path and not path.startswith(("/", ":", "file:")):
             return f"{scheme}:///{self.home / path}"  # a relative file must not move with the working directory
         return self.store.url or f"sqlite:///{self.var / 'evergreen.db'}"
+
+    @property
+    def keeps_keys_alone(self) -> bool:
+        """Whether this host's keys of hashed columns and of sessions are nobody else's."""
+        return self.store_url.startswith("sqlite") and not self.security.key.get_secret_value()
 
     @property
     def exports_url(self) -> str:

@@ -34,6 +34,7 @@ IMPORTERS = {
             "managed",
             "models",
             "openapi",
+            "replicas",
             "reports",
             "rows",
             "runs",
@@ -41,6 +42,7 @@ IMPORTERS = {
         )
     },
     "typer": {"service/command/cli.py"},
+    "cryptography": {"service/wrapping.py"},
     "prometheus_client": {"monitoring/metrics.py"},
     "onnxruntime": {"training/session.py"},
     "opentelemetry": {"monitoring/traces.py"},

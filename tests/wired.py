@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -65,9 +65,21 @@ def worker_with_store(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
 
 def add(worker: Worker, name: str, *scopes: str) -> str:
     """A new token with this name, which the worker knows already."""
-    token = keys.add(worker.settings.tokens_file, name, scopes, 0.0)
+    token = add_token(worker.settings.tokens_file, name, scopes)
     worker.keys.look()
     return token
+
+
+def add_token(path: Path, name: str, scopes: Sequence[str]) -> str:
+    """A new token in a host's file, as its controller copies it there."""
+    made, token = keys.make(name, scopes, 0.0)
+    keys.write(path, (*keys.read(path), made))
+    return token
+
+
+def revoke_token(path: Path, name: str) -> None:
+    """The tokens of this name are gone from a host's file."""
+    keys.write(path, [token for token in keys.read(path) if token.name != name])
 
 
 class Served(NamedTuple):

@@ -30,7 +30,8 @@ from training.adapting import adapt, served_of, standing_of, start, works_hard
 from training.artefact import SCHEMA
 from training.checking import Seen, check, matured_rows, maturity, past, unfit_rows
 from training.data import assemble, read_snapshot, snapshot
-from training.erasure import erase, forget_unfinished
+from training.erasure import erase, forget_unfinished, over
+from training.homes import declare_gone
 from training.lease import LeaseLost
 from training.loop import Loop
 from training.manifest import NO_ACTION, Payload
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOVES: Final = ("promote", "rollback", "adaptation", *PAUSES)
+MOVES: Final = ("promote", "rollback", "adaptation", "gone", *PAUSES)
 """Kinds of runs that only move an alias or a switch: nobody wants to wait for a training to end before them."""
 
 Story = dict[str, Any]
@@ -174,6 +175,18 @@ def run_pause(loop: Loop, run: Run) -> Run:
     return _carry_out(loop, run, {}, lambda: Ending("done", "paused" if run.kind == "pause" else "resumed"))
 
 
+def run_gone(loop: Loop, run: Run) -> Run:
+    """The run that counts a home as gone for good: nothing waits for it any more."""
+    story: Story = {}
+
+    def forget() -> Ending:
+        home = declare_gone(loop.engine, run.record.payload.home, loop.token)
+        story["home"], story["host"] = home.home, home.host
+        return Ending("done", "gone")
+
+    return _carry_out(loop, run, story, forget)
+
+
 def run_erase(loop: Loop, run: Run) -> Run:
     """The run that forgot prediction ids, or a subject by a feature's value; see `training/erasure.py`."""
     story: Story = {}
@@ -184,7 +197,7 @@ def run_erase(loop: Loop, run: Run) -> Run:
         except sa.exc.StatementError as error:
             error.hide_parameters = True  # they are what is to be forgotten
             raise
-        return Ending("done", "erased")
+        return Ending("waiting" if story["waits_for"] else "done", "erased")
 
     return _carry_out(loop, run, story, forget)
 
@@ -215,6 +228,9 @@ def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
 
     `MOVES` may be worked off beside a training: each moves an alias, or a switch, in one statement.
     """
+    if kinds is None or "erase" in kinds:
+        for waited, story in over(loop):
+            _finish(loop, waited, Ending("done", "erased"), story)
     run = loop.runs.claim(loop.token, loop.clock(), kinds)
     if run is None:
         return None
@@ -232,6 +248,7 @@ def work_off(loop: Loop, kinds: Collection[str] | None = None) -> Run | None:
         "adaptation": run_adaptation,
         **dict.fromkeys(PAUSES, run_pause),
         "erase": run_erase,
+        "gone": run_gone,
     }
     if run.kind in steps:
         return steps[run.kind](loop, run)
@@ -431,7 +448,7 @@ def _workplace(loop: Loop, run: Run) -> Iterator[Path]:
 class Ending:
     """How a run ends."""
 
-    state: Literal["done", "failed"]
+    state: Literal["done", "failed", "waiting"]
     outcome: str
     version: int | None = None
 
@@ -493,6 +510,8 @@ def _carry_out(loop: Loop, run: Run, story: Story, work: Callable[[], Ending]) -
 
 
 def _finish(loop: Loop, run: Run, ending: Ending, story: Story) -> Run:
+    if ending.state == "waiting":
+        return loop.runs.wait(run.id, story, loop.token)
     try:
         ended = loop.runs.finish(
             run.id,

@@ -31,9 +31,11 @@ from monitoring.export import locked
 from monitoring.feature import AT
 from monitoring.files import UNFINISHED
 from monitoring.fits import feature_number
-from monitoring.retention import compact
+from monitoring.retention import LogHeld, compact
 from monitoring.schema import FeatureSchema
 from training.artefact import REFERENCE, SCHEMA
+from training.homes import expected
+from training.parts import ask_others, done_by, waits_for
 from training.registry import UnknownVersion
 
 if TYPE_CHECKING:
@@ -67,15 +69,17 @@ class NotDrained(CannotGoOn, RuntimeError):
 def erase(loop: Loop, run: Run, story: Story) -> None:
     """Erase what the run's payload names (`ids`, or `feature` and `value`) up to the moment it was asked for.
 
-    `story` gets the number of rows deleted in each place, and the versions that are marked. Afterwards the run does not
-    say any more who was meant. Raises `NotDrained`.
+    That is all that is shared, and this home; the others are asked for their part, and `story["waits_for"]` names
+    those that have not done it. It also gets the number of rows deleted in each place, and the versions that are
+    marked. Afterwards the run does not say any more who was meant. Raises `NotDrained`.
     """
     asked = run.record.payload
     ids = asked.ids if isinstance(asked.ids, tuple) else ()
     subject = Subject(ids, asked.feature, asked.value, asked.hidden)
     story["payload"] = {"ids": len(subject.ids)} if subject.ids else {"feature": subject.feature, "value": "(erased)"}
-    until = run.created_at
-    _wait_for_drain(loop, until)
+    asked_at = run.created_at if asked.asked_at is None else asked.asked_at
+    until = asked_at + max([0.0, *(home.ahead_s for home in expected(loop.engine))])  # rows have their host's clock
+    wait_for_drain(loop, asked_at + clock_of(loop))
     forget_unfinished(loop)
     with alone_with_exports(loop):  # else an export under way would bring back what it has read already
         found = find(loop.engine, subject, until)
@@ -83,16 +87,43 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
         story["versions"] = []
         for version in loop.registry.list():
             _erase_from_version(loop, run, version, subject, found, story)
-        _erase_loose_snapshots(loop, subject, found, story)
+        gone = _erase_loose_snapshots(loop, subject, found, story)
         story["reports"] = delete_reports(loop)
         if loop.exports:
             story["exports"] = erase_exports(loop.exports, subject, found.ids, until)
         if loop.spool_dir is not None:
             test = entry_test(subject, found.ids, until)
             story["spool_records"] = blank_spool(loop.spool_dir, loop.engine, test)
+        ask_others(loop, run, subject, found.ids, asked_at=asked_at, until=until, snapshots=gone)
         loop.runs.redact(run.id, story["payload"], loop.token)
         story["rows"] = erase_rows(loop.engine, subject, found.ids, until)
     free_space(loop, story)
+    story["waits_for"] = waits_for(loop, run.id)
+
+
+def over(loop: Loop) -> list[tuple[Run, Story]]:
+    """The erasures that waited for other homes and need not any more, with what their records say then.
+
+    The others name in theirs whom they wait for. Raises `LeaseLost`.
+    """
+    ended = []
+    for run in loop.runs.list(kind="erase", state="waiting", limit=1000):
+        names = waits_for(loop, run.id)
+        if not names:
+            story: Story = {"waits_for": (), "homes": done_by(loop, run.id)}
+            try:
+                free_space(loop, story)  # the parts said who was meant
+            except LogHeld as error:
+                story["errors"] = {"log": str(error)}
+            ended.append((run, story))
+        elif names != run.record.waits_for:
+            loop.runs.wait(run.id, {"waits_for": names}, loop.token)
+    return ended
+
+
+def clock_of(loop: Loop) -> float:
+    """How far this home's clock is before the database's, in seconds."""
+    return next((home.ahead_s for home in expected(loop.engine) if home.home == loop.home), 0.0)
 
 
 def free_space(loop: Loop, story: Story) -> None:
@@ -130,15 +161,16 @@ def forget_unfinished(loop: Loop) -> None:
 
 @contextmanager
 def alone_with_exports(loop: Loop) -> Iterator[None]:
-    """While nobody on this host exports. Raises `ExportsBusy`."""
+    """While nobody exports, on no host. Raises `ExportsBusy`."""
     if loop.exports_lock is None:
         yield
         return
-    with locked(loop.exports_lock, sleep=loop.sleep):
+    with locked(loop.exports_lock, loop.engine, sleep=loop.sleep):
         yield
 
 
-def _wait_for_drain(loop: Loop, until: float) -> None:
+def wait_for_drain(loop: Loop, until: float) -> None:
+    """Wait until what this host recorded up to `until`, by its own clock, is in the store. Raises `NotDrained`."""
     if loop.spool_dir is None:
         return
     for _ in range(DRAIN_TRIES):
@@ -281,13 +313,16 @@ def _without_meant(
     return frame[~meant], int(meant.sum())
 
 
-def _erase_loose_snapshots(loop: Loop, subject: Subject, found: Found, story: Story) -> None:
-    """Delete the snapshots that were replaced, and look through those that no version names (refused candidates')."""
+def _erase_loose_snapshots(loop: Loop, subject: Subject, found: Found, story: Story) -> list[str]:
+    """Delete the snapshots that were replaced, and look through those that no version names (refused candidates').
+
+    The digests of those that are gone.
+    """
     moved: dict[str, tuple[str | None, int] | None] = story.pop("_moved", {})
     rows = sum(went[1] for went in moved.values() if went is not None)
-    for digest, went in moved.items():
-        if went is not None:
-            loop.snapshots.forget(digest)
+    deleted = [digest for digest, went in moved.items() if went is not None]
+    for digest in deleted:
+        loop.snapshots.forget(digest)
     live = loop.registry.live().champion
     schema = None
     with suppress(UnknownVersion):
@@ -303,7 +338,9 @@ def _erase_loose_snapshots(loop: Loop, subject: Subject, found: Found, story: St
         if went is not None:
             rows += went[1]
             loop.snapshots.forget(digest)
+            deleted.append(digest)
     story["snapshot_rows"] = rows
+    return deleted
 
 
 def delete_reports(loop: Loop) -> int:

@@ -38,6 +38,7 @@ class Loop:
     registry: Registry
     runs: Runs
     token: int
+    home: str = ""  # of the host it runs on; "": the only one
     who: str  # stands in the runs that the loop starts by itself
     seed: int
     # policies

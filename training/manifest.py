@@ -264,6 +264,11 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["", "on", "off"] = ""  # adaptation: what it is switched to
     add: tuple[str, ...] = ()  # tag: put on the version
     remove: tuple[str, ...] = ()  # tag: taken off
+    asked_at: float | None = None  # erase: when, by the database's clock, seconds since 1970 UTC
+    home: str = ""  # gone: the home that does not come back; erase_part: the one that is asked
+    of: int | None = None  # erase_part: the erasure
+    until: float = 0.0  # erase_part: rows answered up to then, by the clock of whoever answered
+    snapshots: tuple[str, ...] = ()  # erase_part: digests of those that are gone
     hidden: str | None = None  # erase: the value as it is recorded where the feature is hashed
 
 
@@ -333,6 +338,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     rows: dict[str, int] = {}  # table -> rows deleted
     spool_records: int = 0
     snapshots: int = 0  # files deleted
+    waits_for: tuple[str, ...] = ()  # homes that have not done their part
     errors: dict[str, str] = {}  # kind of copy -> why it could not be reached
 
 

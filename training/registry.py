@@ -240,6 +240,52 @@ class Registry:
         """
         return () if self._storage is None else tuple(v.version for v in self.list() if self._share(self._storage, v))
 
+    def follow(self) -> tuple[int, ...]:
+        """The versions whose copies on this host were not as the store says, and are now.
+
+        An erasure or the retention on another host gave them another reference and manifest, or deleted them. Nothing
+        is done without a storage: what is here is all there is then. Raises `StorageError`.
+        """
+        folder = self.models_dir / self.name
+        if self._storage is None or not folder.is_dir():
+            return ()
+        known = {version.version: version.manifest for version in self.list()}
+        here = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+        return tuple(
+            number
+            for number in here
+            if (self._refresh(self._storage, number, known[number]) if number in known else self._drop(number))
+        )
+
+    def _refresh(self, storage: Storage, version: int, manifest: Manifest) -> bool:
+        """Whether the copy of a version was amended elsewhere: it is as there now."""
+        try:
+            home = self.path(version)
+        except UnknownVersion:
+            return False
+        wanted, there = manifest.digests.get(REFERENCE), home / REFERENCE
+        if read_manifest(home) == manifest and wanted == (file_digest(there) if there.is_file() else None):
+            return False
+        if wanted is not None:
+            storage.get(self._stored(version, REFERENCE, manifest), home / _REFERENCE_TO_BE, wanted)
+        _settle(home, manifest)
+        return True
+
+    def _drop(self, version: int) -> bool:
+        """Whether the copy of a version that the store does not have is gone; not while one is being registered."""
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        lock = self._incoming / f"{self.name}-{version}.lock"
+        with lock.open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            if self._exists(version):
+                return False
+            shutil.rmtree(self.models_dir / self.name / str(version), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+        return True
+
     def _share(self, storage: Storage, version: Version) -> bool:
         there = storage.names(f"models/{self.name}/{version.version}")
         files = {file: self._stored(version.version, file, version.manifest) for file in _files(version.manifest)}
@@ -249,7 +295,11 @@ class Registry:
         except UnknownVersion:
             return False
         for file, name in lacking.items():
-            storage.put(home / file, name)
+            wanted = version.manifest.digests.get(file)
+            if wanted is None or file_digest(home / file) == wanted:  # else it was amended meanwhile, on another host
+                storage.put(home / file, name)
+        with suppress(UnknownVersion):
+            self._forget_replaced(version.version, self.manifest(version.version))
         return bool(lacking)
 
     def _stored(self, version: int, file: str, manifest: Manifest) -> str:

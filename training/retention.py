@@ -24,6 +24,7 @@ from monitoring.retention import (
 from monitoring.store import aliases
 from training.artefact import REFERENCE
 from training.erasure import alone_with_exports, forget_unfinished, free_space
+from training.homes import expire_homes
 from training.lease import LeaseLost
 from training.registry import UnknownVersion
 
@@ -58,6 +59,8 @@ def retain(loop: Loop, policy: RetentionPolicy) -> Story:
             free_space(loop, story)
         except LogHeld as error:
             story.setdefault("errors", {})["log"] = str(error)
+    if policy.homes_days:
+        story["gone_homes"] = expire_homes(loop.engine, policy.homes_days, loop.token)
     story["deleted_versions"] = _delete_versions(loop, policy.versions)
     if policy.snapshots_days:
         story["loose_snapshots"] = _loose_snapshots(loop, now - policy.snapshots_days * DAY_S)

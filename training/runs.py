@@ -1,7 +1,9 @@
 """Every decision as a row: what was asked for, by whom, why, what came of it. A "no" is pruned sooner than the rest.
 
 A run is `queued` (by a person or a check), `running` (claimed by the one holder of the lease), then `done` or
-`failed`. Asking needs no lease; claiming, starting and finishing are fenced with its token.
+`failed`; an erasure is `waiting` in between while other homes have not done their part. Asking needs no lease;
+claiming, starting and finishing are fenced with its token. Two kinds are a home's own, and need none: its part of an
+erasure, and of the retention.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from training.policy import ALONE
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-State = Literal["queued", "running", "done", "failed"]
+State = Literal["queued", "running", "waiting", "done", "failed"]
 
 LOST: Final = "quality lost"
 """Begins the reasons of a check that found it so."""
@@ -29,6 +31,8 @@ _AT_ONCE: Final = 1000
 """Runs that are looked at together when repeated ones are folded."""
 PAUSES: Final = ("pause", "resume")
 """Kinds of runs that say whether the loop works; the newest that ended well does."""
+PART: Final = "erase_part"
+"""Kind of the runs that ask a home for its part of an erasure: that home does it, whoever holds the lease."""
 MARKS: Final = {"tag": "tagged", "note": "noted"}
 """Kinds of runs in which people say something of a version, and their outcomes: `training/marks.py`."""
 _SAID_NO: Final = (runs.c.kind == "check") & (runs.c.outcome == NO_ACTION) & (runs.c.state == "done")
@@ -121,6 +125,32 @@ class Runs:
         values = {"kind": kind, "state": "queued", "trigger": trigger, "who": who, "why": why, "created_at": now}
         return self._asked(values, payload)
 
+    def ask(
+        self, kind: str, *, trigger: str, who: str, why: str, now: float, payload: Mapping[str, Any], token: int
+    ) -> int:
+        """Id of a new run that waits for whom its payload names, asked by the holder of the lease. Raises `LeaseLost`.
+
+        No holder claims it: its kind is among none of theirs.
+        """
+        values = {"kind": kind, "state": "queued", "trigger": trigger, "who": who, "why": why, "created_at": now}
+        return self._insert(token, **values, record=as_json({"payload": dict(payload)}))
+
+    def finish_part(
+        self, run_id: int, *, state: Literal["done", "failed"], outcome: str, now: float, record: Mapping[str, Any]
+    ) -> None:
+        """A home has done its part, or never will; only once, whoever says so first."""
+        end = runs.update().where(runs.c.id == run_id, runs.c.state == "queued")
+        with self._engine.begin() as connection:
+            connection.execute(end.values(state=state, outcome=outcome, finished_at=now, record=as_json(record)))
+
+    def say(self, kind: str, *, who: str, why: str, outcome: str, now: float, record: Mapping[str, Any]) -> int:
+        """Id of a run that a home did by itself, over as it is written."""
+        values = {"kind": kind, "state": "done", "outcome": outcome, "trigger": "schedule", "who": who, "why": why}
+        times = dict.fromkeys(("created_at", "started_at", "finished_at"), now)
+        with self._engine.begin() as connection:
+            row = runs.insert().values(**values, **times, record=as_json(record)).returning(runs.c.id)
+            return int(connection.execute(row).scalar_one())
+
     def mark(self, kind: str, version: int, *, who: str, why: str, now: float, **payload: Any) -> int:
         """Id of a run of a kind in `MARKS`, over as it is written; anyone may write one, so it is not fenced."""
         values = {"kind": kind, "state": "done", "outcome": MARKS[kind], "trigger": "manual", "who": who, "why": why}
@@ -136,8 +166,7 @@ class Runs:
     def claim(self, token: int, now: float, kinds: Collection[str] | None = None) -> Run | None:
         """The oldest queued run (of these kinds, when given), now running; None when none waits. Raises `LeaseLost`."""
         oldest = sa.select(sa.func.min(runs.c.id)).where(runs.c.state == "queued")
-        if kinds is not None:
-            oldest = oldest.where(runs.c.kind.in_(kinds))
+        oldest = oldest.where(runs.c.kind != PART if kinds is None else runs.c.kind.in_(kinds))
         # Read first: asking every second must not make every second a write transaction.
         with self._engine.connect() as connection:
             waiting = connection.scalar(oldest)
@@ -204,6 +233,10 @@ class Runs:
         )
         write_fenced(self._engine, change.returning(runs.c.id), token, self._lease)
 
+    def wait(self, run_id: int, record: Mapping[str, Any], token: int) -> Run:
+        """The run, which goes on when others have done their part; `record` is added. Raises `LeaseLost`."""
+        return self._change(run_id, {"state": "waiting"}, record, token)
+
     def finish(
         self,
         run_id: int,
@@ -216,20 +249,18 @@ class Runs:
         record: Mapping[str, Any] | None = None,
     ) -> Run:
         """The run as it ended; `record` is added to what stands there. Raises `LeaseLost` and `UnknownRun`."""
+        ended = {"state": state, "outcome": outcome, "version": version, "finished_at": now}
+        return self._change(run_id, ended, record or {}, token)
+
+    def _change(self, run_id: int, values: Mapping[str, Any], record: Mapping[str, Any], token: int) -> Run:
         before = self.get(run_id)
-        end = (
+        change = (
             runs.update()
-            .where(runs.c.id == run_id, runs.c.state == "running", self._fence(token))
-            .values(
-                state=state,
-                outcome=outcome,
-                version=version,
-                finished_at=now,
-                record=as_json({**before.document, **(record or {})}),
-            )
+            .where(runs.c.id == run_id, runs.c.state.in_(("running", "waiting")), self._fence(token))
+            .values(**values, record=as_json({**before.document, **record}))
             .returning(*runs.c)
         )
-        rows = write_fenced(self._engine, end, token, self._lease)
+        rows = write_fenced(self._engine, change, token, self._lease)
         if not rows:
             raise UnknownRun(run_id, self.get(run_id).state)
         return _run(rows[0])
@@ -248,6 +279,7 @@ class Runs:
         limit: int = 50,
         before: int | None = None,
         kind: str | None = None,
+        state: str | None = None,
         outcome: str | None = None,
         trigger: str | None = None,
         since: float | None = None,
@@ -256,7 +288,7 @@ class Runs:
 
         `since` (seconds since 1970 UTC) leaves out those created earlier.
         """
-        equal = {"kind": kind, "outcome": outcome, "trigger": trigger}
+        equal = {"kind": kind, "state": state, "outcome": outcome, "trigger": trigger}
         wanted = _wanted(runs.c, equal, before, since).limit(limit)
         with self._engine.connect() as connection:
             return [_run(row) for row in connection.execute(wanted)]

@@ -72,6 +72,13 @@ class Snapshots:
         if self._storage is not None:
             self._storage.delete(_name(digest))
 
+    def forget_here(self, digests: Collection[str]) -> int:
+        """Those with these digests are gone from this host; how many it had."""
+        held = [path for digest in digests if (path := self._folder / f"{digest}{ENDING}").is_file()]
+        for path in held:
+            path.unlink(missing_ok=True)
+        return len(held)
+
     def expire(self, before: float, keep: Collection[str]) -> int:
         """Delete those older than `before` (seconds since 1970 UTC) but `keep`, by digest; how many."""
         gone = expire_files(self._folder, f"*{ENDING}", before, keep=keep)

@@ -323,6 +323,45 @@ def status(
     show.print_status(found, lines)
 
 
+replicas = typer.Typer()
+app.add_typer(replicas, name="replicas")
+
+
+@replicas.callback(invoke_without_command=True)
+@reported
+def list_replicas(
+    context: typer.Context,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The replicas on all hosts: what they serve, what waits there, who leads; or say that one is gone."""
+    if context.invoked_subcommand is not None:
+        return
+    with _client(config, url, token) as client:
+        found = client.replicas()
+    if as_json:
+        show.print_json(found)
+    else:
+        show.print_replicas(found)
+
+
+@command("gone", replicas)
+def replica_gone(
+    home: Annotated[str, typer.Argument(help="Id of its home, or the name of its host")],
+    why: WhyOption = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it counts as gone")] = True,
+    url: UrlOption = "",
+    token: TokenOption = "",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say that a home does not come back, so that erasures stop waiting for it; its own token is revoked."""
+    with _client(config, url, token) as client:
+        _asked(client, client.gone(home, why), wait, as_json, good=("gone",), timeout_s=CHANGE_WAIT_S)
+
+
 versions = typer.Typer()
 app.add_typer(versions, name="models")
 
@@ -939,7 +978,7 @@ def _label_delays(source: str, rows: pd.DataFrame, mean_s: float) -> float | lis
 # Tokens
 
 tokens = typer.Typer(
-    help="Make, list and revoke tokens; a running server takes it up within a second.", no_args_is_help=True
+    help="Make, list and revoke tokens; every replica takes it up within two seconds.", no_args_is_help=True
 )
 app.add_typer(tokens, name="token")
 
@@ -955,11 +994,11 @@ def token_add(
 
     To change one, add a second of the same name, let the clients take it, then `revoke NAME --old`.
     """
-    import time
+    from monitoring.store import store_now
+    from service.tokens import add, store_of
 
-    from service import keys
-
-    made = keys.add(_settings(config).tokens_file, name, scope, time.time())
+    with store_of(_settings(config)) as store:
+        made = add(store, name, scope, store_now(store))
     if as_json:
         show.print_json({"name": name, "scopes": scope, "token": made})
     else:
@@ -968,10 +1007,11 @@ def token_add(
 
 @command("list", tokens)
 def token_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """The tokens, with what each may do; `admin` is the deployment's own."""
-    from service import keys
+    """The tokens, with what each may do; each home's own, `admin`, is left out."""
+    from service.tokens import good, named, store_of
 
-    found = keys.read(_settings(config).tokens_file)
+    with store_of(_settings(config)) as store:
+        found = named(good(store))
     if as_json:
         show.print_json([{"name": t.name, "scopes": list(t.scopes), "created_at": t.created_at} for t in found])
     else:
@@ -985,10 +1025,53 @@ def token_revoke(
     config: ConfigOption = None,
 ) -> None:
     """Revoke the tokens of a name."""
-    from service import keys
+    from monitoring.store import store_now
+    from service.tokens import revoke, store_of
 
-    gone = keys.revoke(_settings(config).tokens_file, name, old=old)
+    with store_of(_settings(config)) as store:
+        gone = revoke(store, name, store_now(store), old=old)
     typer.echo(f"{gone} {'token' if gone == 1 else 'tokens'} named {name!r} revoked")
+
+
+shared_keys = typer.Typer(
+    help="The keys that replicas share: of hashed columns, and of the page's sessions.", no_args_is_help=True
+)
+app.add_typer(shared_keys, name="keys")
+
+
+@command("list", shared_keys)
+def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Which keys the store knows, by their marks, and what wrapped them."""
+    from service.shared_keys import stored
+    from service.tokens import store_of
+
+    with store_of(_settings(config)) as store:
+        found = [{"key": one.name, "mark": one.mark, "wrapped_by": one.wrapped_by or None} for one in stored(store)]
+    if as_json:
+        show.print_json(found)
+    else:
+        show.print_keys(found)
+
+
+@command("forget", shared_keys)
+def keys_forget(
+    name: Annotated[str, typer.Argument(help="privacy or session")],
+    config: ConfigOption = None,
+) -> None:
+    """Forget a key that no home has any more; the next replica that starts says which it is from now on.
+
+    What was hashed with a lost key stays as it is, and is not found by value any more.
+    """
+    from service.shared_keys import NAMES, forget
+    from service.tokens import store_of
+
+    if name not in NAMES:
+        raise typer.BadParameter(f"expected {' or '.join(NAMES)}, got {name!r}", param_hint="NAME")
+    with store_of(_settings(config)) as store:
+        known = forget(store, name)
+    typer.echo(
+        f"the store {'does not know' if known else 'did not know'} the key {name!r}{' any more' if known else ''}"
+    )
 
 
 # Looking for trouble

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import httpx
 import msgspec
@@ -167,6 +167,14 @@ class Client:
         """Forget predictions by `ids`, or everyone whose record has this `value` of `feature`; the queued run."""
         whom = {"ids": list(ids)} if ids else {"feature": feature, "value": value}
         return self._queued("POST", "/manage/erasures", {**whom, "why": why})
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Every home of the deployment, what runs there, and who leads."""
+        return list(self._object("GET", "/manage/replicas")["replicas"])
+
+    def gone(self, home: str, why: str = "") -> int:
+        """A home does not come back; the queued run."""
+        return self._queued("POST", f"/manage/replicas/{quote(home, safe='')}/gone", {"why": why})
 
     def adaptation(self, limit: int = 20) -> dict[str, Any]:
         """`{"version", "enabled", "in_force", "adaptations": [...]}`, what happened last first."""

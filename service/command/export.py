@@ -46,7 +46,7 @@ def export_record(
         versions = registry(settings, engine)
         schema_of = versions.champion() if version is None else version
         schema = FeatureSchema.from_json((versions.fetch(schema_of) / SCHEMA).read_bytes())
-        with locked(settings.exports_lock):  # waits until an erasure under way is done
+        with locked(settings.exports_lock, engine):  # waits until an erasure under way is done, on any host
             done = export(
                 engine,
                 schema,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from monitoring.wording import metric_name, percent
 from service.command.layout import named, paragraph, table, terminal_width
-from service.serving.management.sentence import moment
+from service.serving.management.sentence import duration, moment
 from training.manifest import NO_ACTION, record_of
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from training.manifest import TriedWindow
 
 
+CLOCK_S: Final = 5.0
+"""A clock that differs by more from the database's is worth a word."""
 LEAST_SHOWN: Final = 0.01
 """Weight of an expert that is worth a word."""
 
@@ -99,7 +101,38 @@ def print_status(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -
         for worker in found.get("workers", ())
     ]
     show([*table(("replica", "worker", "serving", "ready", "failed"), rows, width), ""])
+    if len(found.get("replicas", ())) > 1:
+        print_replicas(found["replicas"])
+        show([""])
     print_runs(lines)
+
+
+def print_replicas(found: Iterable[Mapping[str, Any]]) -> None:
+    """`GET /manage/replicas` for people: a line for each home."""
+    rows = [
+        (
+            one["host"],
+            one["home"],
+            "-" if one["serving"] is None else one["serving"],
+            f"{one['spool_bytes']:,} B, {one['lag_s']:.1f} s" if one["spool_bytes"] else "all stored",
+            _presence(one),
+        )
+        for one in found
+    ]
+    show(table(("host", "home", "serves", "spool", "state"), rows, terminal_width()))
+
+
+def _presence(home: Mapping[str, Any]) -> str:
+    """Whether a home's replica answers, and what else is to be known of it."""
+    if home["away"]:
+        return f"away: last seen {duration(home['seen_s'])} ago"
+    said = [
+        "leads" if home["leads"] else "",
+        "this one" if home["here"] else "",
+        f"not ready: {home['why_not_ready']}" if home["why_not_ready"] else "ready",
+        f"clock {home['ahead_s']:+.0f} s" if abs(home["ahead_s"]) > CLOCK_S else "",
+    ]
+    return ", ".join(each for each in said if each)
 
 
 def _serving(found: Mapping[str, Any]) -> str:
@@ -276,6 +309,12 @@ def print_tokens(found: Iterable[Token]) -> None:
     show(table(("token", "may", "made"), rows, terminal_width()))
 
 
+def print_keys(found: Iterable[Mapping[str, Any]]) -> None:
+    """What `evergreen keys list` knows."""
+    rows = [(one["key"], one["mark"], one["wrapped_by"] or "not in the store") for one in found]
+    show(table(("key", "mark", "wrapped by"), rows, terminal_width()))
+
+
 def print_init(done: InitReport, target: str) -> None:
     """What `evergreen init` wrote and decided."""
     kinds = list(done.kinds.values())
@@ -348,8 +387,22 @@ def _asked(run: Mapping[str, Any]) -> str:
 
 def _story(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The record of a run in words, a line for each fact; what has no words of its own is shown as JSON."""
-    told = {"payload", "quality", "version", "decision", "data", "job", "verdict", "rollout", "error", "data_checks"}
+    told = {
+        "payload",
+        "waits_for",
+        "quality",
+        "version",
+        "decision",
+        "data",
+        "job",
+        "verdict",
+        "rollout",
+        "error",
+        "data_checks",
+    }
     known = record_of(record)
+    if known.waits_for:
+        yield "waits for", ", ".join(known.waits_for)
     if known.decision is not None:
         yield from (("because", reason) for reason in known.decision.reasons)
     if (data := known.data) is not None:

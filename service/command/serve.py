@@ -22,7 +22,7 @@ from typing import Final
 
 from monitoring.drain import check_free
 from monitoring.messages import configure
-from service.command.shared import check_shared
+from service.command.shared import check_shared, take_part
 from service.command.trained_on import trained_on
 from service.keys import management_token
 from service.place import check_packages, check_port, numeric_address
@@ -79,6 +79,7 @@ def run(
     if role == "serve":
         check_free(settings.spool_dir)
         check_shared(settings)
+        take_part(settings)
         say(f"trains on {trained_on(settings)}")
     settings.models_dir.mkdir(parents=True, exist_ok=True)
     run_dir = settings.var / "run" / secrets.token_hex(6)

@@ -1,8 +1,10 @@
-"""Whether this host can have the versions that serve: it made them, or shares them with those who did."""
+"""Whether this host can take part: it has, or can get, the versions that serve, and hashes as the others do."""
 
 from __future__ import annotations
 
+from service import shared_keys, tokens
 from service.place import ServeError
+from service.secret_file import home_id
 from service.settings import Settings
 
 
@@ -39,5 +41,35 @@ def check_shared(settings: Settings) -> None:
             "several hosts share versions by [store] artefacts, a folder that all of them mount or a URL such as "
             "s3://bucket/evergreen: set it on every one of them, and restart those that have the versions first"
         ) from error
+    finally:
+        engine.dispose()
+
+
+def take_part(settings: Settings) -> None:
+    """Bring tokens and keys to this host before its workers read them, when the store answers.
+
+    A host that is alone needs nothing; its controller follows the tokens. Raises `HomeGone`, and `SettingsError` when
+    this home would hash columns otherwise than the other replicas.
+    """
+    if settings.keeps_keys_alone:
+        return
+    import sqlalchemy as sa
+
+    from monitoring.store import open_store
+    from training.homes import HomeGone, is_gone
+
+    home = home_id(settings)
+    try:
+        engine = open_store(settings.store_url)
+    except sa.exc.SQLAlchemyError:
+        shared_keys.check_without_store(settings)
+        return
+    try:
+        if is_gone(engine, home):
+            raise HomeGone(home, settings.var)
+        tokens.follow(engine, settings, home)
+        shared_keys.follow(engine, settings)
+    except sa.exc.SQLAlchemyError:
+        shared_keys.check_without_store(settings)
     finally:
         engine.dispose()

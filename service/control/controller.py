@@ -1,8 +1,8 @@
 """One process of each replica drains the record, mirrors the aliases and, when it holds the lease, decides.
 
-Five threads that do not depend on each other: the drain, the mirror between store and workers, the watch over the
-workers, the reports that people ask for, and the scheduler, whose jobs run only while this replica holds the lease.
-Each outlives a store that is down: it says so once, and goes on when the store is back.
+Six threads that do not depend on each other: the drain, the mirror between store and workers, the watch over the
+workers, the reports that people ask for, what this home has to forget, and the scheduler, whose jobs run only while
+this replica holds the lease. Each outlives a store that is down: it says so once, and goes on when the store is back.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from service.control.alarm import Alarm
 from service.control.deployment import registry, storage
 from service.control.fetching import Fetching
 from service.control.in_force import InForceFiles
+from service.control.own_part import LOOK_EVERY_S as PART_EVERY_S
+from service.control.own_part import OwnPart
+from service.control.presence import Presence
 from service.control.pushes import sweep
 from service.control.reports import LOOK_EVERY_S, Reports
 from service.control.scheduler import Scheduler
@@ -36,9 +39,11 @@ from service.control.watch import Watch
 from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_reports, write_status
 from service.keys import management_token
 from service.process import Tree, forget_trees
+from service.secret_file import home_id
 from service.settings import Settings
 from service.tracing import open_tracer
 from training.adaptations import Adaptations
+from training.homes import SEEN_S, is_gone
 from training.priority import give_way
 from training.registry import Registry, UnknownVersion
 from training.rollout import WorkerState, report_workers
@@ -88,6 +93,7 @@ class Controller:
         if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
             logger.info("management token: kept in %s", self.settings.token_file)
         threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "reports": self._reports}
+        threads["own part"] = self._own_part
         threads["lead"] = self._lead
         for name, work in threads.items():
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
@@ -145,11 +151,17 @@ class Controller:
             self._drained.set()
             return
         failing = False
+        home, checked = home_id(self.settings), float("-inf")
         try:
             with Drainer(self.settings.spool_dir, engine, on_progress=self._say_waiting) as drainer:
                 while True:
                     stopping = self._stopping.is_set()
                     try:
+                        # Nobody can say so of a home that was seen within `SEEN_S`; `Presence` tells people.
+                        if time.monotonic() - checked > SEEN_S / 2:
+                            if is_gone(engine, home):
+                                return
+                            checked = time.monotonic()
                         self._count(drainer.drain(time.time()))
                         failing = False
                     except Exception as error:  # any trouble of the store: the spool keeps the rows
@@ -203,6 +215,7 @@ class Controller:
         adaptations = InForceFiles(self.settings.adaptations_dir, Adaptations(engine))
         file, live = LiveFile(self.settings.live_file), None
         reported: tuple[float, list[WorkerState]] = (0.0, [])
+        presence = Presence(self.settings, engine, self.replica)
         trouble = ""
         while not self._stopping.wait(self.settings.schedule.sync_interval_s):
             try:
@@ -215,6 +228,7 @@ class Controller:
                 now = time.monotonic()
                 if states != reported[1] or now - reported[0] >= REPORT_EVERY_S:
                     report_workers(engine, self.replica, states)
+                    presence.turn(live, states, self.status)
                     reported = (now, states)
                 if trouble or self.status.store_error:
                     self._say(store_error="")
@@ -282,6 +296,15 @@ class Controller:
         reports = Reports(self.settings, engine, self.replica, self._stopping.is_set)
         while not self._stopping.wait(LOOK_EVERY_S):
             reports.turn()
+
+    def _own_part(self) -> None:
+        """Forget on this home what it is asked to, whoever leads."""
+        engine = self.engine()
+        if engine is None or is_gone(engine, home_id(self.settings)):
+            return
+        part = OwnPart(self.settings, engine, self.replica, self._stopping.is_set)
+        while not self._stopping.wait(PART_EVERY_S):
+            part.turn()
 
     def _lead(self) -> None:
         engine = self.engine()

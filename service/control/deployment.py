@@ -12,6 +12,7 @@ from monitoring.feature import SchemaError
 from service import sample
 from service.control.rehearsal import rehearse
 from service.process import INSTALL_ROOT
+from service.secret_file import home_id
 from service.settings import SAMPLE, Settings, row_at
 from training.data import Prepared, prepare, row_order, seconds_of
 from training.loop import Loop
@@ -56,6 +57,7 @@ def assemble(
         runs=Runs(engine),
         token=token,
         who=who,
+        home=home_id(settings),
         seed=settings.model.seed,
         drift=settings.drift,
         quality=settings.quality,

@@ -17,6 +17,7 @@ from monitoring.metrics import HotCounter, HotHistogram, Metrics
 from service.handover import Live, Stamp, WorkerReport, read_live, read_reports, stamp_of, write_report
 from service.keys import Keys, open_privacy
 from service.process import CLOSING, STOPPING
+from service.secret_file import home_id
 from service.serving.door import close_door
 from service.serving.predictor import LiveModel, ServedModel
 from service.serving.readiness import WHY_STOPPING, FirstStart, why_no_model
@@ -52,6 +53,7 @@ class Worker:
 
     def __init__(self, settings: Settings, run_dir: Path, slot: str, *, record: bool = True) -> None:
         self.settings = settings
+        self.home = home_id(settings)
         self.run_dir = run_dir
         self.slot = slot
         self.metrics = Metrics(run_dir / "metrics", slot)

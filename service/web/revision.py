@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
-from monitoring.store import adaptations, aliases, checks, db_now, runs, workers
+from monitoring.store import adaptations, aliases, checks, db_now, homes, runs, workers
 
 ALIVE_S: Final = 10.0
 
@@ -18,6 +18,7 @@ TOPICS: Final[dict[str, tuple[str, ...]]] = {
     "aliases": ("state", "traffic", "versions"),
     "adaptations": ("state", "quality"),
     "workers": ("state",),
+    "homes": ("state",),
 }
 """What has changed -> the parts of the page that show it."""
 
@@ -30,6 +31,7 @@ class Signature(NamedTuple):
     aliases: tuple[tuple[str, int], ...] = ()
     adaptations: tuple[tuple[int, int], ...] = ()
     workers: tuple[tuple[object, ...], ...] = ()
+    homes: tuple[tuple[object, ...], ...] = ()
 
     @property
     def revision(self) -> str:
@@ -42,8 +44,8 @@ class Signature(NamedTuple):
 
 
 def signature(engine: sa.Engine) -> Signature:
-    """What the store looks like now: five queries that indexes answer."""
-    waiting = runs.c.state.in_(("queued", "running"))
+    """What the store looks like now: six queries that indexes or small tables answer."""
+    waiting = runs.c.state.in_(("queued", "running", "waiting"))
     with engine.connect() as connection:
         newest = connection.scalar(sa.select(sa.func.max(runs.c.id)))
         # A run that starts or ends changes its state, which these two see.
@@ -63,10 +65,17 @@ def signature(engine: sa.Engine) -> Signature:
             .where(workers.c.seen_at > db_now(engine) - ALIVE_S)
             .order_by(workers.c.replica, workers.c.slot)
         ).all()
+        seen = homes.c.seen_at > db_now(engine) - ALIVE_S
+        known = connection.execute(
+            sa.select(homes.c.home, homes.c.serving, homes.c.why_not_ready, sa.case((seen, 1), else_=0))
+            .where(homes.c.gone_at.is_(None))
+            .order_by(homes.c.home)
+        ).all()
     return Signature(
         (newest, *unfinished),
         check,
         tuple(sorted((f"{row.name}/{row.alias}", row.version) for row in named)),
         tuple(sorted((row[0], row[1]) for row in adapted)),
         tuple(tuple(row) for row in alive),
+        tuple(tuple(row) for row in known),
     )

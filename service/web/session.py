@@ -14,13 +14,13 @@ import hmac
 import logging
 import time
 from collections import OrderedDict, deque
-from functools import cached_property
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from service.keys import Denied, allowed, session_key
+from service.handover import Stamp, stamp_of
+from service.keys import Denied, allowed, session_key, session_key_file
 from service.serving.request import Reject
 
 if TYPE_CHECKING:
@@ -64,10 +64,17 @@ class Sessions:
     def __init__(self, settings: Settings, keys: Keys) -> None:
         self._settings, self._keys = settings, keys
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()  # address -> when, newest addresses last
+        self._key_file = session_key_file(settings)
+        self._key_stamp: Stamp | None = None
+        self._kept = b""
 
-    @cached_property
+    @property
     def _key(self) -> bytes:
-        return session_key(self._settings)
+        stamp = stamp_of(self._key_file)
+        if stamp is None or stamp != self._key_stamp:  # the replicas' own key may take its place
+            self._kept = session_key(self._settings)
+            self._key_stamp = stamp_of(self._key_file)
+        return self._kept
 
     def sign_in(self, given: str, address: str, now: float) -> tuple[Asker, str]:
         """Who this token is, and the cookie that stands for it. Raises `Denied`, and `Reject` after many failures."""

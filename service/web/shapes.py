@@ -173,6 +173,33 @@ class WorkerNow(Shape, frozen=True, kw_only=True):
     """Version -> why it would not load."""
 
 
+class ReplicaNow(Shape, frozen=True, kw_only=True):
+    """One home of the deployment, and the server that runs on it; not those that are gone for good."""
+
+    home: str
+    host: str
+    replica: str
+    """As in `WorkerNow`, and in the lease's holder."""
+    serving: int | None
+    """Version that its workers answer with; None: none, or several."""
+    why_not_ready: str
+    """"" when it answers predictions."""
+    spool_bytes: int
+    """Recorded there and not yet in the store."""
+    lag_s: float
+    """Age of the oldest of these."""
+    ahead_s: float
+    """Its clock before the database's."""
+    seen_s: float
+    """Ago."""
+    leads: bool
+    """Whether it does the scheduled work."""
+    away: bool
+    """Whether nothing was heard of it for 10 s."""
+    here: bool
+    """Whether it is this one."""
+
+
 class Lease(Shape, frozen=True, kw_only=True):
     """Who does the scheduled work."""
 
@@ -273,6 +300,8 @@ class State(Shape, frozen=True, kw_only=True):
     """All that are registered, newest first: what can be promoted or looked at side by side."""
     replicas: tuple[str, ...]
     """That reported in the last 10 s; this one is `here`."""
+    homes: tuple[ReplicaNow, ...]
+    """All that are known, those that are away, too."""
     here: str
     workers: tuple[WorkerNow, ...]
     lease: Lease | None

@@ -29,6 +29,7 @@ from service.web.shapes import (
     Paused,
     QualityNow,
     Record,
+    ReplicaNow,
     RunningNow,
     State,
     WorkerNow,
@@ -36,6 +37,7 @@ from service.web.shapes import (
 from service.web.traffic import replica_of
 from training.adaptation import IDENTITY
 from training.adaptations import Adaptations
+from training.homes import expected
 from training.lease import CONTROLLER
 from training.rollout import live_workers
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from service.serving.management.deployment import Managed
+    from training.homes import Home
     from training.rollout import WorkerState
     from training.runs import Check
 
@@ -105,6 +108,7 @@ def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
         queued=queued,
         versions=tuple(registered),
         replicas=tuple(sorted({worker.replica for worker in alive})),
+        homes=tuple(_replica(home, here) for home in expected(here.engine)),
         here=replica_of(here.worker),
         workers=_workers(alive),
         lease=lease,
@@ -177,6 +181,11 @@ def _workers(alive: Iterable[WorkerState]) -> tuple[WorkerNow, ...]:
         )
         for worker in alive
     )
+
+
+def _replica(home: Home, here: Managed) -> ReplicaNow:
+    known = {name: getattr(home, name) for name in ReplicaNow.__struct_fields__ if name != "here"}
+    return ReplicaNow(**known, here=home.home == here.worker.home)
 
 
 def _lease(connection: sa.Connection, here: Managed) -> Lease | None:

@@ -81,6 +81,7 @@ def sentence_of(run: Any, told: Story) -> str:
         "paused": "the loop was paused",
         "resumed": "the loop was resumed",
         "erased": "rows were erased",
+        "gone": "a home counts as gone for good",
         "deleted": "old rows were deleted",
         "tagged": f"version {version} was tagged",
         "noted": f"version {version} has a note",

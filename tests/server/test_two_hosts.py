@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,9 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
+from monitoring.store import open_store, predictions
 from service import sample
+from service.command.client import Client, ServiceError
 from service.command.traffic import replay_traffic
+from service.keys import known_token
 from tests.artefacts import example_record
 from tests.real_server import Server, wait_until
 
@@ -37,10 +44,10 @@ def servers(tmp_path: Path) -> Iterator[ExitStack]:
         yield started
 
 
-def replica(servers: ExitStack, home: Path, url: str, shared: Path | None) -> Server:
+def replica(servers: ExitStack, home: Path, url: str, shared: Path | None, **more: str) -> Server:
     home.mkdir(exist_ok=True)
     artefacts = {"STORE__ARTEFACTS": str(shared)} if shared is not None else {}
-    server = Server(home, STORE__URL=url, **artefacts, **QUICK)
+    server = Server(home, STORE__URL=url, **artefacts, **{**QUICK, **more})
     servers.callback(server.end)
     return server
 
@@ -91,4 +98,83 @@ def test_a_second_host_that_shares_nothing_is_refused_with_the_setting_to_make(
 
     assert ended.returncode == 1
     assert "version 1 serves, and was made on another host" in ended.stderr and "[store] artefacts" in ended.stderr
+    assert serves(one) == 1
+
+
+def test_every_replica_answers_manage_and_the_page_alike_and_a_revoked_token_is_gone_from_all(
+    tmp_path: Path, postgres_url: str, shared: Path, servers: ExitStack
+) -> None:
+    own = {"SECURITY__TOKEN": "", "SECURITY__KEY": "k" * 32, "PRIVACY__HASH": '["email"]'}
+    one = replica(servers, tmp_path / "one", postgres_url, shared, **own).start().wait_ready()
+    two = replica(servers, tmp_path / "two", postgres_url, shared, **own).start().wait_ready()
+
+    for here, there in ((one, two), (two, one)):  # each home's own token, on the other
+        with Client(there.url, known_token(here.settings)) as client:
+            wait_until("the other's token is known", lambda client=client: says(client) is None, 10)
+    token = typed(one, "token", "add", "ana", "--scope", "read").stdout.strip()
+    with Client(two.url, token) as client:
+        wait_until("the token is known on the other replica", lambda: says(client) is None, 10)
+
+    records = {"records": [{**example_record(), "email": "ana@example.org"}]}
+    for server in (one, two):
+        assert httpx.post(f"{server.url}/predict", json=records, timeout=10).status_code == 200
+    engine = open_store(postgres_url)
+    servers.callback(engine.dispose)
+    hashes = sa.select(predictions.c.features)
+
+    def recorded() -> list[str]:
+        with engine.connect() as connection:
+            found = [json.loads(text).get("email") for text in connection.scalars(hashes)]
+        return [value for value in found if value]
+
+    wait_until("both rows", lambda: len(recorded()) == 2)
+    assert len(set(recorded())) == 1 and recorded()[0].startswith("h:")
+
+    with httpx.Client(base_url=one.url) as browser:  # a cookie of one replica is good on the other
+        assert browser.post("/page/session", json={"token": token}).status_code == 200
+        cookie = browser.cookies["evergreen_session"]
+    cookies = {"cookie": f"evergreen_session={cookie}"}
+    assert httpx.get(f"{two.url}/page/state", headers=cookies, timeout=10).status_code == 200
+
+    assert typed(two, "token", "revoke", "ana").returncode == 0
+    for server in (one, two):
+        with Client(server.url, token) as client:
+            wait_until("the token is gone", lambda client=client: "403" in (says(client) or ""), 10)
+
+    table = typed(two, "replicas")
+    assert table.returncode == 0 and table.stdout.count("ready") == 2 and table.stdout.count("leads") == 1, table
+    os.kill(one.process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    with two.client() as client:
+        wait_until("the lease is taken", lambda: leads(client) == [True], 60)
+        away = [home["away"] for home in client.replicas()]
+        assert sorted(away) == [False, True]
+        (gone,) = [home["home"] for home in client.replicas() if home["away"]]
+        assert client.wait(client.gone(gone, "for the test"), timeout_s=60)["outcome"] == "gone"
+        assert len(client.replicas()) == 1
+    again = typed(one, "serve")
+    assert again.returncode == 1 and "said to be gone for good" in again.stderr, again.stderr
+
+
+def says(client: Client) -> str | None:
+    """None when the service tells its status to this client, else what it says instead."""
+    try:
+        client.status()
+    except ServiceError as error:
+        return str(error)
+    return None
+
+
+def leads(client: Client) -> list[bool]:
+    return [home["leads"] for home in client.replicas() if not home["away"]]
+
+
+def test_a_second_host_that_would_hash_otherwise_is_refused_with_the_setting_to_make(
+    tmp_path: Path, postgres_url: str, shared: Path, servers: ExitStack
+) -> None:
+    privacy = {"PRIVACY__HASH": '["email"]'}
+    one = replica(servers, tmp_path / "one", postgres_url, shared, **privacy).start().wait_ready()
+
+    ended = typed(replica(servers, tmp_path / "two", postgres_url, shared, **privacy), "serve")
+
+    assert ended.returncode == 2 and "EVERGREEN_SECURITY__KEY" in ended.stderr, ended.stderr
     assert serves(one) == 1

@@ -22,13 +22,12 @@ import pytest
 import schemathesis
 
 from monitoring.store import connect, metadata, open_store
-from service.keys import add
 from service.report_files import MOST_ASKED, Refused, ReportFiles
 from service.serving.management.application import application
 from service.serving.pages import PAGES
 from service.serving.routes import FRAMEWORK, TEMPLATES, template
 from service.serving.worker import Worker
-from tests.wired import Served, artefact, read_answer, request, serving, working
+from tests.wired import Served, add_token, artefact, read_answer, request, serving, working
 from training.artefact import PIPELINE
 from training.lease import CONTROLLER, Lease
 from training.registry import Registry
@@ -172,7 +171,7 @@ def server(home: Path, artefact: Path, seen: Seen, **settings: str) -> Iterator[
     home.mkdir()
     changed = {"SECURITY__DATA_PLANE": "tokens", "SECURITY__TOKEN": "t", "SERVE__READ_TIMEOUT_S": "1", **settings}
     with working(home, artefact, **changed) as worker, serving(worker) as served:
-        add(worker.settings.tokens_file, "all", ["predict", "feedback", "read", "operate", "push"], time.time())
+        add_token(worker.settings.tokens_file, "all", ["predict", "feedback", "read", "operate", "push"])
         yield worker, Talk(served, seen, "t")
         application(worker).state.managed.engine.dispose()
 

@@ -14,7 +14,7 @@ import pytest
 from monitoring.drain import Drainer
 from monitoring.store import open_store
 from monitoring.window import label_status, read_window
-from service import keys
+from service import keys, tokens
 from service.configuration import load
 from service.keys import Keys, TokenError, management_token
 from service.serving.front import Front
@@ -22,7 +22,7 @@ from service.serving.gate import BODY_BYTES
 from service.serving.worker import Worker
 from tests.artefacts import example_record, sample_schema
 from tests.fronts import nothing_beyond
-from tests.wired import add, artefact, records, request, serving, talk, worker_with_store, working
+from tests.wired import add, artefact, records, request, revoke_token, serving, talk, worker_with_store, working
 from training.artefact import PIPELINE
 
 __all__ = ["artefact", "worker_with_store"]  # fixtures
@@ -55,13 +55,15 @@ def ask(
 
 
 def test_only_the_hash_of_a_token_is_kept_and_nobody_else_may_read_it(tmp_path: Path) -> None:
-    path = tmp_path / "tokens.json"
-    made = [keys.add(path, name, ["feedback", "predict"], 5.0) for name in ("crm", "shop")]
+    settings = load(environ={"EVERGREEN_HOME": str(tmp_path)})
+    with tokens.store_of(settings) as store:
+        made = [tokens.add(store, name, ["feedback", "predict"], 5.0) for name in ("crm", "shop")]
 
-    kept = path.read_text()
-    assert all(token not in kept for token in made)
+    path = settings.tokens_file
+    for kept in (path.read_bytes(), (settings.var / "evergreen.db").read_bytes()):
+        assert all(token.encode() not in kept for token in made)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [(t.name, t.scopes, t.created_at) for t in keys.read(path)] == [
+    assert [(t.name, t.scopes, t.created_at) for t in sorted(keys.read(path), key=lambda token: token.name)] == [
         ("crm", ("predict", "feedback"), 5.0),
         ("shop", ("predict", "feedback"), 5.0),
     ]
@@ -79,16 +81,26 @@ def test_only_the_hash_of_a_token_is_kept_and_nobody_else_may_read_it(tmp_path: 
     ],
 )
 def test_what_cannot_be_a_token_is_said(tmp_path: Path, name: str, scopes: list[str], words: str) -> None:
-    with pytest.raises(TokenError, match=words):
-        keys.add(tmp_path / "tokens.json", name, scopes, 0.0)
-    with pytest.raises(TokenError, match="there is no token"):
-        keys.revoke(tmp_path / "tokens.json", "crm")
+    with tokens.store_of(load(environ={"EVERGREEN_HOME": str(tmp_path)})) as store:
+        with pytest.raises(TokenError, match=words):
+            tokens.add(store, name, scopes, 0.0)
+        with pytest.raises(TokenError, match="there is no token"):
+            tokens.revoke(store, "crm", 0.0)
 
 
 def test_tokens_change_without_a_restart_and_a_damaged_file_changes_nothing(tmp_path: Path) -> None:
     settings = load(environ={"EVERGREEN_HOME": str(tmp_path)})
     known = Keys(settings)
-    token = keys.add(settings.tokens_file, "crm", ["feedback"], 0.0)
+
+    def add(at: float) -> str:
+        with tokens.store_of(settings) as store:
+            return tokens.add(store, "crm", ["feedback"], at)
+
+    def revoke(**which: bool) -> int:
+        with tokens.store_of(settings) as store:
+            return tokens.revoke(store, "crm", 9.0, **which)
+
+    token = add(1.0)
     header = f"Bearer {token}".encode()
     with pytest.raises(keys.Denied, match="not, or no longer"):
         known.require("feedback", header)
@@ -101,15 +113,13 @@ def test_tokens_change_without_a_restart_and_a_damaged_file_changes_nothing(tmp_
     known.look()
     assert known.require("feedback", header) == "crm"
 
-    settings.tokens_file.unlink()
-    second = keys.add(settings.tokens_file, "crm", ["feedback"], 0.0)
-    third = keys.add(settings.tokens_file, "crm", ["feedback"], 0.0)
+    second, third = add(2.0), add(3.0)
     known.look()
-    assert {known.require("feedback", f"Bearer {each}".encode()) for each in (second, third)} == {"crm"}
-    assert keys.revoke(settings.tokens_file, "crm", old=True) == 1
+    assert {known.require("feedback", f"Bearer {each}".encode()) for each in (token, second, third)} == {"crm"}
+    assert revoke(old=True) == 2
     known.look()
     assert known.require("feedback", f"Bearer {third}".encode()) == "crm"
-    assert keys.revoke(settings.tokens_file, "crm") == 1
+    assert revoke() == 1
     known.look()
     for each in (token, second, third):
         with pytest.raises(keys.Denied):
@@ -147,7 +157,7 @@ def test_a_token_that_is_sent_must_be_good_also_where_none_is_needed(worker: Wor
             talk(served.port, [request(records(1), authorization=given)], 1)[0].status
             for given in (f"Bearer {good}", f"Bearer {other}", "Bearer x", "Basic abc", "Bearer ")
         ]
-        keys.revoke(worker.settings.tokens_file, "app")
+        revoke_token(worker.settings.tokens_file, "app")
         worker.keys.look()
         after = talk(served.port, [request(records(1), authorization=f"Bearer {good}")], 1)[0]
 

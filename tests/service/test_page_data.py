@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring.store import checks, labels, predictions, runs
-from service.keys import add
 from service.web import shapes
 from tests.paged import Paged, grown, here, paged, there
 from tests.places import START, first, world
+from tests.wired import add_token
 from training.artefact import REFERENCE
 from training.comparison import Comparison
 
@@ -321,7 +321,7 @@ def test_an_answer_is_sent_once_until_something_changes(here: Paged) -> None:
 
 
 def test_each_asker_is_told_the_own_name(here: Paged) -> None:
-    token = add(here.worker.settings.tokens_file, "viewer", ["read"], 0.0)
+    token = add_token(here.worker.settings.tokens_file, "viewer", ["read"])
     here.worker.keys.look()
 
     mine, other = here.get("/page/state"), here.get("/page/state", token=token)

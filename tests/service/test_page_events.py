@@ -13,13 +13,12 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring.store import aliases, checks, workers
-from service.keys import add, revoke
 from service.web import events
 from service.web.events import MOST_STREAMS
 from service.web.page import BEHIND_S, page_of
 from tests.paged import Paged, grown, here, there
 from tests.stand_in import TOKEN
-from tests.wired import request, serving
+from tests.wired import add_token, request, revoke_token, serving
 from training.runs import Runs
 
 __all__ = ["grown", "here", "there"]  # fixtures
@@ -163,14 +162,14 @@ def test_more_streams_than_a_worker_serves_are_told_to_poll(here: Paged) -> None
 
 @pytest.mark.parametrize("end", ["revoked", "stopping"])
 def test_a_stream_ends_with_its_token_and_with_the_server(here: Paged, end: str) -> None:
-    token = add(here.worker.settings.tokens_file, "viewer", ["read"], 0.0)
+    token = add_token(here.worker.settings.tokens_file, "viewer", ["read"])
     here.worker.keys.look()
 
     async def watch(port: int) -> None:
         async with listening(port, token) as following:
             assert await following() is not None
             if end == "revoked":
-                revoke(here.worker.settings.tokens_file, "viewer")
+                revoke_token(here.worker.settings.tokens_file, "viewer")
                 here.worker.keys.look()
             else:
                 here.worker.stopping = True

@@ -18,7 +18,7 @@ from service.serving.front import Front
 from service.serving.worker import Worker
 from service.web.session import COOKIE, FAILURES, LASTS_S, Sessions
 from tests.fronts import nothing_beyond
-from tests.wired import add, artefact, request, serving, talk, worker_with_store, working
+from tests.wired import add, artefact, request, revoke_token, serving, talk, worker_with_store, working
 from training.runs import Runs
 
 __all__ = ["artefact", "worker_with_store"]  # fixtures
@@ -145,7 +145,7 @@ def test_a_revoked_token_ends_its_sessions(worker: Worker) -> None:
     _, cookie = sign_in(worker, add(worker, "ana", "read"))
     assert ask(worker, "GET", "/page/session", cookie=cookie).status_code == 200
 
-    keys.revoke(worker.settings.tokens_file, "ana")
+    revoke_token(worker.settings.tokens_file, "ana")
     worker.keys.look()
 
     for path in ("/page/session", "/page/state", "/manage/status"):

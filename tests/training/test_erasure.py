@@ -244,7 +244,7 @@ def test_an_erasure_cut_off_at_the_manifest_does_not_spoil_the_next_ones(
 def test_an_erasure_does_not_wait_for_ever_for_an_export(traces: Traces, tmp_path: Path) -> None:
     traces.place.loop = replace(traces.place.loop, exports_lock=tmp_path / "export.lock")
 
-    with locked(tmp_path / "export.lock"):
+    with locked(tmp_path / "export.lock", traces.place.engine):
         run = traces.place.ask("erase", ids=["anna-1"])
 
     assert (run.state, run.outcome) == ("failed", "refused")

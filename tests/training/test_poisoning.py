@@ -20,7 +20,6 @@ import sqlalchemy as sa
 from monitoring.drain import Drainer
 from monitoring.schema import FeatureSchema
 from monitoring.store import labels
-from service import keys
 from service.configuration import load
 from service.control.deployment import trusted_rows
 from service.control.in_force import InForceFiles
@@ -28,6 +27,7 @@ from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
 from tests.places import Place, adapted, first, world
+from tests.wired import add_token
 from training.adaptation import link
 from training.adaptations import Adaptations
 from training.artefact import SCHEMA, read_manifest
@@ -60,9 +60,7 @@ class Attacked:
         )
         champion = LiveVersion(1, str(self.place.registry.path(1)))
         write_live(self.settings.live_file, Live(model="credit", champion=champion))
-        self.crm = {
-            "authorization": f"Bearer {keys.add(self.settings.tokens_file, 'crm', ('predict', 'feedback'), 1.0)}"
-        }
+        self.crm = {"authorization": f"Bearer {add_token(self.settings.tokens_file, 'crm', ('predict', 'feedback'))}"}
         self.worker = Worker(self.settings, home / "run", "api-1")
         self.worker.start()
 

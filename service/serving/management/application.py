@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from service.serving.management import adaptation, loop, models, reports, rows, runs, versions
+from service.serving.management import adaptation, loop, models, replicas, reports, rows, runs, versions
 from service.serving.management.deployment import TRY_AGAIN_S, managed, store_down
 from service.serving.management.openapi import PATH, document
+from training.homes import UnknownHome
 from training.manifest import FormatError
 from training.registry import UnknownVersion
 from training.runs import UnknownRun
@@ -36,6 +37,7 @@ def application(worker: Worker) -> FastAPI:
             RequestValidationError: _malformed,
             UnknownVersion: _not_found,
             UnknownRun: _not_found,
+            UnknownHome: _not_found,
             FormatError: _too_new,
             SQLAlchemyError: _store_down,
             Exception: _unexpected,
@@ -47,7 +49,7 @@ def application(worker: Worker) -> FastAPI:
         openapi_url=PATH,
     )
     app.state.managed = managed(worker)
-    for each in (models, versions, adaptation, loop, reports, rows, runs):
+    for each in (models, versions, adaptation, loop, replicas, reports, rows, runs):
         app.include_router(each.router)
     app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]
     return app

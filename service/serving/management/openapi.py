@@ -14,6 +14,7 @@ from service.serving.described import ANY, ERROR, JsonObject, errors, json_conte
 from service.web.session import COOKIE, CSRF_HEADER
 from training import marks
 from training.comparison import Comparison
+from training.homes import Home
 from training.lineage import Lineage
 from training.runs import Check, Run
 
@@ -75,14 +76,20 @@ ANSWERS: Final[dict[str, JsonObject]] = {
         "properties": {"checks": {"type": "array", "items": ref("Check")}},
     },
     "/manage/labels/{prediction_id}": ref("LabelStatus"),
+    "/manage/replicas": {
+        "type": "object",
+        "required": ["replicas"],
+        "properties": {"replicas": {"type": "array", "items": ref("Replica")}},
+    },
     "/manage/status": {
         "type": "object",
-        "required": ["model", "champion", "previous", "ready", "workers", "runs"],
+        "required": ["model", "champion", "previous", "ready", "workers", "replicas", "runs"],
         "properties": {
             "model": {"type": "string"},
             **{name: {"type": ["integer", "null"]} for name in ("champion", "previous", "adaptation")},
             "ready": {"type": "boolean"},
             "workers": {"type": "array", "items": {"type": "object"}},
+            "replicas": {"type": "array", "items": ref("Replica")},
             "runs": {"type": "array", "items": {"type": "object"}, "description": "The newest five"},
         },
     },
@@ -151,6 +158,9 @@ def _shapes() -> JsonObject:
         properties = {renamed.get(name, name): value for name, value in shape["properties"].items()}
         required = [renamed.get(name, name) for name in shape["required"]]
         shapes[kind.__name__] = {**shape, "properties": properties, "required": required}
+    home = TypeAdapter(Home).json_schema()
+    more = {"away": {"type": "boolean"}, "here": {"type": "boolean"}}
+    shapes["Replica"] = {**home, "properties": home["properties"] | more, "required": [*home["required"], *more]}
     told = [LabelStatus, Lineage, Comparison, marks.Note]
     _, known = msgspec.json.schema_components(told, ref_template="#/components/schemas/{name}")
     known["KeptNote"] = known.pop("Note")  # `Note` is what is sent

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi import Path as InPath
 from pydantic import Field, model_validator
 
+from monitoring.store import store_now
 from monitoring.window import label_status
 from service.serving.management.managed import Accepted, Here, Text, Why
 
@@ -41,7 +42,7 @@ def erasures(here: Here, request: Request, body: Erasure) -> Accepted:
     whom: dict[str, Any] = {"ids": body.ids} if body.ids else {"feature": body.feature, "value": body.value}
     if here.worker.privacy is not None and body.feature in here.worker.privacy.hash:
         whom["hidden"] = here.worker.privacy.hidden(body.value)  # rows of before the setting have the value itself
-    return here.queue("erase", body.why, request, whom)
+    return here.queue("erase", body.why, request, whom | {"asked_at": store_now(here.engine)})
 
 
 @router.get("/manage/labels/{prediction_id}")

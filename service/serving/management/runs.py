@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from service.handover import read_reports, read_status
 from service.serving.management.adaptation import in_force
 from service.serving.management.managed import LARGEST_ID, Here, NumberInPath, Text
+from service.serving.management.replicas import shown
 from service.serving.management.sentence import sentence
 from service.serving.management.standing import paused_by, standing
 from training.rollout import live_workers
@@ -88,6 +89,7 @@ def status(here: Here) -> dict[str, Any]:
             {"replica": "this", "slot": r.slot, "serving": r.serving, "ready": list(r.ready), "failed": r.failed}
             for r in local
         ],
+        "replicas": shown(here),
         "leader": controller.leader if controller else None,
         "spool_bytes": controller.spool_bytes if controller else None,
         "drain_lag_s": controller.drain_lag_s if controller else None,

@@ -10,7 +10,7 @@ import msgspec
 
 from monitoring.wording import metric_name, percent
 
-AlertKind = Literal["worker", "adaptation", "store", "record", "run", "drift", "doubt"]
+AlertKind = Literal["worker", "adaptation", "store", "record", "run", "drift", "replica", "doubt"]
 """What an alert is about; `doubt` is of the gates."""
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from service.handover import read_reports, read_status
 from service.serving.management.sentence import Alert, KnownQuality, Next, Standing, duration
+from training.homes import expected
 from training.rollout import live_workers
 
 if TYPE_CHECKING:
     from service.serving.management.deployment import Managed
+    from training.homes import Home
     from training.runs import Check, Run
 
 SIGMAS: Final = 1.96
@@ -134,13 +136,29 @@ def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float)
         yield Alert(f"the store does not answer ({controller.store_error})", "store")
     if controller is not None and controller.drain_lag_s > LATE_S:
         yield Alert(f"the record waits for the store for {duration(controller.drain_lag_s)}", "record")
+    homes = expected(here.engine)
+    for home in homes:
+        if home.away and home.home != here.worker.home:
+            yield Alert(
+                f"the replica on {home.host} (home {home.home}) was last seen {duration(home.seen_s)} ago; "
+                "`evergreen replicas gone` when it does not come back",
+                "replica",
+            )
+    for run in here.runs.list(kind="erase", state="waiting", limit=10):
+        yield Alert(f"an erasure waits for {', '.join(run.record.waits_for)}", "replica", run.id)
     failed = next(iter(here.runs.list(kind="check", limit=1)), None)
     if failed is not None and failed.state == "failed" and (newest is None or failed.created_at > newest.at):
         yield Alert(f"the last check failed: {failed.record.error}", "run", failed.id)
-    elif ahead is not None and ahead.at is not None and now > ahead.at + LATE_S:
-        late = duration(now - ahead.at)
+    elif ahead is not None and ahead.at is not None and (late_s := _of_leader(homes, here, now) - ahead.at) > LATE_S:
+        late = duration(late_s)
         why = "the machine is too busy, or no controller holds the lease"
         yield Alert(f"the check is overdue by {late}: {why}", "run")
+
+
+def _of_leader(homes: Iterable[Home], here: Managed, now: float) -> float:
+    """This moment by the clock of the replica that leads: checks carry its time."""
+    mine = next((home.ahead_s for home in homes if home.home == here.worker.home), 0.0)
+    return now - mine + next((home.ahead_s for home in homes if home.leads), mine)
 
 
 def _drift(newest: Check | None, champion: int | None) -> Iterator[Alert]:

@@ -26,6 +26,19 @@ function worker({ replica, slot, serving, ready, failed }, champion, here) {
   );
 }
 
+function home({ host, home, serving, why_not_ready: why, spool_bytes: bytes, lag_s: lag, ahead_s: ahead, seen_s: seen, leads, away, here }, champion) {
+  const state = away ? ["lost", "away"] : why ? ["lost", "not ready"] : serving === champion ? ["held", "serves the champion"] : ["unknown", "another version"];
+  return h(
+    "tr",
+    {},
+    h("th", { scope: "row", title: `home ${home}` }, host, here && h("span", { class: "tag" }, "here"), leads && h("span", { class: "tag" }, "leads")),
+    h("td", {}, serving === null ? "–" : `v${serving}`),
+    h("td", {}, bytes ? `${number(bytes)} bytes, ${number(lag)} s` : "all stored"),
+    h("td", {}, `${number(seen)} s ago`, Math.abs(ahead) > 5 ? `, clock ${ahead > 0 ? "+" : "−"}${number(Math.abs(ahead))} s` : ""),
+    h("td", { title: why }, stateChip(...state)),
+  );
+}
+
 const job = ({ name, last_success: last, next, failures }) =>
   h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, last === null ? "none yet" : when(last)), h("td", {}, next === null ? "not planned" : when(next, { due: true })), h("td", {}, failures ? stateChip("lost", number(failures)) : "0"));
 
@@ -51,8 +64,8 @@ export function fleetPanel() {
   return new Panel({
     id: "fleet",
     title: "Fleet",
-    uses: ["workers", "version", "here", "lease", "jobs", "versions", "previous", "announced", "replicas"],
-    draw(body, { workers, version, here, lease, jobs, versions, previous, announced, replicas }) {
+    uses: ["workers", "version", "here", "lease", "jobs", "versions", "previous", "announced", "replicas", "homes"],
+    draw(body, { workers, version, here, lease, jobs, versions, previous, announced, replicas, homes }) {
       if (offered !== versions.join()) {
         offered = versions.join();
         form = compare(versions, version, previous);
@@ -66,6 +79,7 @@ export function fleetPanel() {
           lease ? ["Scheduled work is done by ", h("b", {}, lease.here ? `${lease.holder} (this replica)` : lease.holder), "."] : "Nobody holds the lease: no scheduled work is done.",
           announced === null ? "" : ` Version ${announced} is being loaded, to become champion.`,
         ),
+        homes.length > 1 ? table("Replicas", ["Host", "Serves", "Waits in its spool", "Seen", "State"], homes.map((one) => home(one, version))) : "",
         workers.length ? table("Workers", ["Replica", "Worker", "Serves", "Loaded", "State"], workers.map((one) => worker(one, version, here))) : empty("No worker has reported yet."),
         jobs === null ? empty("Another replica holds the lease, and knows the jobs.") : jobs.length ? table("Jobs", ["Job", "Last success", "Next", "Failures"], jobs.map(job)) : empty("No job has been planned yet."),
         versions.length > 1 ? form : empty("Versions can be compared once there are two."),
