@@ -163,6 +163,13 @@ class StandIn:
             case "GET", ["drift"]:
                 whole(query.get("limit", ["1"])[0], 1000)
                 return 200, {"checks": [{"id": 1, **self.status()["last_check"]}]}
+            case "GET", ["replicas"]:
+                return 200, {"replicas": self.status()["replicas"]}
+            case "POST", ["replicas", home, "gone"]:
+                why = reason(body)
+                if home not in ("aaaa", "beta"):
+                    return 404, {"error": f"{home!r} is no home of this deployment"}
+                return self.queue("gone", why, home)
             case "POST", ["models"]:
                 if not body:
                     raise Reject(400, "the body is empty: send one skops file")
@@ -189,7 +196,16 @@ class StandIn:
             case "POST", ["retrain" | "rollback" | "pause" | "resume" as kind]:
                 return self.queue(kind, reason(body), None)
             case _, [
-                "status" | "models" | "runs" | "drift" | "retrain" | "rollback" | "adaptation" | "pause" | "resume"
+                "status"
+                | "models"
+                | "runs"
+                | "drift"
+                | "retrain"
+                | "rollback"
+                | "adaptation"
+                | "pause"
+                | "resume"
+                | "replicas"
             ]:
                 return 405, {"error": "Method Not Allowed"}
             case _:
@@ -216,6 +232,11 @@ class StandIn:
             "version": 2,
         }
         return shown | ({"record": {"reasons": ["the challenger is better by 0.03 [auc]"]}} if whole else {})
+
+    def replica(self, home: str, host: str, **other: Any) -> dict[str, Any]:
+        found = {"home": home, "host": host, "replica": f"{host}:1", "release": "0.2.0", "serving": 2}
+        found |= {"why_not_ready": "", "spool_bytes": 0, "lag_s": 0.0, "ahead_s": 0.0, "seen_s": 0.4}
+        return {**found, "leads": False, "gone": False, "away": False, "here": False, **other}
 
     def status(self) -> dict[str, Any]:
         moved = FeatureDrift("income", "wasserstein", 0.31, 0.1, True, causes=("distribution",))
@@ -245,6 +266,11 @@ class StandIn:
             "workers": [
                 {"replica": "here", "slot": "api-1", "serving": 2, "ready": [1, 2], "failed": {}},
                 {"replica": "here", "slot": "api-2", "serving": 1, "ready": [1], "failed": {"2": "digest differs"}},
+            ],
+            "replicas": [
+                self.replica("aaaa", "alpha", leads=True, here=True),
+                self.replica("bbbb", "beta", serving=1, why_not_ready="version 2 is being fetched", ahead_s=-61.0),
+                self.replica("cccc", "gamma", spool_bytes=5_120, lag_s=61.5, seen_s=7300.0, away=True),
             ],
             "spool_bytes": 12_345,
             "drain_lag_s": 0.2,

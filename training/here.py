@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from monitoring.erase import Subject, blank_spool, entry_test, erase_exports, find
 from monitoring.errors import CannotGoOn
 from monitoring.export import expire_exports
+from monitoring.files import UNFINISHED
 from monitoring.retention import RetentionPolicy, expire_files, is_expired
 from training.erasure import alone_with_exports, clock_of, delete_reports, wait_for_drain
 from training.homes import expected
@@ -65,8 +66,11 @@ def erase_here(loop: Loop, part: Run) -> Story:
         story["erased_by"] = loop.runs.queue(
             "erase", trigger=part.trigger, who=part.who, why=why, now=loop.clock(), payload=whom
         )
+    for folder in (loop.snapshots_dir, loop.reports_dir):
+        for left in folder.glob(f"*{UNFINISHED}") if folder is not None else ():
+            left.unlink(missing_ok=True)
     story["followed_versions"] = len(loop.registry.follow())
-    story["snapshots"] = loop.snapshots.forget_here(asked.snapshots)
+    story["snapshots"] = sum([loop.snapshots.forget(digest) for digest in asked.snapshots])
     story["reports"] = delete_reports(loop)
     if _has_exports(loop):
         with alone_with_exports(loop):

@@ -249,6 +249,7 @@ class Registry:
         folder = self.models_dir / self.name
         if self._storage is None or not folder.is_dir():
             return ()
+        self.clean()  # what was fetched by halves
         known = {version.version: version.manifest for version in self.list()}
         here = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
         return tuple(
@@ -296,10 +297,12 @@ class Registry:
             return False
         for file, name in lacking.items():
             wanted = version.manifest.digests.get(file)
-            if wanted is None or file_digest(home / file) == wanted:  # else it was amended meanwhile, on another host
+            if wanted is None or file_digest(home / file) == wanted:  # else it was amended, on another host
                 storage.put(home / file, name)
-        with suppress(UnknownVersion):
-            self._forget_replaced(version.version, self.manifest(version.version))
+        now = {self._stored(v.version, file, v.manifest) for v in self.list() for file in _files(v.manifest)}
+        for name in lacking.values():
+            if name not in now:  # amended or deleted while it was put there
+                storage.delete(name)
         return bool(lacking)
 
     def _stored(self, version: int, file: str, manifest: Manifest) -> str:

@@ -66,18 +66,14 @@ class Snapshots:
         os.utime(taken.path, (aged.st_atime, aged.st_mtime))
         return taken
 
-    def forget(self, digest: str) -> None:
-        """It is gone, here and in the storage."""
-        (self._folder / f"{digest}{ENDING}").unlink(missing_ok=True)
+    def forget(self, digest: str) -> bool:
+        """It is gone, here and in the storage; whether this host had it."""
+        path = self._folder / f"{digest}{ENDING}"
+        held = path.is_file()
+        path.unlink(missing_ok=True)
         if self._storage is not None:
             self._storage.delete(_name(digest))
-
-    def forget_here(self, digests: Collection[str]) -> int:
-        """Those with these digests are gone from this host; how many it had."""
-        held = [path for digest in digests if (path := self._folder / f"{digest}{ENDING}").is_file()]
-        for path in held:
-            path.unlink(missing_ok=True)
-        return len(held)
+        return held
 
     def expire(self, before: float, keep: Collection[str]) -> int:
         """Delete those older than `before` (seconds since 1970 UTC) but `keep`, by digest; how many."""

@@ -119,7 +119,7 @@ def print_replicas(found: Iterable[Mapping[str, Any]]) -> None:
         )
         for one in found
     ]
-    show(table(("host", "home", "serves", "spool", "state"), rows, terminal_width()))
+    show(table(("host", "home", "serves", "spool", "state"), rows, terminal_width(), sentences=True))
 
 
 def _presence(home: Mapping[str, Any]) -> str:

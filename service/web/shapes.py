@@ -406,9 +406,10 @@ class Decision(Shape, frozen=True, kw_only=True):
     """One run, or several checks in a row that said no in the same way."""
 
     kind: str
-    """check | retrain | push | promote | rollback | bootstrap | adaptation | pause | resume | erase | retention"""
+    """check | retrain | push | promote | rollback | bootstrap | adaptation | pause | resume | erase | retention
+    | erase_part | retention_part (of one home) | gone (a home)"""
     state: str
-    """queued | running | done | failed"""
+    """queued | running | waiting (an erasure, for other hosts) | done | failed"""
     outcome: str | None
     """promoted | kept | refused | no_action | crashed | failed | not_loaded | stopped | rolled_back | ..."""
     run: int

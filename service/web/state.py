@@ -40,6 +40,7 @@ from training.adaptations import Adaptations
 from training.homes import expected
 from training.lease import CONTROLLER
 from training.rollout import live_workers
+from training.runs import PART
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,7 +65,7 @@ def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
     controller = read_status(here.worker.run_dir)
     alive = live_workers(here.engine, WORKER_ALIVE_S)
     with here.engine.connect() as connection:
-        queued = connection.scalar(sa.select(sa.func.count()).where(runs.c.state == "queued")) or 0
+        queued = connection.scalar(sa.select(sa.func.count()).where(runs.c.state == "queued", runs.c.kind != PART)) or 0
         registered = connection.scalars(
             sa.select(versions.c.version)
             .where(versions.c.name == here.registry.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -31,6 +31,7 @@ class Story(msgspec.Struct):
     check: int | None = None
     verdict: _Verdict | None = None
     times: int = 0
+    waits_for: tuple[str, ...] = ()
 
 
 _decode = msgspec.json.Decoder(Story).decode
@@ -48,13 +49,19 @@ def chips(gates: Sequence[Gate | GateResult]) -> tuple[Chip, ...]:
     )
 
 
+BY_ITSELF: Final = ("check", "retrain", "bootstrap", "retention", "retention_part")
+"""Kinds of runs whose reason is not a person's."""
+
+
 def sentence_of(run: Any, told: Story) -> str:
     """What came of a run (a `Run`, or a row of `runs`) and why."""
     kind, state, outcome, version = run.kind, run.state, run.outcome, run.version
     why, who = str(run.why), str(run.who)
-    asked = f"; {who} said: {why}" if why and kind not in ("check", "retrain", "bootstrap", "retention") else ""
+    asked = f"; {who} said: {why}" if why and kind not in BY_ITSELF else ""
     if state == "queued":
         return f"{kind} waits for its turn{asked}"
+    if state == "waiting":
+        return f"{kind} waits for {', '.join(told.waits_for)}{asked}"
     if state == "running":
         return f"{kind} is under way: {why}" if why else f"{kind} is under way"
     if state == "failed":

@@ -20,6 +20,7 @@ from service import sample
 from service.command.client import Client, ServiceError
 from service.command.traffic import replay_traffic
 from service.keys import known_token
+from service.secret_file import home_id
 from tests.artefacts import example_record
 from tests.real_server import Server, wait_until
 
@@ -101,12 +102,17 @@ def test_a_second_host_that_shares_nothing_is_refused_with_the_setting_to_make(
     assert serves(one) == 1
 
 
-def test_every_replica_answers_manage_and_the_page_alike_and_a_revoked_token_is_gone_from_all(
+def test_every_replica_answers_manage_alike_knows_the_others_and_does_its_part_of_an_erasure(
     tmp_path: Path, postgres_url: str, shared: Path, servers: ExitStack
 ) -> None:
     own = {"SECURITY__TOKEN": "", "SECURITY__KEY": "k" * 32, "PRIVACY__HASH": '["email"]'}
     one = replica(servers, tmp_path / "one", postgres_url, shared, **own).start().wait_ready()
-    two = replica(servers, tmp_path / "two", postgres_url, shared, **own).start().wait_ready()
+    two = replica(servers, tmp_path / "two", postgres_url, shared, **own)
+    two.env["PYTHONPATH"] = a_minute_ahead(tmp_path / "clock")
+    two.start().wait_ready()
+    with one.client() as client:
+        wait_until("both report", lambda: len(client.replicas()) == 2)
+        assert sorted(round(home["ahead_s"] / 30) for home in client.replicas()) == [0, 2]
 
     for here, there in ((one, two), (two, one)):  # each home's own token, on the other
         with Client(there.url, known_token(here.settings)) as client:
@@ -143,7 +149,24 @@ def test_every_replica_answers_manage_and_the_page_alike_and_a_revoked_token_is_
 
     table = typed(two, "replicas")
     assert table.returncode == 0 and table.stdout.count("ready") == 2 and table.stdout.count("leads") == 1, table
-    os.kill(one.process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    killed(two)
+    with one.client() as client:
+        run = client.erase(feature="email", value="ana@example.org", why="asked to")  # as both replicas hash it
+        wait_until(
+            "the other is away", lambda: [home["away"] for home in client.replicas() if not home["here"]] == [True]
+        )
+        wait_until("the lease is taken", lambda: leads(client) == [True], 60)
+        wait_until("the erasure waits", lambda: client.run(run)["state"] == "waiting", 60)
+        (names,) = client.run(run)["record"]["waits_for"]
+        assert home_id(two.settings) in names and any(names in alert for alert in client.status()["alerts"])
+        assert recorded() == []
+        two.start().wait_ready()
+        assert client.wait(run, timeout_s=60)["outcome"] == "erased"
+        (part,) = client.runs(5, kind="erase_part")
+        assert (part["state"], part["outcome"]) == ("done", "erased")
+    assert not any(b"ana@" in path.read_bytes() for path in two.settings.spool_dir.glob("*"))
+
+    killed(one)
     with two.client() as client:
         wait_until("the lease is taken", lambda: leads(client) == [True], 60)
         away = [home["away"] for home in client.replicas()]
@@ -153,6 +176,20 @@ def test_every_replica_answers_manage_and_the_page_alike_and_a_revoked_token_is_
         assert len(client.replicas()) == 1
     again = typed(one, "serve")
     assert again.returncode == 1 and "said to be gone for good" in again.stderr, again.stderr
+
+
+def a_minute_ahead(folder: Path) -> str:
+    """A folder for PYTHONPATH: every Python that starts with it has a clock that is a minute ahead."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import time\nright = time.time\ntime.time = lambda: right() + 60\n")
+    return str(folder)
+
+
+def killed(server: Server) -> None:
+    """Its parent and with it all of its processes, as when a host loses its power."""
+    assert server.process is not None
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait()
 
 
 def says(client: Client) -> str | None:

@@ -136,6 +136,27 @@ def test_status_shows_versions_workers_and_the_last_check(service: StandIn) -> N
         assert words in result.stdout
 
 
+def test_replicas_are_shown_with_who_leads_who_is_away_and_whose_clock_is_wrong(service: StandIn) -> None:
+    shown = [line.split("\t") for line in ask(service, "replicas").stdout.splitlines()]
+
+    assert shown == [
+        ["host", "home", "serves", "spool", "state"],
+        ["alpha", "aaaa", "2", "all stored", "leads, this one, ready"],
+        ["beta", "bbbb", "1", "all stored", "not ready: version 2 is being fetched, clock -61 s"],
+        ["gamma", "cccc", "2", "5,120 B, 61.5 s", "away: last seen 2 h ago"],
+    ]
+    assert all("\t".join(line) in ask(service, "status").stdout for line in shown)
+    assert [home["home"] for home in answer(ask(service, "replicas", "--json"))] == ["aaaa", "bbbb", "cccc"]
+
+
+def test_a_replica_is_said_to_be_gone_by_its_id_or_host(service: StandIn) -> None:
+    service.outcomes["gone"] = ("done", "gone")
+
+    assert ask(service, "replicas", "gone", "beta", "--why", "sold").exit_code == 0
+    assert service.queued == [("gone", "sold", "beta")]
+    assert ask(service, "replicas", "gone", "delta").exit_code == 1
+
+
 def test_every_reading_command_speaks_json(service: StandIn) -> None:
     service.queue("retrain", "because", None)
 

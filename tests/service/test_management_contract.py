@@ -19,6 +19,7 @@ from tests.stand_in import TOKEN, StandIn
 from tests.working import working
 from training.artefact import PIPELINE, SCHEMA
 from training.cycle import run_cycle
+from training.homes import HomeReport, report_home
 
 __all__ = ["first"]  # a fixture
 
@@ -48,6 +49,7 @@ def both(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both
     stand_in = StandIn(FeatureSchema.from_json((place.registry.path(2) / SCHEMA).read_bytes()))
     for _ in range(3):
         stand_in.queue("retrain", "", None)
+    report_home(place.engine, HomeReport("aaaa", "alpha", "alpha:1", "0.2.0", 2, "", 0, 0.0), 0.0)
     with working(place, home) as worker:
         yield Both(Front(nothing_beyond, lambda: worker), stand_in, (place.registry.path(2) / PIPELINE).read_bytes())
     place.engine.dispose()
@@ -118,6 +120,10 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
     ("GET", "/manage/drift", None, 200),
     ("GET", "/manage/drift?limit=5", None, 200),
     ("GET", "/manage/drift?limit=0", None, 400),
+    ("GET", "/manage/replicas", None, 200),
+    ("POST", "/manage/replicas/aaaa/gone", {"why": "sold"}, 202),
+    ("POST", "/manage/replicas/aaaa/gone", {"why": 5}, 400),
+    ("POST", "/manage/replicas/nowhere/gone", None, 404),
     ("GET", "/manage/adaptation", None, 200),
     ("GET", "/manage/adaptation?limit=0", None, 400),
     ("POST", "/manage/adaptation", {"state": "off", "why": "an audit"}, 202),
@@ -144,7 +150,10 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
     *[("POST", path, {"why": "\0"}, 400) for path in WRITES],
     *[("POST", path, {"who": "me"}, 400) for path in WRITES],
     *[("POST", path, b"{", 400) for path in WRITES],
-    *[("DELETE", f"/manage/{name}", None, 405) for name in ("status", "models", "runs", "drift", "adaptation")],
+    *[
+        ("DELETE", f"/manage/{name}", None, 405)
+        for name in ("status", "models", "runs", "drift", "adaptation", "replicas")
+    ],
     *[("GET", f"/manage/{name}", None, 405) for name in ("retrain", "rollback", "pause")],
 ]
 
