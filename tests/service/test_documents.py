@@ -29,6 +29,7 @@ from service.serving.routes import FRAMEWORK, TEMPLATES, template
 from service.serving.worker import Worker
 from tests.wired import Served, add_token, artefact, read_answer, request, serving, working
 from training.artefact import PIPELINE
+from training.homes import HomeReport, report_home
 from training.lease import CONTROLLER, Lease
 from training.registry import Registry
 from training.runs import Runs
@@ -46,6 +47,7 @@ FILLED = {
     "other": "2",
     "run_id": "1",
     "check_id": "1",
+    "home": "0a1b2c3d4e5f6071",
     "prediction_id": "order-17",
 }
 WRITTEN_BY_OTHERS = {"500"}
@@ -268,7 +270,7 @@ def test_the_management_answers_what_its_document_says_and_nothing_else(tmp_path
         for method, path, operation in operations(document):
             body = examples(document, operation)[0]
             for odd in ("0", "999", "x"):
-                filled = re.sub(r"\{(version|other|run_id|check_id)\}", odd, path)
+                filled = re.sub(r"\{(version|other|run_id|check_id|home)\}", odd, path)
                 long = filled.replace("{prediction_id}", "y" * 600)
                 if long != path:
                     talk.ask(method, path, talk.request(method, long, body))
@@ -293,6 +295,7 @@ def prepare(registry: Registry, runs: Runs, engine: Any, artefact: Path) -> int:
         registry.announce(version, lease.token)
         registry.flip(version, lease.token)
     runs.check(at=time.time(), version=1, drift=None, quality=None, decision={}, token=lease.token)
+    report_home(engine, HomeReport(FILLED["home"], "alpha", "alpha:1", "0", 2, "", 0, 0.0), time.time())
     return lease.token
 
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from monitoring.store import open_store
+from service import tokens
 from service.configuration import load
 from service.control.controller import Controller
 from service.control.in_force import KEPT, InForceFiles
@@ -25,7 +26,7 @@ from tests.adapted import make_adaptation
 from tests.artefacts import make_artefact
 from tests.fronts import beyond, run
 from tests.real_server import wait_until
-from tests.wired import add_token, artefact, records
+from tests.wired import artefact, records
 from training.adaptation import Adaptation
 from training.adaptations import Adaptations
 from training.lease import CONTROLLER, Lease
@@ -129,7 +130,8 @@ def test_a_person_switches_it_off_and_on_and_both_are_runs(house: House) -> None
     from service.control.deployment import assemble
     from training.cycle import MOVES, work_off
 
-    boss, reader = (add_token(house.settings.tokens_file, name, [name]) for name in ("operate", "read"))
+    with tokens.store_of(house.settings) as store:
+        boss, reader = (tokens.add(store, name, [name], 1.0) for name in ("operate", "read"))
     house.worker.keys.look()
     loop = assemble(house.settings, house.engine, TOKEN, "test", on_event=lambda *_: None, stopped=lambda: False)
     house.make()
