@@ -89,6 +89,8 @@ def _server(settings: Settings, home: Path, artefact: Path) -> Iterator[tuple[st
             "SERVE__STOP_TIMEOUT_S": "1",
             "STORE__URL": f"sqlite:///{alone.var}/evergreen.db",
             "SECURITY__TOKEN": "",
+            "SECURITY__KEY": "",  # it shares no key: what it hashes is recorded nowhere
+            "SECURITY__FORMER_KEY": "",
             "SECURITY__DATA_PLANE": "auto",  # this process may predict without a token
             "SECURITY__ROWS_PER_HOUR": "0",
             "TRACE__ENDPOINT": "",
