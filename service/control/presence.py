@@ -38,7 +38,7 @@ class Presence:
         """Whether a person said that this home does not come back."""
 
     def turn(self, live: Live, workers: Sequence[WorkerState], status: ControllerStatus) -> None:
-        """Report this home, and follow the tokens and keys of all. Raises `SQLAlchemyError` and `OSError`."""
+        """Report this home, and follow the tokens and keys of all. Raises `SQLAlchemyError`."""
         serving = {worker.serving for worker in workers if worker.serving is not None}
         report = HomeReport(
             home=self.home,
@@ -62,9 +62,9 @@ class Presence:
                 shared_keys.follow(self._engine, self._settings)
                 self._has_keys = True
             self._trouble = ""
-        except EvergreenError as error:  # the others must not suffer from it
+        except (EvergreenError, OSError) as error:  # a full disk, say: aliases are mirrored all the same
             if str(error) != self._trouble:
-                logger.error("%s", error)
+                logger.error("tokens and keys are not followed: %s", error)
             self._trouble = str(error)
 
 
