@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from monitoring.store import homes, leases
 from service.handover import ControllerStatus, write_status
 from service.serving.management.managed import Managed
 from service.serving.management.sentence import Alert, Next
@@ -15,6 +17,7 @@ from service.serving.management.standing import standing
 from tests.places import TOKEN, Place, first, place
 from tests.working import working
 from training.cycle import note_failure, run_cycle
+from training.homes import HomeReport, report_home
 from training.rollout import WorkerState, report_workers
 
 __all__ = ["first", "place"]  # fixtures
@@ -96,3 +99,36 @@ def test_a_check_that_does_not_come_is_an_alert_unless_the_loop_is_paused(here: 
         Alert("the check is overdue by 2 h: the machine is too busy, or no controller holds the lease", "run"),
     )
     assert standing(here, "ana").alerts == ()
+
+
+def test_a_leader_whose_clock_is_a_minute_behind_is_not_late(here: Managed, place: Place) -> None:
+    behind = 90.0
+    place.now = time.time() - 60 - 40 - behind  # the check was due 40 s ago, by the right clock
+    place.runs.check(at=place.now, version=1, drift=None, quality=None, decision={"train": False}, token=TOKEN)
+    assert [alert.text.partition(":")[0] for alert in standing(here).alerts] == ["the check is overdue by 2 min"]
+
+    report_home(place.engine, HomeReport(here.worker.home, "alpha", "alpha:1", "0", 1, "", 0, 0.0), time.time())
+    # The place's lease is held by "test", so that its replica leads.
+    report_home(place.engine, HomeReport("bbbb", "beta", "test", "0", 1, "", 0, 0.0), time.time() - behind)
+    with place.engine.begin() as connection:
+        connection.execute(leases.update().values(holder="test:1"))
+
+    assert standing(here).alerts == ()
+
+
+def test_a_replica_that_is_away_and_an_erasure_that_waits_for_it_are_alerts(here: Managed, place: Place) -> None:
+    for home in (here.worker.home, "bbbb"):
+        report_home(place.engine, HomeReport(home, "beta", home, "0", 1, "", 0, 0.0), time.time())
+    place.loop = replace(place.loop, home=here.worker.home)
+    run = place.ask("erase", ids=["nobody"])
+    with place.engine.begin() as connection:
+        connection.execute(homes.update().values(seen_at=homes.c.seen_at - 120))
+
+    assert [alert for alert in standing(here).alerts if alert.kind == "replica"] == [
+        Alert(
+            "the replica on beta (home bbbb) was last seen 2 min ago; `evergreen replicas gone` when it does not come "
+            "back",
+            "replica",
+        ),
+        Alert("an erasure waits for bbbb (on beta)", "replica", run.id),
+    ]
