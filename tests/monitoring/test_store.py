@@ -56,7 +56,7 @@ def write_first_release(url: str) -> None:
 
 LATER = (store.labels.c.source, store.predictions.c.adaptation, store.predictions.c.trace_id)
 """Columns that the first release did not have."""
-NEW = (store.adaptations,)
+NEW = (store.adaptations, store.tokens, store.secrets, store.homes)
 """Tables that it did not have."""
 
 
