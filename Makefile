@@ -56,7 +56,7 @@ lock: $(READY)
 	$(COMPILE) --generate-hashes -c requirements.lock -o deploy/requirements.lock
 	$(COMPILE) --no-annotate -c requirements.lock -o deploy/requirements.bento.txt
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml training/trees.c
 	@test -n "$(PYTHON)" || { echo "evergreen needs Python 3.11 or newer; none was found on PATH"; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then \
 		{ test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv; } && \
@@ -70,4 +70,4 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info training/_trees*.so .pytest_cache .mypy_cache .ruff_cache

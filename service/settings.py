@@ -133,6 +133,11 @@ class ServeSettings(Section):
     )
     port: int = Field(3000, ge=1, le=65535, description="TCP port; BentoML's own default")
     workers: int = Field(2, ge=1, le=1024, description="processes; two, so that one may die while the other answers")
+    engine: Literal["auto", "onnx"] = Field(
+        "auto",
+        description="what answers for a model of trees; auto: the compiled engine where it is built and was proved to "
+        "give scikit-learn's numbers, else ONNX; onnx: ONNX alone",
+    )
     max_records: int = Field(10_000, ge=1, description="rows a request; keeps one request below about a second")
     max_category_chars: int = Field(
         CATEGORY_CHARS,

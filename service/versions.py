@@ -46,7 +46,7 @@ def _brief(version: Version, said: Marks) -> dict[str, Any]:
         "origin": version.origin,
         "estimator": manifest.estimator,
         "quality": msgspec.to_builtins(manifest.quality),
-        "engine": "scikit-learn" if manifest.twin is None else "onnx",
+        "engine": manifest.engine,
         "reproducible": manifest.reproducible,
         "snapshot": manifest.data.snapshot,
         "tags": list(said.tags),

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
+from training.trees import rounded_down
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -218,10 +220,7 @@ def _lightgbm_tree(facts: dict[str, str], column: int, scale: float) -> Tree:
     if (missing == 1).any():
         raise NotConvertible("LightGBM with zero_as_missing")
     exact = np.array(facts["threshold"].split(), dtype=np.float64)
-    with np.errstate(over="ignore"):
-        threshold = exact.astype(np.float32)
-    above = threshold.astype(np.float64) > exact
-    threshold[above] = np.nextafter(threshold[above], np.float32(-np.inf))
+    threshold = rounded_down(exact)
     children = [np.array(facts[side].split(), dtype=np.int64) for side in ("left_child", "right_child")]
     left, right = (np.where(side < 0, inner + ~side, side) for side in children)
     ends = np.full(len(leaves), -1)

@@ -146,7 +146,7 @@ def _side(version: Version, run: int | None, tags: tuple[str, ...]) -> Side:
         created_at=version.created_at,
         origin=version.origin,
         estimator=manifest.estimator,
-        engine="scikit-learn" if manifest.twin is None else "onnx",
+        engine=manifest.engine,
         seed=manifest.seed,
         reproducible=manifest.reproducible,
         passed=None if verdict is None else verdict.passed,

@@ -21,6 +21,7 @@ from training.manifest import Parity, Plan
 from training.onnx_file import with_plan
 from training.parity import CHECK_ROWS, UNSEEN, answers_of, check_rows, compare
 from training.pipeline import final_of, names_of, parts_of
+from training.trees import rounded_down
 from training.twin import Twin
 
 if TYPE_CHECKING:
@@ -441,11 +442,7 @@ def _prepared(model: Any) -> Any:
         for stage in boosting._predictors:
             for tree in stage:
                 nodes = tree.nodes.copy()
-                with np.errstate(over="ignore"):
-                    rounded = nodes["num_threshold"].astype(np.float32)
-                above = rounded.astype(np.float64) > nodes["num_threshold"]
-                rounded[above] = np.nextafter(rounded[above], np.float32(-np.inf))
-                nodes["num_threshold"] = rounded
+                nodes["num_threshold"] = rounded_down(nodes["num_threshold"])
                 tree.nodes = nodes
     if isinstance(final, HistGradientBoostingRegressor) and final.loss in (
         "squared_error",

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from monitoring.feature import Task
 from training.adaptation import IDENTITY, Adaptation, Adapter, Expert, link, log_sum, losses
+from training.trees import rounded_down
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -468,10 +469,7 @@ def graph(ensembles: Sequence[Trees], width: int, columns: int) -> bytes:
         for output, nodes in ensemble.trees:
             leaf = nodes["is_leaf"].astype(bool)
             count = len(nodes)
-            # x <= threshold decides in float32: round down, so that float32 inputs decide as the doubles do
-            threshold = nodes["num_threshold"].astype(np.float32)
-            over = threshold.astype(np.float64) > nodes["num_threshold"]
-            threshold[over] = np.nextafter(threshold[over], np.float32(-np.inf))
+            threshold = rounded_down(nodes["num_threshold"])
             parts["nodes_treeids"] += [tree] * count
             parts["nodes_nodeids"] += range(count)
             parts["nodes_featureids"] += np.where(leaf, 0, nodes["feature_idx"]).tolist()

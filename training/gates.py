@@ -238,7 +238,7 @@ def _size(challenger: Answers, champion: Answers | None, policy: GatePolicy) -> 
 
 
 def _parity(challenger: Answers, champion: Answers | None, policy: GatePolicy, *, trained: bool) -> GateResult:
-    said = {True: "an ONNX twin serves it", False: "scikit-learn serves it, no ONNX twin", None: "not known"}
+    said = {True: "it has an ONNX twin", False: "scikit-learn serves it, no ONNX twin", None: "not known"}
     why = said[challenger.twin] + (f": {challenger.parity}" if challenger.parity else "")
     value = None if challenger.twin is None else float(challenger.twin)
     asked = policy.twin_must_agree == "always" or (policy.twin_must_agree == "trained" and trained)

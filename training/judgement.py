@@ -13,7 +13,7 @@ import numpy as np
 from monitoring.feature import AT, LABEL
 from monitoring.quality import QualityPolicy, measure
 from monitoring.schema import FeatureSchema
-from training.artefact import PIPELINE, SCHEMA, TWIN, UNSEEN, verify, write_manifest
+from training.artefact import PIPELINE, SCHEMA, TREES, TWIN, UNSEEN, verify, write_manifest
 from training.comparing import LOSSES, Truth, difference, metric_of, score
 from training.data import read_snapshot
 from training.edges import ask
@@ -183,12 +183,15 @@ def _challenger(
     out: Path,
 ) -> Answers:
     """What the judged model said, and what was found of the one that would serve."""
-    parity = manifest.parity
+    parity, trees = manifest.parity, manifest.trees
+    words = parity.reason if parity else ""
+    if trees is not None and trees.agrees:
+        words += f"; compiled trees: {trees.reason}"
     return Answers(
         said,
         latency=None if old is None else _latency(new, old, features),
         twin=new.has_twin,
-        parity=parity.reason if parity else "",
+        parity=words,
         disagrees=parity is not None and not parity.agrees and parity.max_abs_difference is not None,
         edges=ask(new.answer, features, new.schema),
         size_mb=_size_mb(out),
@@ -197,7 +200,7 @@ def _challenger(
 
 def _size_mb(folder: Path) -> float:
     """Of the files that are loaded to serve a version."""
-    return sum(path.stat().st_size for name in (PIPELINE, TWIN) if (path := folder / name).exists()) / 1e6
+    return sum(path.stat().st_size for name in (PIPELINE, TWIN, TREES) if (path := folder / name).exists()) / 1e6
 
 
 def _trusted(spec: JobSpec, new: LoadedModel, old: LoadedModel | None, schema: FeatureSchema) -> Trusted | None:

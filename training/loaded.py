@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from training.pipeline import predict
 from training.trust import load_pipeline
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LoadedModel:
-    """A version that answers canonical frames: its ONNX twin when it has one, else its pipeline."""
+    """A version that answers canonical frames: its twin when it has one, else its pipeline."""
 
     def __init__(self, schema: FeatureSchema, twin: Twin | None, pipeline: Any) -> None:
         self.schema = schema
@@ -28,8 +28,13 @@ class LoadedModel:
 
     @property
     def has_twin(self) -> bool:
-        """Whether an ONNX twin answers."""
+        """Whether a twin answers."""
         return self._twin is not None
+
+    @property
+    def engine(self) -> Literal["trees", "onnx", "scikit-learn"]:
+        """What answers."""
+        return "scikit-learn" if self._twin is None else self._twin.engine
 
     def call(self, frame: pd.DataFrame) -> Callable[[], object]:
         """A call that answers these rows, which are encoded already: what is timed."""

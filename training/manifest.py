@@ -233,10 +233,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None = None
     twin: Plan | None = None  # None: the scikit-learn pipeline serves
     parity: Parity | None = None
+    trees: Parity | None = None  # of the compiled trees with the pipeline; None: made before there were any
     digests: dict[str, str] = {}  # file -> sha256
     reproducible: bool = True  # False: rows it was trained on were erased, or expired
     erasure: int | None = None  # the run that erased them
     expired: float | None = None  # seconds since 1970 UTC; rows older than that went
+
+    @property
+    def engine(self) -> Literal["trees", "onnx", "scikit-learn"]:
+        """The fastest that its artefact can be answered by; "trees" where the compiled engine is built."""
+        if self.twin is None:
+            return "scikit-learn"
+        return "trees" if self.trees is not None and self.trees.agrees else "onnx"
 
     def changed(self, **fields: Any) -> Manifest:
         """With other values of these fields; a mapping changes only the keys it has of one that is there."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from monitoring.schema import FeatureSchema
 
 TOLERANCE: Final = 1e-5
+EXACT: Final = 1e-12
+"""Of each probability, or of a value (of its own size where that is above 1), by the compiled trees."""
 CHECK_ROWS: Final = 2000
 """Rows of the check frame that are compared, evenly spaced; the made-up rows come on top."""
 
@@ -117,6 +119,22 @@ def compare(
         flipped = int(np.count_nonzero((classes[found.argmax(axis=1)] != labels) & decided))
         if flipped:
             return Parity(rows, worst, False, f"{flipped} of {rows} rows get another label")
+    return Parity(rows, worst, True, f"{rows:,} rows agree to {worst:.1e}")
+
+
+def compare_exactly(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> Parity:
+    """The same for compiled trees: every number of every row within `EXACT`."""
+    import numpy as np
+
+    rows = len(expected)
+    if found.shape != expected.shape:
+        return Parity(rows, None, False, f"the trees answer shape {found.shape}, the pipeline {expected.shape}")
+    with np.errstate(all="ignore"):
+        same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+        apart = np.where(same, 0.0, np.abs(found - expected) / np.maximum(1.0, np.abs(expected)))
+    worst = float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
+    if worst > EXACT:
+        return Parity(rows, worst, False, f"the trees differ by {worst:.1e}, more than {EXACT:g}")
     return Parity(rows, worst, True, f"{rows:,} rows agree to {worst:.1e}")
 
 

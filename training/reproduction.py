@@ -74,7 +74,7 @@ class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
     rows: int  # that both answered
     identical: int  # of these, with the same bits in every number, of the pipeline and of what serves it
     largest: float | None  # difference; None: no row differs
-    served_by: str  # what was compared besides the pipeline: "onnx", or "" when the pipeline itself serves
+    served_by: str  # compared besides the pipeline: "trees" or "onnx", "" when the pipeline itself serves
     recorded: Recorded
     changed: tuple[Changed, ...]  # libraries and machine
     note: str  # "" or what could not be compared
@@ -181,12 +181,12 @@ def _make_again(made: Made) -> Reproduction:
     before = load_pipeline(folder, made.trusted)
     pairs = [(predict(before, rows, schema), predict(pipeline, rows, schema))]
     served, note = load_model(folder, manifest, schema, made.trusted), ""
-    again = LoadedModel(schema, None, pipeline)
+    again = [LoadedModel(schema, None, pipeline)]
     if served.has_twin:
-        twin, note = _twin(pipeline, schema, rows)
-        again = again if twin is None else twin
-        if twin is not None:
-            pairs.append((served.answer(rows), again.answer(rows)))
+        twins, note = _twins(pipeline, schema, rows, served.engine)
+        if twins:
+            again = twins
+            pairs.append((served.answer(rows), again[0].answer(rows)))
     same = np.logical_and.reduce([same_bits(*pair) for pair in pairs])
     recorded = _recorded(made, again, schema) if made.store else Recorded()
     return Reproduction(
@@ -197,7 +197,7 @@ def _make_again(made: Made) -> Reproduction:
         rows=len(rows),
         identical=int(same.sum()),
         largest=None if same.all() else max(largest_difference(*pair) for pair in pairs),
-        served_by="onnx" if len(pairs) > 1 else "",
+        served_by=served.engine if len(pairs) > 1 else "",
         recorded=recorded,
         changed=changed(manifest),
         note=note,
@@ -215,21 +215,30 @@ def _check_whole(version: int, manifest: Manifest, rows: int) -> None:
         )
 
 
-def _twin(pipeline: Any, schema: FeatureSchema, rows: pd.DataFrame) -> tuple[LoadedModel | None, str]:
-    """The ONNX twin of a pipeline, or why it has none."""
+def _twins(pipeline: Any, schema: FeatureSchema, rows: pd.DataFrame, engine: str) -> tuple[list[LoadedModel], str]:
+    """The twin of a pipeline as this engine answers it and, behind compiled trees, as ONNX does; or why it has none."""
     from training.artefact import plain
     from training.convert import convert
+    from training.flatten import flatten
     from training.loaded import LoadedModel
     from training.manifest import Plan
     from training.twin import Twin
 
     model, plan, parity = convert(pipeline, schema, rows)
-    if model is None:
-        return None, f"made again it has no ONNX twin, only the pipelines were compared: {parity.reason}"
-    return LoadedModel(schema, Twin.of(model, msgspec.convert(plain(plan), Plan), schema), None), ""
+    if model is None or plan is None:
+        return [], f"made again it has no ONNX twin, only the pipelines were compared: {parity.reason}"
+    contents: list[bytes | None] = [None]
+    if engine == "trees":
+        trees, exact = flatten(pipeline, schema, rows, model, plan)
+        if trees is None:
+            return [], f"made again it has no compiled trees, only the pipelines were compared: {exact.reason}"
+        contents.insert(0, trees)
+    read = msgspec.convert(plain(plan), Plan)
+    return [LoadedModel(schema, Twin.of(model, read, schema, trees), None) for trees in contents], ""
 
 
-def _recorded(made: Made, again: LoadedModel, schema: FeatureSchema) -> Recorded:
+def _recorded(made: Made, again: list[LoadedModel], schema: FeatureSchema) -> Recorded:
+    """The recorded answers against those of one of the models: which engine gave one is not recorded."""
     from monitoring.feature import ADAPTATION
     from monitoring.store import connect
     from monitoring.window import read_window
@@ -242,27 +251,30 @@ def _recorded(made: Made, again: LoadedModel, schema: FeatureSchema) -> Recorded
         window = read_window(engine, schema, version=made.version, rows=made.rows)
         said = served_of(window, schema)
         numbers = window[ADAPTATION].to_numpy(dtype=np.float64)
-        raw, x = again.answer_with_matrix(schema.canonical(window[list(schema.names)]))
-        given, kept, through = raw.copy(), np.isfinite(said).reshape(len(said), -1).all(axis=1), []
+        kept, adapters = np.isfinite(said).reshape(len(said), -1).all(axis=1), {}
         for number in sorted({int(one) for one in numbers[np.isfinite(numbers)]}):
-            at = numbers == number
             try:
-                adapter = Adapter(decode(Adaptations(engine).served(made.version, number)))
+                adapters[number] = Adapter(decode(Adaptations(engine).served(made.version, number)))
             except UnknownAdaptation:
-                kept &= ~at
-                continue
-            given[at] = adapter.apply(raw[at], x[at])
-            through.append(number)
+                kept &= ~(numbers == number)
     finally:
         engine.dispose()
-    if schema.task == "binary":  # one of both probabilities is in the record's window
-        said, given = said[:, 1:], given[:, 1:]
-    same = same_bits(said.astype(given.dtype), given) & kept
+    same = np.zeros(len(said), bool)
+    told = said[:, 1:] if schema.task == "binary" else said  # one of both probabilities is in the record's window
+    for model in again:
+        raw, x = model.answer_with_matrix(schema.canonical(window[list(schema.names)]))
+        given = raw.copy()
+        for number, adapter in adapters.items():
+            at = numbers == number
+            given[at] = adapter.apply(raw[at], x[at])
+        given = given[:, 1:] if schema.task == "binary" else given
+        same |= same_bits(told.astype(given.dtype), given)
+    same &= kept
     return Recorded(
         rows=int(kept.sum()),
         identical=int(same.sum()),
         adapted=int((kept & np.isfinite(numbers)).sum()),
-        adaptations=tuple(through),
+        adaptations=tuple(adapters),
         left_out=int((~kept).sum()),
     )
 

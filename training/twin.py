@@ -1,19 +1,22 @@
-"""The ONNX twin of a pipeline: the same predictions in microseconds, without scikit-learn or pandas.
+"""The twin of a pipeline: the same predictions in microseconds, without scikit-learn or pandas.
 
-Imported by API workers: NumPy at import, onnxruntime when a twin is loaded.
+It is an ONNX graph, and beside it, where the model is made of trees, what the compiled engine (`training/trees.py`)
+answers from. Imported by API workers: NumPy at import, onnxruntime when it is what answers.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from training.artefact import SCHEMA, TWIN, ArtefactError
+from training.artefact import SCHEMA, TREES, TWIN, ArtefactError
 from training.manifest import Column, Manifest, Plan
 from training.session import UnloadableGraph, open_session
+from training.trees import Trees, is_built
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -21,7 +24,11 @@ if TYPE_CHECKING:
 
     from monitoring.schema import FeatureSchema
 
+logger = logging.getLogger("evergreen.twin")
+
 Row = Sequence[str | None]
+Engine = Literal["auto", "onnx"]
+"""What may answer: compiled trees where there are any, or ONNX alone."""
 
 
 class Encoded(Protocol):
@@ -55,27 +62,38 @@ class Twin:
     has no twin or onnxruntime cannot load it.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    engine: Literal["trees", "onnx"]
+    """What answers."""
+
+    def __init__(self, folder: Path, manifest: Manifest, engine: Engine = "auto") -> None:
         from monitoring.schema import FeatureSchema
 
         if manifest.twin is None:
             reason = manifest.parity.reason if manifest.parity else "no reason in the manifest"
             raise ArtefactError(f"{folder} has no ONNX twin ({reason}): let the scikit-learn pipeline serve it")
         schema = FeatureSchema.from_json((folder / SCHEMA).read_bytes())
-        self._open((folder / TWIN).read_bytes(), manifest.twin, schema, str(folder / TWIN))
+        trees = None
+        if engine == "auto" and manifest.engine == "trees" and is_built():
+            trees = _trees(folder, len(manifest.twin.columns), max(len(schema.classes), 1))
+        self._open((folder / TWIN).read_bytes(), manifest.twin, schema, str(folder / TWIN), trees)
 
     @classmethod
-    def of(cls, model: bytes, plan: Plan, schema: FeatureSchema) -> Twin:
-        """A twin from the bytes of an ONNX model and its plan: what the exporter checks."""
+    def of(cls, model: bytes, plan: Plan, schema: FeatureSchema, trees: bytes | None = None) -> Twin:
+        """A twin from the bytes of an ONNX model and its plan, and of compiled trees: what the exporter checks.
+
+        Raises `ValueError` for trees that cannot be used.
+        """
         twin = cls.__new__(cls)
-        twin._open(model, plan, schema, "the exported model")
+        twin._open(model, plan, schema, "the exported model", None if trees is None else Trees(trees))
         return twin
 
-    def _open(self, model: bytes, plan: Plan, schema: FeatureSchema, what: str) -> None:
-        try:
-            self._session = open_session(model, what)
-        except UnloadableGraph as error:
-            raise ArtefactError(str(error)) from error
+    def _open(self, model: bytes, plan: Plan, schema: FeatureSchema, what: str, trees: Trees | None) -> None:
+        self._trees, self.engine = trees, "onnx" if trees is None else "trees"
+        if trees is None:
+            try:
+                self._session = open_session(model, what)
+            except UnloadableGraph as error:
+                raise ArtefactError(str(error)) from error
         self._outputs = [plan.output]
         self._single_column = schema.task == "regression"
         self._numeric_names = tuple(schema.numeric_names)
@@ -110,13 +128,11 @@ class Twin:
             ]
 
     def predict(self, batch: Encoded) -> npt.NDArray[Any]:
-        """Probabilities, n by classes in the schema's order; for regression n values. float32 (float64 when the twin
-        computes in float64)."""
+        """Probabilities, n by classes in the schema's order; for regression n values. float64 of compiled
+        trees, and of a graph that computes in it; else float32."""
         if self._matrix:
-            feed = {self._input: self.encode(batch.numeric(), batch.categorical() if self._encoded else ())}
-        else:
-            feed = self._columns(batch.numeric(), batch.categorical())
-        return self._run(feed)
+            return self._run_matrix(self.encode(batch.numeric(), batch.categorical() if self._encoded else ()))
+        return self._run(self._columns(batch.numeric(), batch.categorical()))
 
     def predict_with_matrix(self, batch: Encoded) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
         """The same, and what an adaptation reads beside it (float32, n by columns): the matrix the model itself read,
@@ -125,7 +141,13 @@ class Twin:
         if not self._matrix:
             return self._run(self._columns(numeric, batch.categorical())), numeric
         matrix = self.encode(numeric, batch.categorical() if self._encoded else ())
-        return self._run({self._input: matrix}), matrix.astype(np.float32, copy=False)
+        return self._run_matrix(matrix), matrix.astype(np.float32, copy=False)
+
+    def _run_matrix(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self._trees is None:
+            return self._run({self._input: matrix})
+        answer = self._trees.predict(matrix)
+        return answer.reshape(-1) if self._single_column else answer
 
     def _run(self, feed: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
         answer: npt.NDArray[Any] = self._session.run(self._outputs, feed)[0]
@@ -171,6 +193,19 @@ class Twin:
         return feed
 
 
+def _trees(folder: Path, features: int, columns: int) -> Trees | None:
+    """The compiled trees in an artefact folder; None, and a word in the log, when they cannot be used."""
+    try:
+        trees = Trees((folder / TREES).read_bytes())
+        if (trees.features, trees.columns) == (features, columns):
+            return trees
+        problem = f"{trees.features} features and {trees.columns} columns, expected {features} and {columns}"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    logger.warning("%s: %s; ONNX answers", folder / TREES, problem)
+    return None
+
+
 def _codes(column: Column) -> Codes:
     return Codes(column.codes or {}, unknown=_number(column.unknown), missing=_number(column.missing))
 
@@ -184,7 +219,7 @@ class Rows:
 
     def __init__(self, frame: pd.DataFrame, numeric: Sequence[str], categorical: Sequence[str]) -> None:
         self.n = len(frame)
-        self._numeric: npt.NDArray[np.float32] = frame[list(numeric)].to_numpy(dtype=np.float32)
+        self._numeric: npt.NDArray[np.float32] = np.ascontiguousarray(frame[list(numeric)], dtype=np.float32)
         columns = [[value if isinstance(value, str) else None for value in frame[name]] for name in categorical]
         self._categorical: list[tuple[str | None, ...]] = list(zip(*columns, strict=True)) if columns else [()] * self.n
 

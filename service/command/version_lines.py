@@ -279,7 +279,8 @@ def reproduction_sentence(found: Reproduction) -> str:
 def _reproduction(found: Reproduction) -> Iterator[tuple[str, str]]:
     how = "fitted to all rows after it was judged" if found.last_fit else "the judged model itself"
     yield "trained", f"{found.estimator} on {found.trained_on:,} rows ({how}), {found.seconds:.1f} s in all"
-    both = "the pipeline and its ONNX twin, which serves" if found.served_by else "the pipeline"
+    beside = {"": "", "onnx": " and its ONNX twin, which serves", "trees": " and its compiled trees, which serve"}
+    both = f"the pipeline{beside[found.served_by]}"
     yield "compared", f"{both}, on rows spread over the snapshot"
     recorded = found.recorded
     if recorded.rows:

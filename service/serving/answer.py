@@ -187,7 +187,7 @@ class Lane:
         self.count_source("predictions", asked.source, asked.batch.n)
         begun = 0.0 if self.tracer is None else time.perf_counter()
         try:
-            if asked.batch.n > INLINE_ROWS or model.engine != "onnx":
+            if asked.batch.n > INLINE_ROWS or model.engine == "scikit-learn":
                 found = await self.in_thread(lambda: model.predict(asked.batch))
             else:
                 found = model.predict(asked.batch)

@@ -54,7 +54,7 @@ class Group:
         started = time.perf_counter()
         lane, request_id, authorization, known, traceparent = self._lane, b"", b"", connection.known, b""
         model = lane.worker.model.current
-        if model is not None and model.engine != "onnx":
+        if model is not None and model.engine == "scikit-learn":
             return False
         try:
             for name, value in headers:

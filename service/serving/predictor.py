@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("evergreen.predictor")
 
-Engine = Literal["onnx", "scikit-learn"]
+Engine = Literal["trees", "onnx", "scikit-learn"]
 
 FIRST_BACKOFF_S: Final = 5.0
 LONGEST_BACKOFF_S: Final = 300.0
@@ -127,10 +127,11 @@ def load(
     trusted: tuple[str, ...],
     extra: tuple[str, ...] = (),
     max_chars: int = CATEGORY_CHARS,
+    engine: Literal["auto", "onnx"] = "auto",
 ) -> ServedModel:
     """A version from its artefact folder, digests verified; its requests may have the columns `extra` too.
 
-    A category may have `max_chars` characters.
+    A category may have `max_chars` characters; `engine` "onnx" leaves compiled trees alone.
 
     Raises `training.artefact.ArtefactError` when the folder is not what its manifest says, `PrivateFeature` when the
     model was trained on a column that is not to be recorded as it is.
@@ -142,23 +143,23 @@ def load(
     schema = FeatureSchema.from_json((folder / "schema.json").read_bytes())
     if private := [column for column in extra if column in schema.names]:
         raise PrivateFeature(wanted.version, private)
-    engine: Engine
+    answers: Engine
     run: Callable[[Batch], np.ndarray]
     run_with_matrix: Callable[[Batch], tuple[np.ndarray, np.ndarray]]
     if manifest.twin is not None:
         from training.twin import Twin
 
-        twin = Twin(folder, manifest)
-        engine, run, run_with_matrix = "onnx", twin.predict, twin.predict_with_matrix
+        twin = Twin(folder, manifest, engine)
+        answers, run, run_with_matrix = twin.engine, twin.predict, twin.predict_with_matrix
     else:
-        engine, run = "scikit-learn", _scikit_learn(folder, schema, trusted)
+        answers, run = "scikit-learn", _scikit_learn(folder, schema, trusted)
         run_with_matrix = _beside_numbers(run)
     return ServedModel(
         name=name,
         version=wanted.version,
         schema=schema,
         decoder=RequestDecoder(schema, max_records, extra, max_chars=max_chars),
-        engine=engine,
+        engine=answers,
         run=run,
         classes=schema.classes,
         row_by_row=manifest.twin is not None and manifest.twin.row_by_row,
@@ -219,6 +220,7 @@ class LiveModel:
         trusted: types beyond scikit-learn's own that a skops artefact may hold.
         extra: columns that requests may have beside the features, for the record only.
         max_chars: characters of one category at most.
+        engine: "onnx" leaves compiled trees alone.
         on_load: told ("loaded" | "failed", seconds it took to load) for the metrics.
         on_adaptation: the same of each adaptation.
     """
@@ -229,6 +231,7 @@ class LiveModel:
     on_adaptation: Callable[[str, float], None] = lambda result, seconds: None
     extra: tuple[str, ...] = ()
     max_chars: int = CATEGORY_CHARS
+    engine: Literal["auto", "onnx"] = "auto"
     current: ServedModel | None = None
     recent_body: bytes = b""
     _loaded: dict[int, ServedModel] = field(default_factory=dict)
@@ -289,7 +292,7 @@ class LiveModel:
     def _load(self, name: str, wanted: LiveVersion, now: float) -> bool:
         started = time.perf_counter()
         try:
-            model = load(name, wanted, self.max_records, self.trusted, self.extra, self.max_chars)
+            model = load(name, wanted, self.max_records, self.trusted, self.extra, self.max_chars, self.engine)
             self._check_compatible(model)
             warm_up(model, self.recent_body)
         except Exception as error:  # whatever is wrong with a version, the one in service goes on

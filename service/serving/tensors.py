@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from service.serving.predictor import ServedModel
 
 VERSION: Final = "0.1.0"
+PLATFORMS: Final = {"trees": "evergreen_trees", "onnx": "onnx_onnxv1", "scikit-learn": "scikit-learn"}
+"""By what answers."""
 DATATYPES: Final = {"numeric": "FP64", "boolean": "BOOL", "categorical": "BYTES", "datetime": "BYTES"}
 TAKEN: Final = {
     "numeric": frozenset({"FP64", "FP32", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"}),
@@ -30,7 +32,7 @@ def metadata(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": [str(model.version)],
-        "platform": "onnx_onnxv1" if model.engine == "onnx" else "scikit-learn",
+        "platform": PLATFORMS[model.engine],
         "inputs": [{"name": f.name, "datatype": DATATYPES[f.kind], "shape": [-1]} for f in model.schema.features],
         "outputs": outputs,
     }

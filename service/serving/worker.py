@@ -66,6 +66,7 @@ class Worker:
             on_adaptation=self._count_adaptation,
             extra=settings.privacy.names,
             max_chars=settings.serve.max_category_chars,
+            engine=settings.serve.engine,
         )
         self.privacy = open_privacy(settings)
         self.keys = Keys(settings)

@@ -1,0 +1,532 @@
+/* Ensembles of decision trees, answered as scikit-learn answers them: float32 compared with float32, leaves added up in
+ * float64 in the order of the trees. `training/trees.py` writes what is read here and says what it means.
+ *
+ * Rows in tiles of 64 take the bit vectors of QuickScorer (Lucchese et al., SIGIR 2015; vectorised: SIGIR 2016): a tree
+ * of up to 64 leaves is one integer a row, each test that a row fails clears the leaves to its left, and the lowest bit
+ * that stays is the row's leaf. Few rows, and trees of more leaves, are walked node by node, eight walks side by side,
+ * so that one's wait for memory is another's time to compare. Both give the same bits.
+ *
+ * Nothing read from an artefact is believed: `load` checks every count and index before anything is answered.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if !defined(__GNUC__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "gcc or clang, and a little-endian machine: elsewhere ONNX serves"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+enum { TILE = 64, LANES = 8, ALIGNED = 64, BITS = 64 };
+enum { IDENTITY, EXP, LOGISTIC, SOFTMAX, EACH_LOGISTIC, LINKS }; /* as `training/trees.py` counts them */
+enum { MISSING_LEFT = 1, LEFT_ENDS = 2, RIGHT_ENDS = 4, FLAGS = 8 };
+#define MISSING_RIGHT 0x80000000u
+#define MOST_FEATURES (1u << 20)
+#define MOST_OUTPUTS (1u << 16)
+#define MOST_NODES (1u << 30)
+#define TILE_ROWS 16 /* from so many rows a tile is faster than walks: `python -m benchmarks.trees` */
+#define LONG_WORK 4096 /* rows times trees that take some 20 us: the interpreter is given to others meanwhile */
+
+typedef struct {
+    char magic[8];
+    uint32_t format, features, outputs, trees, nodes, width, link, unused;
+    double divisor;
+} Header;
+
+typedef struct {
+    float threshold;
+    uint32_t feature; /* the highest bit: a missing value goes right */
+    int32_t child[2]; /* left, right; below 0: ~leaf */
+} Node;
+
+typedef struct {
+    uint64_t keep; /* the leaves that stay for a row that goes right */
+    float threshold;
+    uint32_t feature;
+} Test;
+
+typedef struct {
+    int32_t root;
+    uint32_t leaves, first_leaf, column;
+    uint32_t first_test, missing_left, tests; /* the tests whose missing values go left come first */
+} Tree;
+
+typedef struct {
+    PyObject_HEAD
+    Header head;
+    uint32_t columns;
+    int fills;
+    double *base, *slope, *intercept, *value;
+    float *fill;
+    Tree *tree;
+    Node *node;
+    Test *test;
+} Ensemble;
+
+/* -- answering ------------------------------------------------------------------------------------------------------ */
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef float HalfFloats __attribute__((vector_size(32)));
+typedef int32_t HalfWords __attribute__((vector_size(32)));
+typedef int64_t SignedLongs __attribute__((vector_size(64)));
+typedef uint64_t Longs __attribute__((vector_size(64)));
+
+#define EACH4(DO) DO(0) DO(1) DO(2) DO(3)
+#define EACH8(DO) EACH4(DO) DO(4) DO(5) DO(6) DO(7)
+
+INLINE void add_leaf(const Ensemble *e, const Tree *tree, uint32_t leaf, uint32_t row, double *sum) {
+    const double *value = e->value + (size_t)leaf * e->head.width;
+    if (e->head.width == 1)
+        sum[(size_t)tree->column * TILE + row] += *value;
+    else
+        for (uint32_t k = 0; k < e->head.outputs; k++) sum[(size_t)k * TILE + row] += value[k];
+}
+
+/* The leaf of each row of a tile, in a tree of up to 32 leaves. */
+INLINE void leaves_of_32(const Test *test, const Tree *tree, const float *x, uint32_t *found) {
+    Words v0 = ~(Words){0}, v1 = v0, v2 = v0, v3 = v0;
+    uint32_t i = 0;
+#define CLEAR(k) v##k &= ~(Words)(column[k] > limit) | keep;
+    for (; i < tree->missing_left; i++) {
+        const Floats *column = (const Floats *)(x + (size_t)test[i].feature * TILE), limit = test[i].threshold - (Floats){0};
+        Words keep = (uint32_t)test[i].keep + (Words){0};
+        EACH4(CLEAR)
+    }
+#undef CLEAR
+#define CLEAR(k) v##k &= (Words)(column[k] <= limit) | keep;
+    for (; i < tree->tests; i++) {
+        const Floats *column = (const Floats *)(x + (size_t)test[i].feature * TILE), limit = test[i].threshold - (Floats){0};
+        Words keep = (uint32_t)test[i].keep + (Words){0};
+        EACH4(CLEAR)
+    }
+#undef CLEAR
+    Words bits[4] = {v0, v1, v2, v3};
+    const uint32_t *each = (const uint32_t *)bits;
+    for (int row = 0; row < TILE; row++) found[row] = (uint32_t)__builtin_ctz(each[row]);
+}
+
+/* The same of up to 64. */
+INLINE void leaves_of_64(const Test *test, const Tree *tree, const float *x, uint32_t *found) {
+    Longs v0 = ~(Longs){0}, v1 = v0, v2 = v0, v3 = v0, v4 = v0, v5 = v0, v6 = v0, v7 = v0;
+    uint32_t i = 0;
+#define CLEAR(k) v##k &= ~(Longs)__builtin_convertvector((HalfWords)(column[k] > limit), SignedLongs) | keep;
+    for (; i < tree->missing_left; i++) {
+        const HalfFloats *column = (const HalfFloats *)(x + (size_t)test[i].feature * TILE);
+        HalfFloats limit = test[i].threshold - (HalfFloats){0};
+        Longs keep = test[i].keep + (Longs){0};
+        EACH8(CLEAR)
+    }
+#undef CLEAR
+#define CLEAR(k) v##k &= (Longs)__builtin_convertvector((HalfWords)(column[k] <= limit), SignedLongs) | keep;
+    for (; i < tree->tests; i++) {
+        const HalfFloats *column = (const HalfFloats *)(x + (size_t)test[i].feature * TILE);
+        HalfFloats limit = test[i].threshold - (HalfFloats){0};
+        Longs keep = test[i].keep + (Longs){0};
+        EACH8(CLEAR)
+    }
+#undef CLEAR
+    Longs bits[8] = {v0, v1, v2, v3, v4, v5, v6, v7};
+    const uint64_t *each = (const uint64_t *)bits;
+    for (int row = 0; row < TILE; row++) found[row] = (uint32_t)__builtin_ctzll(each[row]);
+}
+
+/* Walks to their leaves, from the nodes `at`; the value of a feature is `x[lane][feature * stride]`. */
+INLINE void descend(const Node *node, int32_t at[LANES], const float *const x[LANES], size_t stride) {
+    for (;;) {
+        int32_t all_end = -1;
+        for (int k = 0; k < LANES; k++) all_end &= at[k];
+        if (all_end < 0) return;
+        for (int k = 0; k < LANES; k++) {
+            int32_t here = at[k];
+            const Node *n = node + (here & ~(here >> 31));
+            float value = x[k][(size_t)(n->feature & ~MISSING_RIGHT) * stride];
+            uint32_t right = (value > n->threshold) | ((n->feature >> 31) & (uint32_t)(value != value));
+            int32_t next = n->child[right];
+            at[k] = here < 0 ? here : next;
+        }
+    }
+}
+
+/* Add what the trees say of the rows of a tile (`x`: features by TILE) to `sum` (outputs by TILE). */
+INLINE void answer_tile(const Ensemble *e, const float *x, double *sum) {
+    uint32_t found[TILE];
+    for (uint32_t t = 0; t < e->head.trees; t++) {
+        const Tree *tree = e->tree + t;
+        if (tree->leaves <= BITS) {
+            const Test *test = e->test + tree->first_test;
+            if (tree->leaves <= BITS / 2) leaves_of_32(test, tree, x, found);
+            else leaves_of_64(test, tree, x, found);
+            for (uint32_t row = 0; row < TILE; row++) add_leaf(e, tree, tree->first_leaf + found[row], row, sum);
+            continue;
+        }
+        for (uint32_t row = 0; row < TILE; row += LANES) {
+            int32_t at[LANES];
+            const float *from[LANES];
+            for (int k = 0; k < LANES; k++) at[k] = tree->root, from[k] = x + row + k;
+            descend(e->node, at, from, TILE);
+            for (uint32_t k = 0; k < LANES; k++) add_leaf(e, tree, (uint32_t)~at[k], row + k, sum);
+        }
+    }
+}
+
+typedef void Way(const Ensemble *, const float *, double *);
+static void plain(const Ensemble *e, const float *x, double *sum) { answer_tile(e, x, sum); }
+#if defined(__x86_64__)
+__attribute__((target("avx2,bmi"))) static void avx2(const Ensemble *e, const float *x, double *sum) {
+    answer_tile(e, x, sum);
+}
+__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,bmi"))) static void avx512(
+    const Ensemble *e, const float *x, double *sum) {
+    answer_tile(e, x, sum);
+}
+#endif
+
+static struct {
+    const char *name;
+    Way *way;
+} ways[4]; /* of this machine, the fastest first; ends with NULL */
+
+static void find_ways(void) {
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("bmi"))
+        ways[count].name = "avx512", ways[count++].way = avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi"))
+        ways[count].name = "avx2", ways[count++].way = avx2;
+#endif
+    ways[count].name = "plain", ways[count].way = plain;
+}
+
+/* One row, eight trees at a time, added up in their order. */
+static void answer_row(const Ensemble *e, const float *x, double *sum) {
+    for (uint32_t t = 0; t < e->head.trees; t += LANES) {
+        uint32_t many = e->head.trees - t < LANES ? e->head.trees - t : LANES;
+        int32_t at[LANES];
+        const float *from[LANES];
+        for (uint32_t k = 0; k < LANES; k++) at[k] = k < many ? e->tree[t + k].root : -1, from[k] = x;
+        descend(e->node, at, from, 1);
+        for (uint32_t k = 0; k < many; k++) add_leaf(e, e->tree + t + k, (uint32_t)~at[k], 0, sum);
+    }
+}
+
+static double logistic(const Ensemble *e, uint32_t k, double sum) {
+    return 1.0 / (1.0 + exp(e->slope[k] * sum + e->intercept[k])); /* expit(-(a * sum + b)) */
+}
+
+/* What the sums of a row mean; `sum` has one of each output, TILE apart. */
+static void finish(const Ensemble *e, const double *sum, double *out) {
+    uint32_t outputs = e->head.outputs;
+    for (uint32_t k = 0; k < outputs; k++) out[k] = sum[(size_t)k * TILE] / e->head.divisor;
+    if (e->head.link == EXP) {
+        for (uint32_t k = 0; k < outputs; k++) out[k] = exp(out[k]);
+    } else if (e->head.link == LOGISTIC) {
+        out[1] = logistic(e, 0, out[0]);
+        out[0] = 1.0 - out[1];
+    } else if (e->head.link != IDENTITY) {
+        double most = out[0], total = 0.0;
+        for (uint32_t k = 1; k < outputs; k++) most = out[k] > most ? out[k] : most;
+        for (uint32_t k = 0; k < outputs; k++)
+            total += out[k] = e->head.link == SOFTMAX ? exp(out[k] - most) : logistic(e, k, out[k]);
+        for (uint32_t k = 0; k < outputs; k++) out[k] = total != 0.0 ? out[k] / total : 1.0 / outputs;
+    }
+}
+
+static void begin(const Ensemble *e, double *sum, uint32_t rows) {
+    for (uint32_t k = 0; k < e->head.outputs; k++)
+        for (uint32_t row = 0; row < rows; row++) sum[(size_t)k * TILE + row] = e->base[k];
+}
+
+INLINE float filled(const Ensemble *e, uint32_t feature, float value) {
+    return e->fills && value != value ? e->fill[feature] : value;
+}
+
+/* `scratch`: features by TILE floats, then outputs by TILE doubles. `way` NULL: every row is walked. */
+static void answer_all(const Ensemble *e, const float *x, double *out, size_t rows, Way *way, size_t from, char *scratch) {
+    size_t features = e->head.features;
+    float *tile = (float *)scratch;
+    double *sum = (double *)(scratch + features * TILE * sizeof(float));
+    while (rows) {
+        uint32_t now = rows < TILE ? (uint32_t)rows : TILE;
+        if (way && now >= from) {
+            for (uint32_t f = 0; f < features; f++)
+                for (uint32_t row = 0; row < TILE; row++)
+                    tile[f * TILE + row] = row < now ? filled(e, f, x[row * features + f]) : 0.0f;
+            begin(e, sum, TILE);
+            way(e, tile, sum);
+            for (uint32_t row = 0; row < now; row++) finish(e, sum + row, out + row * e->columns);
+        } else {
+            for (uint32_t row = 0; row < now; row++) {
+                const float *one = x + row * features;
+                if (e->fills) {
+                    for (uint32_t f = 0; f < features; f++) tile[f] = filled(e, f, one[f]);
+                    one = tile;
+                }
+                begin(e, sum, 1);
+                answer_row(e, one, sum);
+                finish(e, sum, out + row * e->columns);
+            }
+        }
+        x += now * features, out += now * e->columns, rows -= now;
+    }
+}
+
+/* -- reading what was written --------------------------------------------------------------------------------------- */
+
+/* A copy of the next `count` items, at least one in size; NULL when there is no memory. */
+static void *take(const char **from, size_t count, size_t size) {
+    void *copy = malloc(count * size + 1);
+    if (copy) memcpy(copy, *from, count * size);
+    *from += count * size;
+    return copy;
+}
+
+static const char *wrong_head(const Header *h, size_t length) {
+    if (memcmp(h->magic, "EVGTREES", 8)) return "it does not begin as compiled trees do";
+    if (h->format != 1) return "its format is not 1, the only one that this release reads";
+    if (!h->features || h->features > MOST_FEATURES || !h->outputs || h->outputs > MOST_OUTPUTS || !h->trees ||
+        h->trees > MOST_NODES || h->nodes > MOST_NODES || h->trees + h->nodes > MOST_NODES)
+        return "a count in it is 0 or too large";
+    if (h->width != 1 && h->width != h->outputs) return "its leaves have neither one value nor one for each output";
+    if (h->link >= LINKS || h->unused || (h->link == LOGISTIC && h->outputs != 1) ||
+        (h->link > LOGISTIC && h->outputs < 2))
+        return "its link is unknown, or has another number of outputs";
+    if (!(h->divisor > 0) || !isfinite(h->divisor)) return "its divisor is not a finite number above 0";
+    uint64_t needed = sizeof *h + 24ull * h->outputs + 4ull * h->features + 8ull * h->trees + 9ull * h->nodes +
+                      8ull * h->width * ((uint64_t)h->nodes + h->trees);
+    return needed == length ? NULL : "its length is not what its counts say";
+}
+
+static int all_finite(const double *value, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (!isfinite(value[i])) return 0;
+    return 1;
+}
+
+typedef struct {
+    int32_t *child; /* where the next node, or leaf, belongs */
+    Node *of;       /* whose right child that is; NULL: a left one, or the root */
+    int ends;
+} Place;
+
+/* One tree whose `inner` nodes come in the order of a walk from the left: where each leads follows from which of its
+ * children are leaves. `left` and `split` take, for each node, the first leaf on its left and the first on its right. */
+static const char *grow(Ensemble *e, Tree *tree, uint32_t first, uint32_t inner, const uint8_t *flag, Place *stack,
+                        uint32_t *left, uint32_t *split) {
+    uint32_t leaf = 0, depth = 0;
+    Node *node = e->node;
+    stack[depth++] = (Place){&tree->root, NULL, inner == 0};
+    for (uint32_t i = first;; i++) {
+        while (depth && stack[depth - 1].ends) {
+            Place place = stack[--depth];
+            if (leaf > inner) return "a tree has more leaves than its nodes allow";
+            if (place.of) split[place.of - node - first] = leaf;
+            *place.child = ~(int32_t)(tree->first_leaf + leaf++);
+        }
+        if (i == first + inner) break;
+        if (!depth) return "a tree has nodes that nothing leads to";
+        Place place = stack[--depth];
+        if (place.of) split[place.of - node - first] = leaf;
+        *place.child = (int32_t)i;
+        left[i - first] = leaf;
+        stack[depth++] = (Place){&node[i].child[1], node + i, (flag[i] & RIGHT_ENDS) != 0};
+        stack[depth++] = (Place){&node[i].child[0], NULL, (flag[i] & LEFT_ENDS) != 0};
+    }
+    return depth || leaf != inner + 1 ? "a tree ends before all of its leaves" : NULL;
+}
+
+static uint64_t kept(uint32_t left, uint32_t split) { return ~((((uint64_t)1 << (split - left)) - 1) << left); }
+
+static const char *const no_memory = "";
+
+static const char *load(Ensemble *e, const char *from, size_t length) {
+    if (length < sizeof e->head) return "it is shorter than its head";
+    memcpy(&e->head, from, sizeof e->head);
+    const char *wrong = wrong_head(&e->head, length);
+    if (wrong) return wrong;
+    from += sizeof e->head;
+    const Header *h = &e->head;
+    size_t leaves = (size_t)h->nodes + h->trees;
+    e->columns = h->link == LOGISTIC ? 2 : h->outputs;
+    e->base = take(&from, h->outputs, 8), e->slope = take(&from, h->outputs, 8);
+    e->intercept = take(&from, h->outputs, 8), e->value = take(&from, leaves * h->width, 8);
+    e->fill = take(&from, h->features, 4);
+    uint32_t *inner = take(&from, h->trees, 4), *column = take(&from, h->trees, 4), most = 0;
+    float *threshold = take(&from, h->nodes, 4);
+    uint32_t *feature = take(&from, h->nodes, 4);
+    uint8_t *flag = take(&from, h->nodes, 1);
+    e->tree = calloc(h->trees, sizeof *e->tree), e->node = calloc(h->nodes + 1, sizeof *e->node);
+    Place *stack = NULL;
+    uint32_t *left = NULL, *split = NULL;
+    wrong = no_memory;
+    if (!e->base || !e->slope || !e->intercept || !e->value || !e->fill || !inner || !column || !threshold || !feature ||
+        !flag || !e->tree || !e->node)
+        goto done;
+    wrong = "a number in it is not finite";
+    if (!all_finite(e->base, h->outputs) || !all_finite(e->slope, h->outputs) || !all_finite(e->intercept, h->outputs) ||
+        !all_finite(e->value, leaves * h->width))
+        goto done;
+    for (uint32_t f = 0; f < h->features; f++) {
+        if (isinf(e->fill[f])) goto done;
+        e->fills |= e->fill[f] == e->fill[f];
+    }
+    uint64_t nodes = 0, tests = 0;
+    for (uint32_t t = 0; t < h->trees; t++) {
+        nodes += inner[t];
+        if (inner[t] < BITS) tests += inner[t];
+        if (inner[t] > most) most = inner[t];
+        wrong = "a tree adds to an output that there is not";
+        if (column[t] >= h->outputs) goto done;
+    }
+    wrong = "its trees have another number of nodes than it says";
+    if (nodes != h->nodes) goto done;
+    for (uint32_t i = 0; i < h->nodes; i++) {
+        wrong = "a node compares a feature that there is not, or with no number";
+        if (feature[i] >= h->features || threshold[i] != threshold[i]) goto done;
+        wrong = "a node has flags that this release does not know";
+        if (flag[i] >= FLAGS) goto done;
+        e->node[i].threshold = threshold[i];
+        e->node[i].feature = feature[i] | (flag[i] & MISSING_LEFT ? 0 : MISSING_RIGHT);
+    }
+    e->test = malloc(tests * sizeof *e->test + 1);
+    stack = malloc((most + 2) * sizeof *stack), left = malloc(most * 4 + 1), split = malloc(most * 4 + 1);
+    wrong = no_memory;
+    if (!e->test || !stack || !left || !split) goto done;
+    uint32_t first = 0, test = 0;
+    for (uint32_t t = 0; t < h->trees; first += inner[t], t++) {
+        Tree *tree = e->tree + t;
+        *tree = (Tree){.leaves = inner[t] + 1, .first_leaf = first + t, .column = column[t], .first_test = test};
+        wrong = grow(e, tree, first, inner[t], flag, stack, left, split);
+        if (wrong) goto done;
+        if (tree->leaves > BITS) continue;
+        for (int right = 0; right < 2; right++) {
+            for (uint32_t i = 0; i < inner[t]; i++)
+                if (right == !(flag[first + i] & MISSING_LEFT))
+                    e->test[test++] = (Test){kept(left[i], split[i]), threshold[first + i], feature[first + i]};
+            if (!right) tree->missing_left = test - tree->first_test;
+        }
+        tree->tests = inner[t];
+    }
+    wrong = NULL;
+done:
+    free(inner), free(column), free(threshold), free(feature), free(flag), free(stack), free(left), free(split);
+    return wrong;
+}
+
+/* -- Python --------------------------------------------------------------------------------------------------------- */
+
+static void ensemble_dealloc(Ensemble *e) {
+    PyTypeObject *type = Py_TYPE((PyObject *)e);
+    free(e->base), free(e->slope), free(e->intercept), free(e->value), free(e->fill);
+    free(e->tree), free(e->node), free(e->test);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(e);
+    Py_DECREF(type);
+}
+
+static PyObject *ensemble_new(PyTypeObject *type, PyObject *arguments, PyObject *names) {
+    Py_buffer content;
+    static char *keywords[] = {"content", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "y*", keywords, &content)) return NULL;
+    Ensemble *e = (Ensemble *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    const char *wrong = e ? load(e, content.buf, (size_t)content.len) : NULL;
+    PyBuffer_Release(&content);
+    if (wrong) {
+        Py_DECREF(e);
+        if (wrong == no_memory) return PyErr_NoMemory();
+        return PyErr_Format(PyExc_ValueError, "these compiled trees cannot be used: %s", wrong);
+    }
+    return (PyObject *)e;
+}
+
+static int is_matrix(const Py_buffer *b, const char *format, size_t columns) {
+    return b->ndim == 2 && b->format && !strcmp(b->format, format) && (size_t)b->shape[1] == columns;
+}
+
+static PyObject *ensemble_predict(Ensemble *e, PyObject *arguments) {
+    PyObject *given, *taken, *answer = NULL;
+    const char *name = NULL;
+    if (!PyArg_ParseTuple(arguments, "OO|z", &given, &taken, &name)) return NULL;
+    Way *way = ways[0].way;
+    size_t from = TILE_ROWS;
+    if (name) {
+        way = NULL, from = 1;
+        for (int i = 0; ways[i].name; i++)
+            if (!strcmp(name, ways[i].name)) way = ways[i].way;
+        if (!way && strcmp(name, "walk")) return PyErr_Format(PyExc_ValueError, "no way %s on this machine", name);
+    }
+    Py_buffer x, out;
+    if (PyObject_GetBuffer(given, &x, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) return NULL;
+    if (PyObject_GetBuffer(taken, &out, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE)) {
+        PyBuffer_Release(&x);
+        return NULL;
+    }
+    size_t features = e->head.features;
+    if (!is_matrix(&x, "f", features) || !is_matrix(&out, "d", e->columns) || x.shape[0] != out.shape[0]) {
+        PyErr_Format(PyExc_ValueError, "wanted n by %u of float32, and room for n by %u of float64", (unsigned)features,
+                     (unsigned)e->columns);
+        goto done;
+    }
+    size_t rows = (size_t)x.shape[0], needed = features * TILE * sizeof(float) + e->head.outputs * TILE * sizeof(double);
+    char *scratch = aligned_alloc(ALIGNED, needed);
+    if (!scratch) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (rows * e->head.trees < LONG_WORK) {
+        answer_all(e, x.buf, out.buf, rows, way, from, scratch);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        answer_all(e, x.buf, out.buf, rows, way, from, scratch);
+        Py_END_ALLOW_THREADS
+    }
+    free(scratch);
+    answer = Py_NewRef(Py_None);
+done:
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&out);
+    return answer;
+}
+
+static PyObject *ensemble_shape(Ensemble *e, PyObject *unused) {
+    (void)unused;
+    return Py_BuildValue("II", (unsigned)e->head.features, (unsigned)e->columns);
+}
+
+static PyObject *list_ways(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    PyObject *found = PyList_New(0);
+    for (int i = 0; found && ways[i].name; i++) {
+        PyObject *name = PyUnicode_FromString(ways[i].name);
+        if (!name || PyList_Append(found, name)) Py_CLEAR(found);
+        Py_XDECREF(name);
+    }
+    return found;
+}
+
+static PyMethodDef methods[] = {
+    {"predict", (PyCFunction)ensemble_predict, METH_VARARGS,
+     "predict(x, out, way=None): answer the rows of x (float32, n by features) into out (float64, n by columns)."},
+    {"shape", (PyCFunction)ensemble_shape, METH_NOARGS, "Features of a row, and columns of its answer."},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot slots[] = {
+    {Py_tp_new, ensemble_new}, {Py_tp_dealloc, ensemble_dealloc}, {Py_tp_methods, methods}, {0, NULL}};
+static PyType_Spec spec = {"training._trees.Ensemble", sizeof(Ensemble), 0, Py_TPFLAGS_DEFAULT, slots};
+static PyMethodDef functions[] = {
+    {"ways", list_ways, METH_NOARGS, "How this machine can answer a tile, the fastest first."}, {NULL, NULL, 0, NULL}};
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "training._trees", NULL, -1, functions, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__trees(void) {
+    find_ways();
+    PyObject *made = PyModule_Create(&module), *type = PyType_FromSpec(&spec);
+    if (!made || !type || PyModule_AddObjectRef(made, "Ensemble", type)) Py_CLEAR(made);
+    Py_XDECREF(type);
+    return made;
+}
