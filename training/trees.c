@@ -1,10 +1,11 @@
 /* Ensembles of decision trees, answered as scikit-learn answers them: float32 compared with float32, leaves added up in
  * float64 in the order of the trees. `training/trees.py` writes what is read here and says what it means.
  *
- * Rows in tiles of 64 take the bit vectors of QuickScorer (Lucchese et al., SIGIR 2015; vectorised: SIGIR 2016): a tree
- * of up to 64 leaves is one integer a row, each test that a row fails clears the leaves to its left, and the lowest bit
- * that stays is the row's leaf. Few rows, and trees of more leaves, are walked node by node, eight walks side by side,
- * so that one's wait for memory is another's time to compare. Both give the same bits.
+ * Rows in tiles of 64 take the bit vectors of QuickScorer (Lucchese et al., SIGIR 2015; vectorised: SIGIR 2016): 32
+ * leaves of a tree are one word a row, each test that sends the row right clears the leaves to its left, and the lowest
+ * bit that stays is the row's leaf. A word has only the tests that clear some of its leaves. Few rows, and trees of many
+ * leaves, are walked node by node, eight walks side by side, so that one's wait for memory is another's time to compare.
+ * Both give the same bits.
  *
  * Nothing read from an artefact is believed: `load` checks every count and index before anything is answered.
  */
@@ -21,14 +22,13 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-enum { TILE = 64, LANES = 8, ALIGNED = 64, BITS = 64 };
+enum { TILE = 64, LANES = 8, ALIGNED = 64, BITS = 32, MOST_WORDS = 8 };
 enum { IDENTITY, EXP, LOGISTIC, SOFTMAX, EACH_LOGISTIC, LINKS }; /* as `training/trees.py` counts them */
 enum { MISSING_LEFT = 1, LEFT_ENDS = 2, RIGHT_ENDS = 4, FLAGS = 8 };
 #define MISSING_RIGHT 0x80000000u
 #define MOST_FEATURES (1u << 20)
 #define MOST_OUTPUTS (1u << 16)
 #define MOST_NODES (1u << 30)
-#define TILE_ROWS 16 /* from so many rows a tile is faster than walks: `python -m benchmarks.trees` */
 #define LONG_WORK 4096 /* rows times trees that take some 20 us: the interpreter is given to others meanwhile */
 
 typedef struct {
@@ -44,40 +44,91 @@ typedef struct {
 } Node;
 
 typedef struct {
-    uint64_t keep; /* the leaves that stay for a row that goes right */
+    uint32_t keep; /* the leaves of a word that stay for a row that goes right */
     float threshold;
     uint32_t feature;
 } Test;
 
 typedef struct {
+    uint32_t first, missing_left, tests; /* the tests whose missing values go left come first */
+} Word; /* BITS leaves of a tree, and the tests that clear some of them */
+
+typedef struct {
     int32_t root;
-    uint32_t leaves, first_leaf, column;
-    uint32_t first_test, missing_left, tests; /* the tests whose missing values go left come first */
+    uint32_t first_leaf, column, first_word, words; /* no words: it is walked */
 } Tree;
 
 typedef struct {
     PyObject_HEAD
     Header head;
-    uint32_t columns;
+    uint32_t columns, tile_from; /* rows from which a tile is faster than walks: `python -m benchmarks.trees` */
     int fills;
     double *base, *slope, *intercept, *value;
     float *fill;
     Tree *tree;
     Node *node;
+    Word *word;
     Test *test;
 } Ensemble;
 
 /* -- answering ------------------------------------------------------------------------------------------------------ */
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef float HalfFloats __attribute__((vector_size(32)));
-typedef int32_t HalfWords __attribute__((vector_size(32)));
-typedef int64_t SignedLongs __attribute__((vector_size(64)));
-typedef uint64_t Longs __attribute__((vector_size(64)));
+/* A way to have the bits of the leaves that stay in one word of a tree, for the first `rows` rows of a tile at least. */
+typedef void Way(const Test *test, uint32_t missing_left, uint32_t tests, const float *x, uint32_t rows, uint32_t *bits);
 
-#define EACH4(DO) DO(0) DO(1) DO(2) DO(3)
-#define EACH8(DO) EACH4(DO) DO(4) DO(5) DO(6) DO(7)
+#define EACH(DO) DO(0) DO(1) DO(2) DO(3)
+#define BEGIN(k) v##k = ~(Words){0};
+#define STORE(k) memcpy(bits + row + k * lanes, &v##k, sizeof v##k);
+#define FAIL_LEFT(k) v##k &= ~(Words)(column[k] > limit) | keep;
+#define FAIL_RIGHT(k) v##k &= (Words)(column[k] <= limit) | keep;
+#define TESTS(UNTIL, FAIL)                                                                          \
+    for (; i < UNTIL; i++) {                                                                        \
+        const Floats *column = (const Floats *)(x + (size_t)test[i].feature * TILE + row);          \
+        Floats limit = test[i].threshold - (Floats){0};                                             \
+        Words keep = test[i].keep + (Words){0};                                                     \
+        EACH(FAIL)                                                                                  \
+    }
+#define WAY(NAME, BYTES, TARGET)                                                                    \
+    TARGET static void NAME(const Test *test, uint32_t missing_left, uint32_t tests, const float *x, \
+                            uint32_t rows, uint32_t *bits) {                                        \
+        typedef float Floats __attribute__((vector_size(BYTES)));                                   \
+        typedef uint32_t Words __attribute__((vector_size(BYTES)));                                 \
+        enum { lanes = BYTES / 4 };                                                                 \
+        for (uint32_t row = 0; row < rows; row += 4 * lanes) {                                      \
+            Words v0, v1, v2, v3;                                                                   \
+            uint32_t i = 0;                                                                         \
+            EACH(BEGIN)                                                                             \
+            TESTS(missing_left, FAIL_LEFT)                                                          \
+            TESTS(tests, FAIL_RIGHT)                                                                \
+            EACH(STORE)                                                                             \
+        }                                                                                           \
+    }
+
+WAY(plain, 16, )
+#if defined(__x86_64__)
+WAY(avx2, 32, __attribute__((target("avx2"))))
+WAY(avx512, 64, __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw"))))
+#endif
+
+static struct {
+    const char *name;
+    Way *way;
+} ways[4]; /* of this machine, the fastest for many rows first; ends with NULL */
+
+static void find_ways(void) {
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+        ways[count].name = "avx512", ways[count++].way = avx512;
+    if (__builtin_cpu_supports("avx2")) ways[count].name = "avx2", ways[count++].way = avx2;
+#endif
+    ways[count].name = "plain", ways[count].way = plain;
+}
+
+/* Half a tile is not worth vectors of 64 bytes. */
+static Way *best_way(uint32_t rows) { return rows <= TILE / 2 && ways[1].way ? ways[1].way : ways[0].way; }
 
 INLINE void add_leaf(const Ensemble *e, const Tree *tree, uint32_t leaf, uint32_t row, double *sum) {
     const double *value = e->value + (size_t)leaf * e->head.width;
@@ -85,54 +136,6 @@ INLINE void add_leaf(const Ensemble *e, const Tree *tree, uint32_t leaf, uint32_
         sum[(size_t)tree->column * TILE + row] += *value;
     else
         for (uint32_t k = 0; k < e->head.outputs; k++) sum[(size_t)k * TILE + row] += value[k];
-}
-
-/* The leaf of each row of a tile, in a tree of up to 32 leaves. */
-INLINE void leaves_of_32(const Test *test, const Tree *tree, const float *x, uint32_t *found) {
-    Words v0 = ~(Words){0}, v1 = v0, v2 = v0, v3 = v0;
-    uint32_t i = 0;
-#define CLEAR(k) v##k &= ~(Words)(column[k] > limit) | keep;
-    for (; i < tree->missing_left; i++) {
-        const Floats *column = (const Floats *)(x + (size_t)test[i].feature * TILE), limit = test[i].threshold - (Floats){0};
-        Words keep = (uint32_t)test[i].keep + (Words){0};
-        EACH4(CLEAR)
-    }
-#undef CLEAR
-#define CLEAR(k) v##k &= (Words)(column[k] <= limit) | keep;
-    for (; i < tree->tests; i++) {
-        const Floats *column = (const Floats *)(x + (size_t)test[i].feature * TILE), limit = test[i].threshold - (Floats){0};
-        Words keep = (uint32_t)test[i].keep + (Words){0};
-        EACH4(CLEAR)
-    }
-#undef CLEAR
-    Words bits[4] = {v0, v1, v2, v3};
-    const uint32_t *each = (const uint32_t *)bits;
-    for (int row = 0; row < TILE; row++) found[row] = (uint32_t)__builtin_ctz(each[row]);
-}
-
-/* The same of up to 64. */
-INLINE void leaves_of_64(const Test *test, const Tree *tree, const float *x, uint32_t *found) {
-    Longs v0 = ~(Longs){0}, v1 = v0, v2 = v0, v3 = v0, v4 = v0, v5 = v0, v6 = v0, v7 = v0;
-    uint32_t i = 0;
-#define CLEAR(k) v##k &= ~(Longs)__builtin_convertvector((HalfWords)(column[k] > limit), SignedLongs) | keep;
-    for (; i < tree->missing_left; i++) {
-        const HalfFloats *column = (const HalfFloats *)(x + (size_t)test[i].feature * TILE);
-        HalfFloats limit = test[i].threshold - (HalfFloats){0};
-        Longs keep = test[i].keep + (Longs){0};
-        EACH8(CLEAR)
-    }
-#undef CLEAR
-#define CLEAR(k) v##k &= (Longs)__builtin_convertvector((HalfWords)(column[k] <= limit), SignedLongs) | keep;
-    for (; i < tree->tests; i++) {
-        const HalfFloats *column = (const HalfFloats *)(x + (size_t)test[i].feature * TILE);
-        HalfFloats limit = test[i].threshold - (HalfFloats){0};
-        Longs keep = test[i].keep + (Longs){0};
-        EACH8(CLEAR)
-    }
-#undef CLEAR
-    Longs bits[8] = {v0, v1, v2, v3, v4, v5, v6, v7};
-    const uint64_t *each = (const uint64_t *)bits;
-    for (int row = 0; row < TILE; row++) found[row] = (uint32_t)__builtin_ctzll(each[row]);
 }
 
 /* Walks to their leaves, from the nodes `at`; the value of a feature is `x[lane][feature * stride]`. */
@@ -152,19 +155,36 @@ INLINE void descend(const Node *node, int32_t at[LANES], const float *const x[LA
     }
 }
 
-/* Add what the trees say of the rows of a tile (`x`: features by TILE) to `sum` (outputs by TILE). */
-INLINE void answer_tile(const Ensemble *e, const float *x, double *sum) {
-    uint32_t found[TILE];
+/* Add what the trees say of the first `rows` rows of a tile (`x`: features by TILE) to `sum` (outputs by TILE). */
+static void answer_tile(const Ensemble *e, const float *x, uint32_t rows, Way *way, double *sum) {
+    uint32_t bits[TILE], after[TILE], leaf[TILE];
     for (uint32_t t = 0; t < e->head.trees; t++) {
         const Tree *tree = e->tree + t;
-        if (tree->leaves <= BITS) {
-            const Test *test = e->test + tree->first_test;
-            if (tree->leaves <= BITS / 2) leaves_of_32(test, tree, x, found);
-            else leaves_of_64(test, tree, x, found);
-            for (uint32_t row = 0; row < TILE; row++) add_leaf(e, tree, tree->first_leaf + found[row], row, sum);
-            continue;
+        for (uint32_t w = tree->words; w--;) {
+            const Word *word = e->word + tree->first_word + w;
+            way(e->test + word->first, word->missing_left, word->tests, x, rows, bits);
+            if (tree->words <= 2 && e->head.width == 1) { /* what most are, in a third of the time */
+                const double *value = e->value + tree->first_leaf;
+                double *own = sum + (size_t)tree->column * TILE;
+                if (w)
+                    memcpy(after, bits, sizeof bits);
+                else if (tree->words == 1)
+                    for (uint32_t row = 0; row < rows; row++) own[row] += value[__builtin_ctz(bits[row])];
+                else
+                    for (uint32_t row = 0; row < rows; row++)
+                        own[row] += value[__builtin_ctzll(bits[row] | (uint64_t)after[row] << BITS)];
+                continue;
+            }
+            uint32_t first = tree->first_leaf + w * BITS;
+            for (uint32_t row = 0; row < rows; row++) {
+                uint32_t found = first + (uint32_t)__builtin_ctz(bits[row] | 1u << (BITS - 1));
+                leaf[row] = bits[row] || w + 1 == tree->words ? found : leaf[row];
+            }
+            if (w) continue;
+            for (uint32_t row = 0; row < rows; row++) add_leaf(e, tree, leaf[row], row, sum);
         }
-        for (uint32_t row = 0; row < TILE; row += LANES) {
+        if (tree->words) continue;
+        for (uint32_t row = 0; row < rows; row += LANES) {
             int32_t at[LANES];
             const float *from[LANES];
             for (int k = 0; k < LANES; k++) at[k] = tree->root, from[k] = x + row + k;
@@ -172,36 +192,6 @@ INLINE void answer_tile(const Ensemble *e, const float *x, double *sum) {
             for (uint32_t k = 0; k < LANES; k++) add_leaf(e, tree, (uint32_t)~at[k], row + k, sum);
         }
     }
-}
-
-typedef void Way(const Ensemble *, const float *, double *);
-static void plain(const Ensemble *e, const float *x, double *sum) { answer_tile(e, x, sum); }
-#if defined(__x86_64__)
-__attribute__((target("avx2,bmi"))) static void avx2(const Ensemble *e, const float *x, double *sum) {
-    answer_tile(e, x, sum);
-}
-__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,bmi"))) static void avx512(
-    const Ensemble *e, const float *x, double *sum) {
-    answer_tile(e, x, sum);
-}
-#endif
-
-static struct {
-    const char *name;
-    Way *way;
-} ways[4]; /* of this machine, the fastest first; ends with NULL */
-
-static void find_ways(void) {
-    int count = 0;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("bmi"))
-        ways[count].name = "avx512", ways[count++].way = avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi"))
-        ways[count].name = "avx2", ways[count++].way = avx2;
-#endif
-    ways[count].name = "plain", ways[count].way = plain;
 }
 
 /* One row, eight trees at a time, added up in their order. */
@@ -247,19 +237,20 @@ INLINE float filled(const Ensemble *e, uint32_t feature, float value) {
     return e->fills && value != value ? e->fill[feature] : value;
 }
 
-/* `scratch`: features by TILE floats, then outputs by TILE doubles. `way` NULL: every row is walked. */
+/* `scratch`: features by TILE floats, then outputs by TILE doubles. Fewer than `from` rows are walked; `way` NULL: the
+ * best for so many. */
 static void answer_all(const Ensemble *e, const float *x, double *out, size_t rows, Way *way, size_t from, char *scratch) {
     size_t features = e->head.features;
     float *tile = (float *)scratch;
     double *sum = (double *)(scratch + features * TILE * sizeof(float));
     while (rows) {
         uint32_t now = rows < TILE ? (uint32_t)rows : TILE;
-        if (way && now >= from) {
+        if (now >= from) {
             for (uint32_t f = 0; f < features; f++)
                 for (uint32_t row = 0; row < TILE; row++)
                     tile[f * TILE + row] = row < now ? filled(e, f, x[row * features + f]) : 0.0f;
             begin(e, sum, TILE);
-            way(e, tile, sum);
+            answer_tile(e, tile, now, way ? way : best_way(now), sum);
             for (uint32_t row = 0; row < now; row++) finish(e, sum + row, out + row * e->columns);
         } else {
             for (uint32_t row = 0; row < now; row++) {
@@ -341,7 +332,28 @@ static const char *grow(Ensemble *e, Tree *tree, uint32_t first, uint32_t inner,
     return depth || leaf != inner + 1 ? "a tree ends before all of its leaves" : NULL;
 }
 
-static uint64_t kept(uint32_t left, uint32_t split) { return ~((((uint64_t)1 << (split - left)) - 1) << left); }
+/* The tests of one tree, word by word: a node clears the leaves on its left, from `left` up to `split`. */
+static uint32_t list_tests(Ensemble *e, const Tree *tree, uint32_t first, uint32_t inner, const uint32_t *left,
+                           const uint32_t *split, uint32_t test) {
+    for (uint32_t w = 0; w < tree->words; w++) {
+        Word *word = e->word + tree->first_word + w;
+        word->first = test;
+        for (int right = 0; right < 2; right++) {
+            for (uint32_t i = 0; i < inner; i++) {
+                const Node *node = e->node + first + i;
+                uint32_t from = left[i] > w * BITS ? left[i] - w * BITS : 0, all = ~0u;
+                uint32_t to = split[i] < (w + 1) * BITS ? split[i] : (w + 1) * BITS;
+                if (right != (node->feature >= MISSING_RIGHT) || to <= w * BITS || from >= to - w * BITS) continue;
+                to -= w * BITS;
+                uint32_t cleared = (to == BITS ? all : (1u << to) - 1) & all << from;
+                e->test[test++] = (Test){~cleared, node->threshold, node->feature & ~MISSING_RIGHT};
+            }
+            if (!right) word->missing_left = test - word->first;
+        }
+        word->tests = test - word->first;
+    }
+    return test;
+}
 
 static const char *const no_memory = "";
 
@@ -376,10 +388,12 @@ static const char *load(Ensemble *e, const char *from, size_t length) {
         if (isinf(e->fill[f])) goto done;
         e->fills |= e->fill[f] == e->fill[f];
     }
-    uint64_t nodes = 0, tests = 0;
+    uint64_t nodes = 0, tests = 0, words = 0;
     for (uint32_t t = 0; t < h->trees; t++) {
         nodes += inner[t];
-        if (inner[t] < BITS) tests += inner[t];
+        e->tree[t].words = inner[t] < BITS * MOST_WORDS ? inner[t] / BITS + 1 : 0;
+        e->tree[t].first_word = (uint32_t)words;
+        words += e->tree[t].words, tests += (uint64_t)inner[t] * e->tree[t].words;
         if (inner[t] > most) most = inner[t];
         wrong = "a tree adds to an output that there is not";
         if (column[t] >= h->outputs) goto done;
@@ -394,25 +408,23 @@ static const char *load(Ensemble *e, const char *from, size_t length) {
         e->node[i].threshold = threshold[i];
         e->node[i].feature = feature[i] | (flag[i] & MISSING_LEFT ? 0 : MISSING_RIGHT);
     }
-    e->test = malloc(tests * sizeof *e->test + 1);
+    e->test = malloc(tests * sizeof *e->test + 1), e->word = malloc(words * sizeof *e->word + 1);
     stack = malloc((most + 2) * sizeof *stack), left = malloc(most * 4 + 1), split = malloc(most * 4 + 1);
     wrong = no_memory;
-    if (!e->test || !stack || !left || !split) goto done;
+    if (!e->test || !e->word || !stack || !left || !split) goto done;
     uint32_t first = 0, test = 0;
     for (uint32_t t = 0; t < h->trees; first += inner[t], t++) {
         Tree *tree = e->tree + t;
-        *tree = (Tree){.leaves = inner[t] + 1, .first_leaf = first + t, .column = column[t], .first_test = test};
+        tree->first_leaf = first + t, tree->column = column[t];
         wrong = grow(e, tree, first, inner[t], flag, stack, left, split);
         if (wrong) goto done;
-        if (tree->leaves > BITS) continue;
-        for (int right = 0; right < 2; right++) {
-            for (uint32_t i = 0; i < inner[t]; i++)
-                if (right == !(flag[first + i] & MISSING_LEFT))
-                    e->test[test++] = (Test){kept(left[i], split[i]), threshold[first + i], feature[first + i]};
-            if (!right) tree->missing_left = test - tree->first_test;
-        }
-        tree->tests = inner[t];
+        test = list_tests(e, tree, first, inner[t], left, split, test);
     }
+    e->tile_from = 1 + 2 * (uint32_t)((words + h->trees - 1) / h->trees);
+    for (uint32_t t = 0; t < h->trees; t++)
+        if (!e->tree[t].words && e->tile_from < LANES) e->tile_from = LANES;
+    Test *fitting = realloc(e->test, test * sizeof *e->test + 1);
+    if (fitting) e->test = fitting;
     wrong = NULL;
 done:
     free(inner), free(column), free(threshold), free(feature), free(flag), free(stack), free(left), free(split);
@@ -424,7 +436,7 @@ done:
 static void ensemble_dealloc(Ensemble *e) {
     PyTypeObject *type = Py_TYPE((PyObject *)e);
     free(e->base), free(e->slope), free(e->intercept), free(e->value), free(e->fill);
-    free(e->tree), free(e->node), free(e->test);
+    free(e->tree), free(e->node), free(e->word), free(e->test);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(e);
     Py_DECREF(type);
 }
@@ -452,13 +464,13 @@ static PyObject *ensemble_predict(Ensemble *e, PyObject *arguments) {
     PyObject *given, *taken, *answer = NULL;
     const char *name = NULL;
     if (!PyArg_ParseTuple(arguments, "OO|z", &given, &taken, &name)) return NULL;
-    Way *way = ways[0].way;
-    size_t from = TILE_ROWS;
+    Way *way = NULL;
+    size_t from = e->tile_from;
     if (name) {
-        way = NULL, from = 1;
+        from = strcmp(name, "walk") ? 1 : SIZE_MAX;
         for (int i = 0; ways[i].name; i++)
             if (!strcmp(name, ways[i].name)) way = ways[i].way;
-        if (!way && strcmp(name, "walk")) return PyErr_Format(PyExc_ValueError, "no way %s on this machine", name);
+        if (!way && from == 1) return PyErr_Format(PyExc_ValueError, "no way %s on this machine", name);
     }
     Py_buffer x, out;
     if (PyObject_GetBuffer(given, &x, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) return NULL;
