@@ -38,7 +38,8 @@ def test_status_metadata_and_metric_say_which_engine_answers(server: tuple[str, 
     setting, running = server
     engine, platform = ("trees", "evergreen_trees") if setting == "auto" else ("onnx", "onnx_onnxv1")
 
-    assert running.client().status()["engine"] == engine
+    with running.client() as client:
+        assert client.status()["engine"] == engine
     assert httpx.get(f"{running.url}/v2/models/evergreen").json()["platform"] == platform
     assert f'evergreen_model_info{{model="evergreen",version="1",engine="{engine}",worker="api-1"}} 1' in (
         httpx.get(f"{running.url}/metrics").text

@@ -27,6 +27,7 @@ from service.serving.worker import Worker
 from service.settings import Settings
 from tests.artefacts import example_record, make_artefact, sample_schema
 from tests.fronts import beyond, post, run
+from training.trees import is_built
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -285,7 +286,8 @@ def test_metrics_count_what_clients_saw_with_bounded_labels(app: Front) -> None:
     assert 'evergreen_requests_total{route="unknown",status="404"} 50.0' in text
     assert 'evergreen_predictions_total{version="1"} 6.0' in text
     assert "evergreen_prediction_seconds_count 3.0" in text
-    assert 'evergreen_model_info{model="evergreen",version="1",engine="onnx",worker="api-1"} 1' in text
+    engine = "trees" if is_built() else "onnx"
+    assert f'evergreen_model_info{{model="evergreen",version="1",engine="{engine}",worker="api-1"}} 1' in text
     assert "/random" not in text
 
 

@@ -17,7 +17,7 @@ from service.settings import Settings
 from tests.places import Place, first, place
 from tests.world import known
 from training import job
-from training.artefact import TWIN, read_manifest, write_manifest
+from training.artefact import TREES, TWIN, read_manifest, write_manifest
 from training.gate_policy import GatePolicy
 from training.manifest import GateResult
 from training.pipeline import build, predict
@@ -96,7 +96,9 @@ def test_a_candidate_that_is_served_otherwise_than_it_was_judged_stays_out(watch
     champion = watched.place.registry.path(1)
 
     def with_the_champions_twin(out: Path) -> None:
-        (out / TWIN).write_bytes((champion / TWIN).read_bytes())
+        for name in (TWIN, TREES):
+            if (champion / name).exists():
+                (out / name).write_bytes((champion / name).read_bytes())
         write_manifest(out, read_manifest(out).document)  # its digests are right: only its answers are not
 
     run = watched.retrain(with_the_champions_twin)

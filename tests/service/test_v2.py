@@ -16,6 +16,7 @@ from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
 from service.serving.worker import Worker
 from tests.artefacts import example_record, make_artefact, sample_schema
+from training.trees import is_built
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_health_and_metadata_name_every_column(app: Front) -> None:
     assert ask(app, "GET", "/v2/health/ready").json() == {"ready": True}
     assert ask(app, "GET", "/v2/models/evergreen/versions/1/ready").status_code == 200
     assert [tensor["name"] for tensor in metadata["inputs"]] == list(schema.names)
-    assert metadata["platform"] == "onnx_onnxv1"
+    assert metadata["platform"] == ("evergreen_trees" if is_built() else "onnx_onnxv1")
     assert metadata["versions"] == ["1"]
 
 

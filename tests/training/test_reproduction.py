@@ -30,12 +30,14 @@ from training.pipeline import build
 from training.registry import Registry
 from training.reproduction import CannotReproduce, Reproduction, largest_difference, reproduce, same_bits
 from training.spec import JobSpec
+from training.trees import is_built
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 __all__ = ["first", "grown", "lived", "place"]  # fixtures
 
 BOUNDS = Bounds(longest_s=120.0)
+ENGINE = "trees" if is_built() else "onnx"
 
 
 def again(place: Place, version: int, *, rows: int = 500, bounds: Bounds = BOUNDS) -> Reproduction:
@@ -64,7 +66,7 @@ def test_versions_are_made_again_bit_for_bit_and_so_is_what_they_answered_adapte
     one, two = again(lived, 1, rows=700), again(lived, 2, rows=400)
 
     assert (one.rows, one.identical, one.largest, one.same) == (700, 700, None, True)
-    assert (one.served_by, one.estimator) == ("onnx", "HistGradientBoostingClassifier")
+    assert (one.served_by, one.estimator) == (ENGINE, "HistGradientBoostingClassifier")
     assert (one.changed, one.note) == ((), "")
     assert (one.recorded.rows, one.recorded.identical, one.recorded.adapted) == (660, 660, 0)
     assert (two.rows, two.identical, two.last_fit, two.same) == (400, 400, True, True)

@@ -125,7 +125,7 @@ def test_a_broken_twin_is_an_artefact_error(tmp_path: Path) -> None:
     manifest = export(pipeline, schema, tmp_path, check_frame=features, manifest={})
     (tmp_path / "model.onnx").write_bytes(b"not onnx")
     with pytest.raises(ArtefactError, match="onnxruntime"):
-        Twin(tmp_path, manifest)
+        Twin(tmp_path, manifest, "onnx")
 
 
 def test_a_worker_loads_and_asks_a_twin_without_the_heavy_libraries(tmp_path: Path) -> None:
