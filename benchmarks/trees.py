@@ -43,7 +43,7 @@ FASTER: Final = 4.0
 """What `--check` asks of 1,000 rows of 100 trees with 31 leaves, against onnxruntime."""
 DOES_NOT_SHOW: Final = (
     "What a request costs around the trees: `benchmarks.serving`.",
-    "Trees of more than 64 leaves, which are walked (the parity has some).",
+    "Trees of more than 63 leaves, of which the parity has some; of more than 256 all rows are walked.",
 )
 
 Array = np.ndarray[Any, np.dtype[Any]]

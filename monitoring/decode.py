@@ -110,6 +110,10 @@ class Batch:
         flat = np.fromiter(chain.from_iterable(map(get, self.records)), np.float32, self.n * width)
         return flat.reshape(self.n, width)
 
+    def tuples(self) -> list[tuple[Any, ...]] | None:
+        """Each row's values in the schema's order (behind them those of no feature); None where some are datetimes."""
+        return None if self._decoder._instants else list(map(msgspec.structs.astuple, self.records))
+
     def categorical(self) -> list[tuple[str | None, ...]]:
         """One tuple a row, in the order of the schema's `categorical_names`; missing is None."""
         return list(map(self._decoder._get_categorical, self.records))

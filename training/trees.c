@@ -530,7 +530,50 @@ static PyMethodDef methods[] = {
 static PyType_Slot slots[] = {
     {Py_tp_new, ensemble_new}, {Py_tp_dealloc, ensemble_dealloc}, {Py_tp_methods, methods}, {0, NULL}};
 static PyType_Spec spec = {"training._trees.Ensemble", sizeof(Ensemble), 0, Py_TPFLAGS_DEFAULT, slots};
+/* Rows as tuples become the rows of a matrix: a number as it is, None as NaN, a category by its column's table. */
+static PyObject *encode(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *rows, *places, *tables, *taken, *answer = NULL;
+    if (!PyArg_ParseTuple(arguments, "O!O!O!O", &PyList_Type, &rows, &PyTuple_Type, &places, &PyTuple_Type, &tables, &taken))
+        return NULL;
+    Py_buffer out;
+    if (PyObject_GetBuffer(taken, &out, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE)) return NULL;
+    Py_ssize_t many = PyList_Size(rows), width = PyTuple_Size(places);
+    Py_ssize_t *place = malloc((size_t)width * sizeof *place + 1);
+    if (!place || !is_matrix(&out, "f", (size_t)width) || out.shape[0] != many || PyTuple_Size(tables) != width) {
+        PyErr_SetString(PyExc_ValueError, "wanted a table or None for each place, and room for rows by places of float32");
+        goto done;
+    }
+    for (Py_ssize_t j = 0; j < width; j++) {
+        place[j] = PyLong_AsSsize_t(PyTuple_GetItem(places, j));
+        if (PyErr_Occurred()) goto done;
+    }
+    float *to = out.buf;
+    for (Py_ssize_t i = 0; i < many; i++) {
+        PyObject *row = PyList_GetItem(rows, i);
+        for (Py_ssize_t j = 0; j < width; j++) {
+            PyObject *value = row ? PyTuple_GetItem(row, place[j]) : NULL, *table = PyTuple_GetItem(tables, j);
+            if (!value) goto done;
+            if (table != Py_None) { /* (codes by category, the code of any other) */
+                PyObject *code = PyDict_GetItemWithError(PyTuple_GetItem(table, 0), value);
+                if (!code && PyErr_Occurred()) goto done;
+                value = code ? code : PyTuple_GetItem(table, 1);
+            }
+            double number = value == Py_None ? (double)NAN : PyFloat_AsDouble(value);
+            if (number == -1.0 && PyErr_Occurred()) goto done;
+            *to++ = (float)number;
+        }
+    }
+    answer = Py_NewRef(Py_None);
+done:
+    free(place);
+    PyBuffer_Release(&out);
+    return answer;
+}
+
 static PyMethodDef functions[] = {
+    {"encode", encode, METH_VARARGS,
+     "encode(rows, places, tables, out): write row[place] for each row and place, as tables say, into out (float32)."},
     {"ways", list_ways, METH_NOARGS, "How this machine can answer a tile, the fastest first."}, {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "training._trees", NULL, -1, functions, NULL, NULL, NULL, NULL};

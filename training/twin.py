@@ -38,6 +38,9 @@ class Encoded(Protocol):
     def n(self) -> int: ...
     def numeric(self) -> npt.NDArray[np.float32]: ...
     def categorical(self) -> Sequence[Row]: ...
+    def tuples(self) -> list[tuple[Any, ...]] | None:
+        """Each row's values in the schema's order; None when some are not what a matrix takes."""
+        ...
 
 
 class Codes(dict[str | None, float]):
@@ -116,6 +119,14 @@ class Twin:
                 at for at, *_ in numbers
             ] == list(range(len(numbers)))
             self._codes_in_order: list[Codes] | None = None
+            self._places: tuple[int, ...] | None = None
+            if self._trees is not None:
+                from training._trees import encode
+
+                names = list(schema.names)
+                self._compiled, self._places = encode, tuple(names.index(c.feature) for _, c in columns)
+                tables = {at: (codes, codes.unknown) for at, _, codes in encoded}
+                self._tables = tuple(tables.get(at) for at, _ in columns)
             if self._in_order and [at for _, at, _ in encoded] == list(range(len(self._categorical_names))):
                 self._codes_in_order = [codes for *_, codes in encoded]
         else:
@@ -131,16 +142,16 @@ class Twin:
         """Probabilities, n by classes in the schema's order; for regression n values. float64 of compiled
         trees, and of a graph that computes in it; else float32."""
         if self._matrix:
-            return self._run_matrix(self.encode(batch.numeric(), batch.categorical() if self._encoded else ()))
+            return self._run_matrix(self._matrix_of(batch))
         return self._run(self._columns(batch.numeric(), batch.categorical()))
 
     def predict_with_matrix(self, batch: Encoded) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
         """The same, and what an adaptation reads beside it (float32, n by columns): the matrix the model itself read,
         or, when it reads its columns one by one, the numeric features."""
-        numeric = batch.numeric()
         if not self._matrix:
+            numeric = batch.numeric()
             return self._run(self._columns(numeric, batch.categorical())), numeric
-        matrix = self.encode(numeric, batch.categorical() if self._encoded else ())
+        matrix = self._matrix_of(batch)
         return self._run_matrix(matrix), matrix.astype(np.float32, copy=False)
 
     def _run_matrix(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -156,6 +167,15 @@ class Twin:
     def predict_frame(self, frame: pd.DataFrame) -> npt.NDArray[Any]:
         """The same for a canonical frame (see `FeatureSchema.canonical`)."""
         return self.predict(Rows(frame, self._numeric_names, self._categorical_names))
+
+    def _matrix_of(self, batch: Encoded) -> npt.NDArray[Any]:
+        places = self._places
+        tuples = None if places is None else batch.tuples()
+        if places is None or tuples is None:
+            return self.encode(batch.numeric(), batch.categorical() if self._encoded else ())
+        matrix = np.empty((len(tuples), self._width), np.float32)
+        self._compiled(tuples, places, self._tables, matrix)
+        return matrix
 
     def encode(self, numeric: npt.NDArray[np.float32], categorical: Sequence[Row]) -> npt.NDArray[Any]:
         """The matrix the ONNX model reads: rows by its columns."""
@@ -225,6 +245,9 @@ class Rows:
 
     def numeric(self) -> npt.NDArray[np.float32]:
         return self._numeric
+
+    def tuples(self) -> None:
+        return None  # its numbers are a matrix already
 
     def categorical(self) -> list[tuple[str | None, ...]]:
         return self._categorical

@@ -28,9 +28,10 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from benchmarks import fuzz_trees
 from benchmarks.trees import hard_rows
-from monitoring.decode import RequestDecoder
+from monitoring.decode import Batch, RequestDecoder
 from monitoring.feature import Task
-from tests.artefacts import modules_of_an_answer
+from monitoring.schema import FeatureSchema
+from tests.artefacts import example_record, make_artefact, modules_of_an_answer
 from tests.real_server import ROOT
 from tests.world import known, raw
 from training.artefact import TREES, file_digest, verify, write_manifest
@@ -217,6 +218,45 @@ def test_one_hot_categories_before_trees_are_onnx_s(tmp_path: Path) -> None:
     pipeline = make_pipeline(columns, model).fit(features, labels)
 
     assert export(pipeline, schema, tmp_path, check_frame=features, manifest={}).engine == "onnx"
+
+
+def test_requests_become_the_matrix_that_the_slow_way_makes_of_them(tmp_path: Path) -> None:
+    make_artefact(tmp_path, iterations=5)
+    twin = Twin(tmp_path, verify(tmp_path))
+    schema = FeatureSchema.from_json((tmp_path / "schema.json").read_bytes())
+    decoder = RequestDecoder(schema, 1000, ("note",))
+    records: list[dict[str, Any]] = [example_record(age=age) for age in (17, 17.1, -3.4e38, 1e-45, None)]
+    records += [
+        {**example_record(), name: value} for name in schema.categorical_names for value in (None, "", "unseen")
+    ]
+    records += [example_record(returning=value, owns_home=None, note="only recorded") for value in (True, False, None)]
+
+    for sent in (records, records[:1], records[-1:]):
+        batch = decoder.decode(json.dumps({"records": sent}).encode())
+        slow = twin.encode(batch.numeric(), batch.categorical())
+        assert np.array_equal(twin._matrix_of(batch), slow, equal_nan=True)
+        assert np.array_equal(twin.predict(batch), twin._run_matrix(slow))
+    joined = Batch.joined([decoder.decode(json.dumps({"records": sent}).encode()) for sent in (records, records[:3])])
+    assert np.array_equal(twin._matrix_of(joined)[-3:], twin._matrix_of(joined)[:3], equal_nan=True)
+
+
+def test_rows_that_do_not_fit_the_matrix_are_refused() -> None:
+    from training._trees import encode
+
+    out = np.empty((1, 2), np.float32)
+    encode([(True, "b")], (0, 1), (None, ({"b": 7.0}, -1.0)), out)
+    assert out.tolist() == [[1.0, 7.0]]
+    wrong: list[tuple[Any, ...]] = [
+        ([(1.0, "b")], (0, 2), (None, None), out),  # no such place
+        ([(1.0, "b")], (0, 1), (None, None), out),  # no number
+        ([(1.0, [])], (0, 1), (None, ({}, 0.0)), out),  # no category
+        ([(1.0, "b")] * 2, (0, 1), (None, None), out),  # no room
+        ([(1.0, "b")], (0, 1), (None,), out),
+        ([(1.0, "b")], (0, 1), (None, None), np.empty((1, 2))),
+    ]
+    for arguments in wrong:
+        with pytest.raises((ValueError, TypeError, IndexError)):
+            encode(*arguments)
 
 
 # -- what is damaged --------------------------------------------------------------------------------------------------
