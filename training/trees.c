@@ -22,7 +22,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-enum { TILE = 64, LANES = 8, ALIGNED = 64, BITS = 32, MOST_WORDS = 8 };
+enum { TILE = 64, LANES = 8, ALIGNED = 64, BITS = 32, MOST_WORDS = 8, LINE = 16 };
 enum { IDENTITY, EXP, LOGISTIC, SOFTMAX, EACH_LOGISTIC, LINKS }; /* as `training/trees.py` counts them */
 enum { MISSING_LEFT = 1, LEFT_ENDS = 2, RIGHT_ENDS = 4, FLAGS = 8 };
 #define MISSING_RIGHT 0x80000000u
@@ -243,12 +243,14 @@ static void answer_all(const Ensemble *e, const float *x, double *out, size_t ro
     size_t features = e->head.features;
     float *tile = (float *)scratch;
     double *sum = (double *)(scratch + features * TILE * sizeof(float));
+    if (rows >= from) memset(tile, 0, features * TILE * sizeof(float)); /* the rest of the last tile is compared, too */
     while (rows) {
         uint32_t now = rows < TILE ? (uint32_t)rows : TILE;
         if (now >= from) {
-            for (uint32_t f = 0; f < features; f++)
-                for (uint32_t row = 0; row < TILE; row++)
-                    tile[f * TILE + row] = row < now ? filled(e, f, x[row * features + f]) : 0.0f;
+            for (size_t f = 0; f < features; f += LINE) /* a line of memory of each row at a time */
+                for (uint32_t row = 0; row < now; row++)
+                    for (size_t k = f; k < features && k < f + LINE; k++)
+                        tile[k * TILE + row] = filled(e, (uint32_t)k, x[row * features + k]);
             begin(e, sum, TILE);
             answer_tile(e, tile, now, way ? way : best_way(now), sum);
             for (uint32_t row = 0; row < now; row++) finish(e, sum + row, out + row * e->columns);
