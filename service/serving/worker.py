@@ -25,6 +25,7 @@ from service.serving.sources import Sources
 from service.settings import Settings
 from service.tracing import open_tracer
 from service.web.session import Sessions
+from training.session import prepare
 
 logger = logging.getLogger("evergreen.worker")
 
@@ -103,7 +104,11 @@ class Worker:
             metrics.traces.labels(outcome)
 
     def start(self) -> None:
-        """Look once at the live file, so that a worker with a champion is ready at once; then keep looking."""
+        """Look once at the live file, so that a worker with a champion is ready at once; then keep looking.
+
+        Compiled trees need no onnxruntime, but an adaptation may, or the next version: no request is to wait for that.
+        """
+        prepare()
         self._look(time.time())
         self._thread.start()
 
