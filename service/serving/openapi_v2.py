@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from service.serving.described import ADAPTATION, BODY, TRACE_ID, JsonObject, errors, json_content, page, ref
-from service.serving.tensors import BINARY, DATATYPES, TAKEN, VERSION, metadata
+from service.serving.tensors import BINARY, DATATYPES, PLATFORMS, TAKEN, VERSION, metadata
 
 if TYPE_CHECKING:
     from service.serving.described import Described
@@ -156,7 +156,7 @@ def shapes(of: Described) -> JsonObject:
             "properties": {
                 "name": {"type": "string"},
                 "versions": {"type": "array", "items": {"type": "string"}},
-                "platform": {"type": "string", "enum": ["onnx_onnxv1", "scikit-learn"]},
+                "platform": {"type": "string", "enum": list(PLATFORMS.values())},
                 "inputs": {"type": "array", "items": ref("TensorMetadata")},
                 "outputs": {"type": "array", "items": ref("TensorMetadata")},
             },
