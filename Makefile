@@ -27,6 +27,7 @@ bench: $(READY)
 soak: $(READY)
 	$(BIN)/python -m benchmarks.fits
 	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.hosts
 
 # The wheel as a stranger has it: in a fresh environment, $$there/env, outside the checkout.
 INSTALLED := set -e; there=$$(mktemp -d); trap 'rm -rf $$there' EXIT; \

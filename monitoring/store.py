@@ -24,6 +24,15 @@ _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _TAIL_S: Final = 3600.0
 """Seconds; a segment is older than this only when its worker's clock jumped."""
 _SQLITE_WAIT_S: Final = 30.0
+_PATIENCE: Final = {
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+}
+"""libpq's options, seconds and (the last) milliseconds: a database behind a dead link is given up soon, and found again
+soon. Linux alone would wait for a quarter of an hour. What stands in the URL comes before it."""
 _LOCK: Final = 4702741
 """Advisory lock of whoever changes tables on PostgreSQL: two replicas may start at once."""
 
@@ -380,7 +389,8 @@ def connect(url: str) -> sa.Engine:
     """An engine on `url`; nothing is created but a SQLite file's folder."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=5)
+        patience = {name: value for name, value in _PATIENCE.items() if name not in parsed.query}
+        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=5, connect_args=patience)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(parsed, connect_args={"timeout": 30})

@@ -51,7 +51,7 @@ class Live(msgspec.Struct, frozen=True):
     bootstrap: str = ""
     """How the training of the first version goes, or how it ended without one."""
     problem: str = ""
-    """Why the champion cannot be named, when there is one."""
+    """Why the champion cannot be named, when there is one; the one before it may stand in its place meanwhile."""
     format: int = FORMAT
 
     def wanted(self) -> tuple[LiveVersion, ...]:
@@ -166,6 +166,8 @@ class ControllerStatus(msgspec.Struct, frozen=True):
     spool_bytes: int = 0
     drain_lag_s: float = 0.0
     store_error: str = ""
+    lacks: str = ""
+    """Which artefact this replica does not have, and why; "" when it has all that it should serve."""
     jobs: tuple[JobStatus, ...] = ()
     """Of the replica that holds the lease."""
 

@@ -66,8 +66,9 @@ class Tree:
         return cls(run_dir=run_dir, role=os.environ.get(ROLE_VARIABLE, "serve"))
 
 
-def forget_trees(folder: Path) -> None:
-    """Delete the run folders in `folder` of servers that are gone and could not do it themselves."""
+def forget_trees(folder: Path) -> list[str]:
+    """Delete the run folders in `folder` of servers that are gone and could not do it themselves; their names."""
+    forgotten = []
     for run_dir in folder.iterdir() if folder.is_dir() else ():
         named = run_dir / SUPERVISOR
         pid = named.read_text() if named.exists() else run_dir.name.removeprefix("bentoml-")
@@ -75,6 +76,8 @@ def forget_trees(folder: Path) -> None:
         gone = not alive(int(pid)) if pid.isdecimal() else time.time() - run_dir.stat().st_mtime > NAMELESS_S
         if gone:
             shutil.rmtree(run_dir, ignore_errors=True)
+            forgotten.append(run_dir.name)
+    return forgotten
 
 
 def alive(pid: int) -> bool:

@@ -184,6 +184,12 @@ class StoreSettings(Section):
         description="folder or fsspec URL where replicas on several hosts share versions and snapshots, such as "
         "`s3://bucket/evergreen`; what a host keeps is then a cache (empty: this host alone)",
     )
+    cache_bytes: int = Field(
+        10 * 2**30,
+        ge=0,
+        description="bytes; of what replicas share a host keeps so much, and always what an alias names or a training "
+        "needs; what has been there longest goes first and is fetched again when it is asked for",
+    )
 
 
 class TrainingSettings(TrainPolicy):
@@ -370,6 +376,11 @@ class Settings(BaseModel):
     def reports_dir(self) -> Path:
         """Pages of checks, and which are asked for: `service/report_files.py`."""
         return self.var / "reports"
+
+    @property
+    def work_dir(self) -> Path:
+        """A folder for each job of this host while it is at work."""
+        return self.var / "work"
 
     @property
     def pushes_dir(self) -> Path:

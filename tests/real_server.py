@@ -37,6 +37,8 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float = 180.0) 
 class Server:
     """`evergreen serve` in `home` with the given settings (`SERVE__WORKERS="1"`)."""
 
+    prefix: tuple[str, ...] = ()
+    """What stands before the command: where else it is to run."""
     command: tuple[str, ...] = (sys.executable, "-m", "service.command.cli")
     cwd = ROOT
 
@@ -62,7 +64,7 @@ class Server:
     def start(self) -> Server:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.command, "serve"],
+                [*self.prefix, *self.command, "serve"],
                 cwd=self.cwd,
                 env=self.env,
                 stdout=log,

@@ -22,6 +22,7 @@ from training.artefact import SCHEMA
 from training.counted import ever_answered
 from training.experts import Standing
 from training.spec import Adapted, JobSpec, read_made
+from training.storage import StorageError
 from training.subprocess_job import JobCrashed, JobStopped
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def adapt(loop: Loop, champion: int, matured: pd.DataFrame, labels: Maturity) ->
             spec,
             waiting=labels.waiting,
             answered_before=max(total - int(own.sum()), 0),
-            unseen=str(loop.snapshots.path(taken)) if taken and reverted is None else None,
+            unseen=_unseen(loop, taken) if taken and reverted is None else None,
         )
         found = _asked(loop, spec, champion)
         if found is not None:
@@ -84,6 +85,15 @@ def adapt(loop: Loop, champion: int, matured: pd.DataFrame, labels: Maturity) ->
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unseen(loop: Loop, taken: str) -> str | None:
+    """The snapshot that the champion was trained from; None while a storage that has it does not answer."""
+    try:
+        return str(loop.snapshots.path(taken))
+    except StorageError as error:
+        logger.warning("the champion is adapted without the rows that it was trained from: %s", error)
+        return None
 
 
 def works_hard(loop: Loop, champion: int) -> bool:

@@ -43,7 +43,7 @@ from training.rollout import READY_WITHIN_S, RolloutResult, promote, roll_back
 from training.runs import PAUSES, Run
 from training.source import DataError
 from training.spec import JobSpec
-from training.storage import StorageError
+from training.storage import StorageError, shared_push
 from training.subprocess_job import JobCrashed, JobStopped
 
 if TYPE_CHECKING:
@@ -115,19 +115,22 @@ def run_push(loop: Loop, run: Run) -> Run:
     `payload.label` is the pusher's own name for it; with `payload.temporary` the file is deleted afterwards. Rows up to
     `payload.trained_until` do not judge it: it may have learnt them.
     """
-    pushed = Path(run.record.payload.path)
+    payload = run.record.payload
     story: Story = {}
 
     def judge() -> Ending:
         with _workplace(loop, run) as out:
-            spec = _push_spec(loop, run.record.payload, out, story)
+            spec = _push_spec(loop, payload, out, story)
             return _judge_and_promote(loop, run, spec, story, lost="refused")
 
     try:
         return _carry_out(loop, run, story, judge)
     finally:
-        if run.record.payload.temporary:
-            pushed.unlink(missing_ok=True)
+        if payload.temporary:
+            Path(payload.path).unlink(missing_ok=True)
+            with suppress(StorageError):  # a controller's start deletes it
+                if loop.storage is not None:
+                    loop.storage.delete(shared_push(payload.path))
 
 
 def run_promote(loop: Loop, run: Run) -> Run:
@@ -294,10 +297,7 @@ def take_over(loop: Loop, why: str = "") -> tuple[int, ...]:
     loop.registry.withdraw(loop.token)
     loop.registry.clean()
     shutil.rmtree(loop.work_dir, ignore_errors=True)
-    try:
-        forget_unfinished(loop)
-    except StorageError as error:  # erasures and retention ask again; the loop goes on with what this host has
-        logger.warning("what interrupted writers left in the shared storage stays for now: %s", error)
+    forget_unfinished(loop)
     return left
 
 
@@ -332,6 +332,9 @@ def _retrain_spec(loop: Loop, champion: int, out: Path, story: Story, *, due: bo
 
 def _push_spec(loop: Loop, payload: Payload, out: Path, story: Story) -> JobSpec:
     pushed = Path(payload.path)
+    if not pushed.is_file() and loop.storage is not None:  # another host took it in
+        pushed = out.with_name(pushed.name)
+        loop.storage.get(shared_push(payload.path), pushed)
     if not pushed.is_file():
         raise DataError(f"the pushed file {pushed} is not on this host: push it again")
     given = {

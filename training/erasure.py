@@ -81,6 +81,7 @@ def erase(loop: Loop, run: Run, story: Story) -> None:
     until = asked_at + max([0.0, *(home.ahead_s for home in expected(loop.engine))])  # rows have their host's clock
     wait_for_drain(loop, asked_at + clock_of(loop))
     forget_unfinished(loop)
+    forget_unfinished_shared(loop)
     with alone_with_exports(loop):  # else an export under way would bring back what it has read already
         found = find(loop.engine, subject, until)
         story["ids"] = len(found.ids)
@@ -144,10 +145,7 @@ def free_space(loop: Loop, story: Story) -> None:
 
 
 def forget_unfinished(loop: Loop) -> None:
-    """Complete or delete what interrupted writers left unfinished: it holds rows that nobody looks for.
-
-    Raises `StorageError` when what replicas share cannot be looked through; on this host all is done then.
-    """
+    """Complete or delete what interrupted writers left unfinished on this host: it holds rows that nobody looks for."""
     unfinished = f"*{UNFINISHED}"
     for folder, pattern in (
         (loop.snapshots_dir, unfinished),
@@ -157,6 +155,11 @@ def forget_unfinished(loop: Loop) -> None:
         for left in folder.glob(pattern) if folder is not None else ():
             left.unlink(missing_ok=True)
     loop.registry.settle()
+
+
+def forget_unfinished_shared(loop: Loop) -> None:
+    """The same in what replicas share. Raises `StorageError` and `LeaseLost`."""
+    loop.registry.settle_shared(loop.token)
 
 
 @contextmanager

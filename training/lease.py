@@ -7,6 +7,7 @@ Source: Kleppmann, "How to do distributed locking" (2016), fencing tokens.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import sqlalchemy as sa
@@ -63,6 +64,7 @@ class Lease:
         self.state: LeaseState = "free"
         self.reason = "not asked for yet"
         self._engine = engine
+        self._sure_until = 0.0  # time.monotonic()
 
     @property
     def held(self) -> bool:
@@ -72,6 +74,14 @@ class Lease:
         """
         return self.state == "held"
 
+    @property
+    def sure(self) -> bool:
+        """True while nobody else can have taken it: less than `seconds` have passed since it was asked for.
+
+        By this process's own clock, so also while the database does not answer, or an answer is waited for.
+        """
+        return self.held and time.monotonic() < self._sure_until
+
     def acquire(self) -> bool:
         """True when this holder has the lease now: renewed, or taken because it was free or had run out."""
         if self.token is not None:
@@ -79,7 +89,7 @@ class Lease:
                 return True
             if self.token is not None:  # the database did not answer; a second question would only wait again
                 return False
-        now = db_now(self._engine)
+        asked, now = time.monotonic(), db_now(self._engine)
         row = upsert(self._engine, leases).values(
             name=self.name, holder=self.holder, token=1, expires_at=now + self.seconds
         )
@@ -98,8 +108,7 @@ class Lease:
             who = f"{holder[0]!r} holds it for {holder[2]:.1f} s more" if holder else "it was taken in this moment"
             return self._say("free", who)
         self.token = int(token)
-        self.state, self.reason = "held", ""
-        return True
+        return self._hold(asked)
 
     def renew(self) -> bool:
         """True when the lease was prolonged. False: lost to another (`state` "lost"), or unknown ("unsure").
@@ -108,6 +117,7 @@ class Lease:
         """
         if self.token is None:
             return self._say("free", "not held; acquire it first")
+        asked = time.monotonic()
         statement = (
             leases.update()
             .where(leases.c.name == self.name, leases.c.token == self.token)
@@ -122,8 +132,7 @@ class Lease:
         if not renewed:
             self.token = None
             return self._say("lost", f"{found[0]!r} took it with token {found[1]}" if found else "its row is gone")
-        self.state, self.reason = "held", ""
-        return True
+        return self._hold(asked)
 
     def release(self) -> bool:
         """True when the lease is free for others at once; False leaves it to run out."""
@@ -138,6 +147,10 @@ class Lease:
             return self._say("free", f"the database did not answer: {_first_line(error)}; the lease will run out")
         self._say("free", "released" if released else "it was already taken by another")
         return released
+
+    def _hold(self, asked: float) -> bool:
+        self.state, self.reason, self._sure_until = "held", "", asked + self.seconds
+        return True
 
     def _say(self, state: LeaseState, reason: str) -> bool:
         self.state, self.reason = state, reason
@@ -169,6 +182,14 @@ def write_fenced(engine: sa.Engine, statement: UpdateBase, token: int, name: str
             if found is None or found[1] != token or found[2] <= 0:
                 raise LeaseLost(name, token, found)
     return rows
+
+
+def check_fence(engine: sa.Engine, token: int, name: str = CONTROLLER) -> None:
+    """Return while `token` holds the lease: before what no statement of the database can fence. Raises `LeaseLost`."""
+    with autocommit(engine) as connection:
+        found = _found(connection, engine, name)
+    if found is None or found[1] != token or found[2] <= 0:
+        raise LeaseLost(name, token, found)
 
 
 def insert_fenced(

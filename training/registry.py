@@ -34,7 +34,7 @@ from monitoring.errors import CannotGoOn, EvergreenError
 from monitoring.files import write_atomically
 from monitoring.store import aliases, db_now, versions
 from training.artefact import MANIFEST, REFERENCE, ArtefactError, file_digest, read_manifest, verify
-from training.lease import CONTROLLER, LeaseLost, fence, insert_fenced, upsert, write_fenced
+from training.lease import CONTROLLER, LeaseLost, check_fence, fence, insert_fenced, upsert, write_fenced
 from training.manifest import Manifest, manifest_of
 
 if TYPE_CHECKING:
@@ -148,6 +148,11 @@ class Registry:
         self._storage = storage
         self._incoming = models_dir.parent / "incoming"  # beside it: BentoML takes each folder inside for a model
 
+    @property
+    def shared(self) -> bool:
+        """Whether replicas on several hosts share the artefacts."""
+        return self._storage is not None
+
     # -- versions ------------------------------------------------------------------------------------------------
 
     def register(self, folder: Path, *, origin: str, now: float, token: int | None = None) -> int:
@@ -218,20 +223,56 @@ class Registry:
             if self._storage is None:
                 raise
         manifest = self.manifest(version)
-        with self._claimed(version) as work:
+        lock, work, home = self._places(version)
+        with _locked(lock):  # what is whole stays in `work` when it breaks off, and the next one goes on from there
             with suppress(UnknownVersion):  # another process of this host was faster
                 return self.path(version)
-            shutil.rmtree(work, ignore_errors=True)  # of one that was killed
-            for file in _files(manifest):
-                self._storage.get(self._stored(version, file, manifest), work / file, manifest.digests.get(file))
+            wanted = _files(manifest)
+            for left in work.iterdir() if work.is_dir() else ():
+                if left.name not in wanted:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for file in wanted:
+                digest = manifest.digests.get(file)
+                if digest is None or not (work / file).is_file() or file_digest(work / file) != digest:
+                    self._storage.get(self._stored(version, file, manifest), work / file, digest)
             write_atomically(work / MANIFEST, _formatted(manifest))
             verify(work)
             _sync(work)
-            home = self.models_dir / self.name / str(version)
             home.parent.mkdir(parents=True, exist_ok=True)
             work.rename(home)
             _sync_folder(home.parent)
+            lock.unlink(missing_ok=True)
         return home
+
+    def here(self) -> dict[int, Path]:
+        """The folders of the versions on this host."""
+        folder = self.models_dir / self.name
+        return {int(path.name): path for path in folder.iterdir() if path.name.isdecimal()} if folder.is_dir() else {}
+
+    def evict(self, version: int) -> bool:
+        """Whether its artefact is no longer on this host: it can be fetched again, and no alias names it.
+
+        Raises `StorageError`.
+        """
+        if self._storage is None or version in self.named():
+            return False
+        known = self.get(version)
+        there = self._storage.names(f"models/{self.name}/{version}")
+        if not {self._stored(version, file, known.manifest) for file in _files(known.manifest)} <= set(there):
+            return False
+        lock, work, home = self._places(version)
+        with _locked(lock):
+            shutil.rmtree(work, ignore_errors=True)
+            home.rename(work)  # at once: whoever looks sees it whole or not at all
+            shutil.rmtree(work)
+            lock.unlink(missing_ok=True)
+        return True
+
+    def named(self) -> set[int]:
+        """Every version that an alias names: in service, announced, or a former champion."""
+        wanted = sa.select(aliases.c.version).where(aliases.c.name == self.name, aliases.c.alias != "counter")
+        with self._engine.connect() as connection:
+            return set(connection.scalars(wanted)) - {_NOTHING}
 
     def share(self) -> tuple[int, ...]:
         """The versions of this host that the storage lacked, and has now: those from before there was one.
@@ -316,7 +357,7 @@ class Registry:
         In this order: the reference beside the old one, the store, the manifest on this host, the reference. Cut off
         anywhere, `settle` makes the artefact whole: as the store says. Raises `LeaseLost`, `UnknownVersion`.
         """
-        folder = self.path(version)
+        folder, before = self.path(version), self.manifest(version)
         if reference is not None:
             reference.to_parquet(folder / _REFERENCE_TO_BE, index=False)
             digest = file_digest(folder / _REFERENCE_TO_BE)
@@ -334,7 +375,10 @@ class Registry:
         )
         write_fenced(self._engine, change.returning(versions.c.version), token, self._lease)
         _settle(folder, manifest)
-        self._forget_replaced(version, manifest)
+        # By its name: who was stopped for long and is not the holder any more must not take what another put there.
+        replaced = self._stored(version, REFERENCE, before)
+        if self._storage is not None and replaced != self._stored(version, REFERENCE, manifest):
+            self._storage.delete(replaced)
 
     def delete(self, version: int, token: int) -> bool:
         """Whether the version is gone: its row, and its artefact on this host. One that an alias names stays.
@@ -348,11 +392,9 @@ class Registry:
             ~named.where(aliases.c.version == versions.c.version),
             fence(self._engine, token, self._lease),
         )
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        lock = self._incoming / f"{self.name}-{version}.lock"
+        lock, _, home = self._places(version)
         with _locked(lock):
             gone = bool(write_fenced(self._engine, row.returning(versions.c.version), token, self._lease))
-            home = self.models_dir / self.name / str(version)
             if gone and home.is_dir():
                 shutil.rmtree(home)
             if gone and self._storage is not None:
@@ -361,25 +403,29 @@ class Registry:
         return gone
 
     def settle(self) -> None:
-        """Bring artefacts to what the store says of them, where an `amend` was cut off: this host's, then those shared.
-
-        Raises `StorageError`, when those of this host are settled.
-        """
-        known = self.list()
-        for version in known:
+        """Bring artefacts of this host to what the store says of them, where an `amend` was cut off."""
+        for version in self.list():
             with suppress(UnknownVersion):  # it is on another host
                 _settle(self.path(version.version), version.manifest)
-        for version in known:
-            self._forget_replaced(version.version, version.manifest)
 
-    def _forget_replaced(self, version: int, manifest: Manifest) -> None:
-        """Delete what the storage has of a version and its manifest does not name: it holds rows that were erased."""
-        if self._storage is None:
-            return
-        named = {self._stored(version, file, manifest) for file in _files(manifest)}
-        for name in self._storage.names(f"models/{self.name}/{version}"):
-            if name not in named:
-                self._storage.delete(name)
+    def settle_shared(self, token: int) -> None:
+        """Delete what the storage has of a version and its manifest does not name: it holds rows that were erased.
+
+        Raises `StorageError` and `LeaseLost`.
+        """
+        for version in self.list() if self._storage is not None else ():
+            assert self._storage is not None
+            there = self._storage.names(f"models/{self.name}/{version.version}")
+            manifest = self.manifest(version.version)  # asked behind the names: a newer one is in neither
+            named = {self._stored(version.version, file, manifest) for file in _files(manifest)}
+            for name in there:
+                if name not in named:
+                    self.check_held(token)
+                    self._storage.delete(name)
+
+    def check_held(self, token: int) -> None:
+        """Return while the lease is held with this token. Raises `LeaseLost`."""
+        check_fence(self._engine, token, self._lease)
 
     def clean(self) -> tuple[str, ...]:
         """What registrations of dead processes had left behind, and is deleted now; those under way are left alone.
@@ -416,9 +462,7 @@ class Registry:
             return int(connection.execute(take.returning(aliases.c.version)).scalar_one())
 
     def _newest_on_disk(self) -> int:
-        home = self.models_dir / self.name
-        found = (int(item.name) for item in home.iterdir() if item.name.isdecimal()) if home.is_dir() else ()
-        return max(found, default=_NOTHING)
+        return max(self.here(), default=_NOTHING)
 
     @contextmanager
     def _claimed(self, version: int) -> Iterator[Path]:
@@ -427,18 +471,23 @@ class Registry:
         When the block fails and the version's row was surely not written, the folder in the model store goes as well;
         otherwise (the connection broke, the process was interrupted) everything is left to `clean`, which asks.
         """
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        lock, work = self._incoming / f"{self.name}-{version}.lock", self._incoming / f"{self.name}-{version}"
+        lock, work, home = self._places(version)
         with _locked(lock):
             try:
                 yield work
             except (OSError, ArtefactError, LeaseLost):
-                shutil.rmtree(self.models_dir / self.name / str(version), ignore_errors=True)
+                shutil.rmtree(home, ignore_errors=True)
                 shutil.rmtree(work, ignore_errors=True)
                 lock.unlink(missing_ok=True)
                 raise
             shutil.rmtree(work, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+    def _places(self, version: int) -> tuple[Path, Path, Path]:
+        """(lock file, working folder, where the artefact belongs) of a version."""
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        work = self._incoming / f"{self.name}-{version}"
+        return self._incoming / f"{work.name}.lock", work, self.models_dir / self.name / str(version)
 
     def _build(self, folder: Path, version: int, manifest: Manifest, origin: str, work: Path) -> Path:
         """The BentoML model `<name>:<version>` inside `work`, with the files that the manifest lists."""

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import sqlalchemy as sa
-
 from monitoring.erase import blank_spool
 from monitoring.export import expire_exports
 from monitoring.retention import (
@@ -21,9 +19,8 @@ from monitoring.retention import (
     expire_unmatched,
     is_expired,
 )
-from monitoring.store import aliases
 from training.artefact import REFERENCE
-from training.erasure import alone_with_exports, forget_unfinished, free_space
+from training.erasure import alone_with_exports, forget_unfinished, forget_unfinished_shared, free_space
 from training.homes import expire_homes
 from training.lease import LeaseLost
 from training.registry import UnknownVersion
@@ -67,6 +64,7 @@ def retain(loop: Loop, policy: RetentionPolicy) -> Story:
     before = cutoffs.get("predictions", 0.0)
     if before:
         forget_unfinished(loop)
+        forget_unfinished_shared(loop)
         for name, work in _COPIES.items():
             try:
                 story[name] = work(loop, before)
@@ -82,7 +80,7 @@ def retain(loop: Loop, policy: RetentionPolicy) -> Story:
 
 def _delete_versions(loop: Loop, keep: int) -> list[int]:
     """The versions deleted: all but the newest `keep` and those that an alias names, the former champions included."""
-    needed = _in_use(loop)
+    needed = loop.registry.named()
     old = [v.version for v in loop.registry.list()[keep:] if v.version not in needed]
     return [version for version in sorted(old) if loop.registry.delete(version, loop.token)]
 
@@ -93,7 +91,7 @@ def _loose_snapshots(loop: Loop, before: float) -> int:
 
 
 def _snapshots(loop: Loop, before: float) -> int:
-    needed = _in_use(loop)
+    needed = loop.registry.named()
     named = {v.manifest.data.snapshot or "" for v in loop.registry.list() if v.version in needed}
     return loop.snapshots.expire(before, named)
 
@@ -104,7 +102,7 @@ def _reports(loop: Loop, before: float) -> int:
 
 def _references(loop: Loop, before: float) -> list[int]:
     """The versions whose reference has no rows any more."""
-    emptied, needed = [], _in_use(loop)
+    emptied, needed = [], loop.registry.named()
     for version in loop.registry.list():
         if version.version in needed or version.created_at >= before or version.manifest.expired:
             continue
@@ -128,13 +126,6 @@ def _emptied(reference: Path) -> Any:
     import pandas as pd
 
     return pd.read_parquet(reference).head(0) if reference.is_file() else None
-
-
-def _in_use(loop: Loop) -> set[int]:
-    """Every version that has an alias, the former champions included."""
-    named = sa.select(aliases.c.version).where(aliases.c.name == loop.registry.name, aliases.c.alias != "counter")
-    with loop.engine.connect() as connection:
-        return set(connection.scalars(named))
 
 
 _COPIES: Final[dict[str, Callable[[Loop, float], Any]]] = {

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from training.registry import LiveSet, Registry
 
 ALIVE_S: Final = 10.0
-"""Seconds; a worker not seen for longer counts as gone. circus respawns a killed one in 7 to 8 s."""
+"""Seconds; a worker not seen for longer is not waited for. circus respawns a killed one in 7 to 8 s."""
+
+KNOWN_S: Final = 600.0
+"""Seconds; one not seen for so long is not looked for any more. An orderly stop takes a server's workers out at once."""
 
 READY_WITHIN_S: Final = 30.0
 """Seconds a promotion waits for silent workers: several times what loading and warming a version takes."""
@@ -39,6 +42,7 @@ class WorkerState:
     serving: int | None = None
     ready: tuple[int, ...] = ()  # versions loaded and warm
     failed: Mapping[int, str] = field(default_factory=dict)  # version -> why it would not load
+    silent_s: float = 0.0  # since it was last seen
 
     @property
     def name(self) -> str:
@@ -55,7 +59,7 @@ class RolloutResult:
     champion: int | None  # the one in service now
     previous: int | None
     ready: tuple[str, ...]  # workers that had it loaded
-    not_ready: tuple[str, ...]  # workers that stayed silent until the timeout; they swap when they have loaded it
+    not_ready: tuple[str, ...]  # workers without it (silent until the timeout, or not reached); they swap by themselves
     failed: dict[str, str]  # worker -> why it could not load it
     waited_s: float
     reason: str
@@ -74,8 +78,8 @@ def promote(
     """The result of announcing `version`, waiting for the workers, and flipping the champion to it.
 
     One worker that cannot load it stops the promotion: the announcement is withdrawn and the champion stays. A worker
-    that is merely silent for `timeout_s` does not: it is named in `not_ready`, and swaps once it has loaded it.
-    Without live workers it flips at once. Raises `UnknownVersion` and `LeaseLost`; the champion stays then, too.
+    that is merely silent for `timeout_s` does not: it is named in `not_ready`, and swaps once it has loaded it. So is
+    one that was not seen for `ALIVE_S`, as its host is cut off or dead, and nothing waits for it. Without live workers it flips at once. Raises `UnknownVersion` and `LeaseLost`; the champion stays then, too.
     """
     was = registry.live()
     if was.champion == version:
@@ -134,7 +138,10 @@ def _wait_and_flip(
 ) -> RolloutResult:
     began = clock()
     while True:
-        states = live_workers()
+        known = live_workers()
+        states = [state for state in known if state.silent_s <= ALIVE_S]
+        away = tuple(state.name for state in known if state.silent_s > ALIVE_S)
+        unreached = f"; not reached: {', '.join(away)}" if away else ""
         waited_s = clock() - began
         ready = tuple(state.name for state in states if version in state.ready or state.serving == version)
         failed = {state.name: state.failed[version] for state in states if version in state.failed}
@@ -143,13 +150,13 @@ def _wait_and_flip(
             registry.withdraw(token)
             who, why = next(iter(failed.items()))
             reason = f"{len(failed)} of {len(states)} workers could not load version {version}; {who}: {why}"
-            return _result(registry.live(), version, False, reason, ready, silent, failed, waited_s)
+            return _result(registry.live(), version, False, reason, ready, (*silent, *away), failed, waited_s)
         if not silent:
             reason = f"all {len(states)} live workers had it loaded" if states else "no live workers to wait for"
-            return _result(flip(), version, True, reason, ready, (), {}, waited_s)
+            return _result(flip(), version, True, reason + unreached, ready, away, {}, waited_s)
         if waited_s >= timeout_s:
             reason = f"{len(silent)} of {len(states)} workers were not ready after {timeout_s:g} s: {', '.join(silent)}"
-            return _result(flip(), version, True, reason, ready, silent, {}, waited_s)
+            return _result(flip(), version, True, reason + unreached, ready, (*silent, *away), {}, waited_s)
         sleep(min(POLL_S, max(0.0, timeout_s - waited_s)))
 
 
@@ -199,7 +206,7 @@ def report_workers(engine: sa.Engine, replica: str, states: Sequence[WorkerState
 def live_workers(engine: sa.Engine, within_s: float = ALIVE_S) -> tuple[WorkerState, ...]:
     """The workers of all replicas that were seen within `within_s` seconds, by the database's clock."""
     wanted = (
-        sa.select(*workers.c)
+        sa.select(*workers.c, (db_now(engine) - workers.c.seen_at).label("silent_s"))
         .where(workers.c.seen_at > db_now(engine) - within_s)
         .order_by(workers.c.replica, workers.c.slot)
     )
@@ -215,4 +222,5 @@ def forget_workers(engine: sa.Engine, older_than_s: float = 3600.0) -> int:
 
 def _state(row: sa.Row[Any]) -> WorkerState:
     failed = {int(version): str(why) for version, why in json.loads(row.failed).items()}
-    return WorkerState(row.replica, row.slot, row.serving, tuple(json.loads(row.ready)), failed)
+    ready = tuple(json.loads(row.ready))
+    return WorkerState(row.replica, row.slot, row.serving, ready, failed, max(0.0, float(row.silent_s)))

@@ -163,6 +163,12 @@ class Runs:
             row = runs.insert().values(**values, record=record).returning(runs.c.id)
             return int(connection.execute(row).scalar_one())
 
+    def waits(self, kinds: Collection[str]) -> bool:
+        """Whether a run of these kinds is queued."""
+        wanted = sa.select(sa.literal(1)).where(runs.c.state == "queued", runs.c.kind.in_(kinds)).limit(1)
+        with self._engine.connect() as connection:
+            return connection.scalar(wanted) is not None
+
     def claim(self, token: int, now: float, kinds: Collection[str] | None = None) -> Run | None:
         """The oldest queued run (of these kinds, when given), now running; None when none waits. Raises `LeaseLost`."""
         oldest = sa.select(sa.func.min(runs.c.id)).where(runs.c.state == "queued")

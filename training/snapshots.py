@@ -54,11 +54,21 @@ class Snapshots:
             if _name(digest) not in there and path.is_file():
                 self._storage.put(path, _name(digest))
 
+    def here(self) -> dict[str, Path]:
+        """The files on this host by digest."""
+        return {path.stem: path for path in self._folder.glob(f"*{ENDING}")}
+
+    def evict(self, digest: str) -> bool:
+        """Whether it is no longer on this host: it can be fetched again. Raises `StorageError`."""
+        if self._storage is None or _name(digest) not in self._storage.names(FOLDER):
+            return False
+        (self._folder / f"{digest}{ENDING}").unlink(missing_ok=True)
+        return True
+
     def digests(self) -> tuple[str, ...]:
         """Of all that this host or the storage has, in order."""
-        here = {path.stem for path in self._folder.glob(f"*{ENDING}")}
         there = () if self._storage is None else self._storage.names(FOLDER)
-        return tuple(sorted(here | {Path(name).stem for name in there if name.endswith(ENDING)}))
+        return tuple(sorted(self.here().keys() | {Path(name).stem for name in there if name.endswith(ENDING)}))
 
     def replace(self, digest: str, left: pd.DataFrame) -> Snapshot:
         """The snapshot of what is left of one, as old as that: retention goes by age. The old one stays."""

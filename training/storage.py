@@ -1,6 +1,6 @@
 """Where replicas on several hosts share what they make: files by name below an fsspec URL, each whole or not at all.
 
-`models/<model>/<version>/<file>` and `snapshots/<digest>.parquet`. A file is written before the row of the store that
+`models/<model>/<version>/<file>`, `snapshots/<digest>.parquet` and, until they are judged, `pushes/<file>`. A file is written before the row of the store that
 names it, and read by whoever lacks it: what a host keeps of its own is a cache. S3 needs the package s3fs (endpoint,
 region and credentials from its usual variables), a folder that all hosts mount needs nothing.
 """
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from monitoring.errors import CannotGoOn
 from monitoring.export import whole_file
@@ -20,6 +20,15 @@ from training.artefact import file_digest
 
 CHUNK: Final = 1 << 20
 """Bytes copied at a time."""
+
+_S3_BOUNDS: Final = {"connect_timeout": 3, "read_timeout": 10, "retries": {"max_attempts": 0}}
+"""Seconds that botocore waits for a connection and for the next bytes (by default 60 each, five times)."""
+_S3_TRIES: Final = 2
+"""Of each request, by s3fs."""
+
+
+PUSHES: Final = "pushes"
+"""The folder of pushed files that wait for their runs."""
 
 
 class StorageError(CannotGoOn, OSError):
@@ -34,13 +43,19 @@ class Storage:
 
         self.url = url
         try:
-            self._files, root = fsspec.core.url_to_fs(url)
+            self._files, root = fsspec.core.url_to_fs(url, **_bounds(url))
         except (ImportError, ValueError) as error:
             raise StorageError(
                 f"store.artefacts = {url!r} cannot be used: {error}; install what it names (S3: `pip install s3fs`), "
                 "or name a folder that every replica mounts"
             ) from error
         self._root = root.rstrip("/")
+        if "s3" in self._files.protocol:
+            self._files.retries = _S3_TRIES
+
+    def answers(self) -> None:
+        """Return when it does. Raises `StorageError`."""
+        self.names("models")
 
     def put(self, file: Path, name: str) -> None:
         """Copy a file to this name, in the place of what is there."""
@@ -104,3 +119,17 @@ class Storage:
         except Exception as error:  # each file system has errors of its own: botocore's, aiohttp's
             why = f"{type(error).__name__}: {error}"
             raise StorageError(f"{self.url}/{name} could not be {done}: {why}") from error
+
+
+def shared_push(path: str) -> str:
+    """The name in the storage of a pushed file that lies at `path` on the host that took it in."""
+    return f"{PUSHES}/{Path(path).name}"
+
+
+def _bounds(url: str) -> dict[str, Any]:
+    """How long to wait for an S3 that does not answer; what fsspec's own configuration says of it comes first."""
+    import fsspec
+
+    kind = url.partition("://")[0]
+    known = kind in ("s3", "s3a") and "config_kwargs" not in fsspec.config.conf.get(kind, {})
+    return {"config_kwargs": _S3_BOUNDS} if known else {}

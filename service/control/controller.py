@@ -36,7 +36,7 @@ from service.control.reports import LOOK_EVERY_S, Reports
 from service.control.scheduler import Scheduler
 from service.control.series import begin
 from service.control.watch import Watch
-from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_reports, write_status
+from service.handover import ControllerStatus, Live, LiveFile, LiveVersion, read_live, read_reports, write_status
 from service.keys import management_token
 from service.process import Tree, forget_trees
 from service.secret_file import home_id
@@ -80,6 +80,8 @@ class Controller:
         self._stopping = threading.Event()
         self._drained = threading.Event()
         self._missing: set[str] = set()  # why artefacts are not here
+        self._lacks_champion = False
+        self._former: list[str] = []  # replicas that servers of this home were, which could not say that they end
         self._threads: list[threading.Thread] = []
         self._engine: sa.Engine | None = None
         self._engine_lock = threading.Lock()
@@ -89,7 +91,7 @@ class Controller:
     def start(self) -> None:
         """Start the threads and return at once: a service whose start hangs is never ready."""
         give_way(CONTROLLER_NICE)
-        forget_trees(self.settings.var / "run")
+        self._former = [f"{socket.gethostname()}:{name}" for name in forget_trees(self.settings.var / "run")]
         if management_token(self.settings).new:  # under plain `bentoml serve`; `evergreen serve` has said it already
             logger.info("management token: kept in %s", self.settings.token_file)
         threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "reports": self._reports}
@@ -211,15 +213,17 @@ class Controller:
         if engine is None:
             return
         shared = registry(self.settings, engine)
-        lacking = Fetching(shared, Snapshots(self.settings.snapshots_dir, storage(self.settings)))
+        snapshots = Snapshots(self.settings.snapshots_dir, storage(self.settings))
+        lacking = Fetching(shared, snapshots, self.settings.store.cache_bytes, self._trains)
         adaptations = InForceFiles(self.settings.adaptations_dir, Adaptations(engine))
-        file, live = LiveFile(self.settings.live_file), None
+        file, live = LiveFile(self.settings.live_file), self._left()
         reported: tuple[float, list[WorkerState]] = (0.0, [])
         presence = Presence(self.settings, engine, self.replica)
         trouble = ""
+        self._take_out(engine, *self._former)
         while not self._stopping.wait(self.settings.schedule.sync_interval_s):
             try:
-                live = self._live(shared, lacking, adaptations)
+                live = self._live(shared, lacking, adaptations, live)
                 file.keep(live)
                 states = [
                     WorkerState(self.replica, r.slot, r.serving, r.ready, {int(v): why for v, why in r.failed.items()})
@@ -242,6 +246,13 @@ class Controller:
                 if isinstance(error, sa.exc.SQLAlchemyError):
                     self._say(store_error=trouble)
                     self._keep(file, live)
+        self._take_out(engine, self.replica)
+
+    def _take_out(self, engine: sa.Engine, *replicas: str) -> None:
+        """Nobody looks for the workers of these replicas any more; when the store is away, not for long."""
+        with suppress(sa.exc.SQLAlchemyError):
+            for replica in replicas:
+                report_workers(engine, replica, ())
 
     def _keep(self, file: LiveFile, live: Live | None) -> None:
         """Keep the live file as the store last said, so that a worker that restarts while the store is down serves."""
@@ -261,7 +272,22 @@ class Controller:
             total(self.metrics.directory, f"evergreen_{name}_total", dropped) for name in ("log_records", "labels")
         )
 
-    def _live(self, shared: Registry, lacking: Fetching, adaptations: InForceFiles) -> Live:
+    def _left(self) -> Live | None:
+        """What the live file says from before this start."""
+        try:
+            return read_live(self.settings.live_file)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def _trains(self) -> bool:
+        """Whether a job may be at work on this host."""
+        return any(self.settings.work_dir.glob("*"))
+
+    def _live(self, shared: Registry, lacking: Fetching, adaptations: InForceFiles, before: Live | None) -> Live:
+        """What the workers should have: as the store says, as far as it is on this host.
+
+        While the champion is not, what was named `before` goes on, also in a worker that starts now.
+        """
         named = shared.live()
 
         problems: dict[int, str] = {}
@@ -275,18 +301,29 @@ class Controller:
                 problems[number] = lacking.turn(number)
                 return None
 
-        live = Live(
-            model=self.settings.model.name,
-            champion=version(named.champion),
-            announced=version(named.announced),
-            bootstrap=self.scheduler.bootstrap_state if self.scheduler and named.champion is None else "",
-        )
+        champion, announced = version(named.champion), version(named.announced)
         if not problems:
             lacking.turn(None)
-        for problem in set(problems.values()) - self._missing:  # once each, not five times a second
-            logger.error("%s", problem)
-        self._missing = set(problems.values())
-        return msgspec.structs.replace(live, problem=problems.get(named.champion or 0, ""))
+        problem = problems.get(named.champion or 0, "")
+        self._lacks_champion = bool(problem)
+        if problem and before is not None and before.champion is not None:
+            with suppress(UnknownVersion):
+                shared.path(before.champion.version)
+                champion = before.champion
+                problem += f"; version {champion.version} answers until then"
+                problems[named.champion or 0] = problem
+        for told in set(problems.values()) - self._missing:  # once each, not five times a second
+            logger.error("%s", told)
+        if self._missing != set(problems.values()):
+            self._missing = set(problems.values())
+            self._say(lacks="; ".join(problems.values()))
+        return Live(
+            model=self.settings.model.name,
+            champion=champion,
+            announced=announced,
+            bootstrap=self.scheduler.bootstrap_state if self.scheduler and named.champion is None else "",
+            problem=problem,
+        )
 
     def _reports(self) -> None:
         """Make the pages that this replica's workers are asked for."""
@@ -312,7 +349,9 @@ class Controller:
             return
         sweep(self.settings, engine)
         holder = f"{self.replica}:{os.getpid()}"
-        self.scheduler = Scheduler(self.settings, engine, self.metrics, holder, self.tracer)
+        self.scheduler = Scheduler(
+            self.settings, engine, self.metrics, holder, self.tracer, lacks_champion=lambda: self._lacks_champion
+        )
         try:
             self.scheduler.run(self._stopping, lambda leader: self._say(leader=leader))
         finally:

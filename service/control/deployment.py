@@ -17,7 +17,7 @@ from service.settings import SAMPLE, Settings, row_at
 from training.data import Prepared, prepare, row_order, seconds_of
 from training.loop import Loop
 from training.registry import Registry
-from training.rollout import live_workers
+from training.rollout import KNOWN_S, live_workers
 from training.runs import Runs
 from training.source import DataError, load_source
 from training.spec import JobResult, JobSpec
@@ -70,7 +70,7 @@ def assemble(
         adapt=settings.adapt,
         snapshots_dir=settings.snapshots_dir,
         storage=storage(settings),
-        work_dir=settings.var / "work",
+        work_dir=settings.work_dir,
         studies_dir=settings.var / "studies",
         spool_dir=settings.spool_dir,
         reports_dir=settings.reports_dir,
@@ -80,7 +80,7 @@ def assemble(
         run_job=run_job,
         trusted_rows=partial(trusted_rows, settings) if settings.data.trusted_holdout else None,
         rehearse=partial(rehearse, settings, stopped=stopped, meanwhile=meanwhile) if settings.gates.infra else None,
-        live_workers=lambda: live_workers(engine),
+        live_workers=lambda: live_workers(engine, KNOWN_S),
         on_event=on_event,
         clock=time.time,
         sleep=time.sleep,

@@ -23,6 +23,7 @@ from monitoring.spool import segments
 from service.control import chronicle
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
+from service.control.pushes import sweep_shared
 from service.control.series import no_adaptation
 from service.control.spans import RunSpans
 from service.handover import JobStatus
@@ -30,12 +31,14 @@ from service.report_files import ReportFiles
 from service.settings import Settings
 from training.adaptations import Adaptations
 from training.cycle import MOVES, bootstrap, note_failure, reason, run_cycle, run_retention, take_over, work_off
+from training.erasure import forget_unfinished_shared
 from training.lease import Lease, LeaseLost
 from training.loop import Loop
-from training.registry import NoChampion
-from training.rollout import forget_workers
+from training.registry import NoChampion, Registry
+from training.rollout import forget_workers, live_workers
 from training.runs import PAUSES
 from training.source import shown
+from training.storage import StorageError
 
 if TYPE_CHECKING:
     from monitoring.traces import Tracer
@@ -78,10 +81,18 @@ class Scheduler:
         metrics: of the controller process.
         holder: name of this process in the lease.
         tracer: told of trainings.
+        lacks_champion: whether the version in service is not on this host.
     """
 
     def __init__(
-        self, settings: Settings, engine: sa.Engine, metrics: Metrics, holder: str, tracer: Tracer | None = None
+        self,
+        settings: Settings,
+        engine: sa.Engine,
+        metrics: Metrics,
+        holder: str,
+        tracer: Tracer | None = None,
+        *,
+        lacks_champion: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -91,6 +102,9 @@ class Scheduler:
         self.alarm = Alarm(settings)
         self._spans = None if tracer is None else RunSpans(tracer)
         self.lease = Lease(engine, holder=holder, seconds=settings.schedule.lease_s)
+        self._lacks_champion = lacks_champion
+        self._aside_until = 0.0  # time.monotonic(); so long the lease is left to others
+        self._aside = ""  # why it is
         self._stopping: threading.Event = threading.Event()
         self._jobs: BackgroundScheduler | None = None
         self._loop: Loop | None = None
@@ -113,10 +127,7 @@ class Scheduler:
         self._stopping = stopping
         leading = False
         while not stopping.is_set():
-            # While SQLite is being rewritten, nobody else can have taken it either; and every write is fenced.
-            held = self.lease.acquire() or (
-                leading and self.lease.state == "unsure" and self.engine.dialect.name == "sqlite"
-            )
+            held = self._hold(leading)
             if held != leading:
                 leading = held
                 told = {"event": "lease_taken" if held else "lease_lost", "holder": self.holder}
@@ -136,8 +147,39 @@ class Scheduler:
         self.lease.release()
         self.metrics.scheduler_leader.set(0)
 
+    def _hold(self, leading: bool) -> bool:
+        """Whether the lease is held now; one that another replica can make more of is left to it."""
+        self._aside = self._why_aside()
+        if self._aside:
+            if leading:
+                self.lease.release()
+            return False
+        # While SQLite is being rewritten, nobody else can have taken it either; and every write is fenced.
+        return self.lease.acquire() or (leading and self.lease.state == "unsure" and self._alone)
+
+    @property
+    def _alone(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    def _why_aside(self) -> str:
+        """Why another replica should lead; "" when none could do better than this one."""
+        if time.monotonic() < self._aside_until:
+            return "the shared storage does not answer this replica"
+        if self._lacks_champion() and self._others():
+            return "the version in service is not on this host"
+        return ""
+
+    def _others(self) -> bool:
+        """Whether another replica answers with the version in service, and so could lead."""
+        replica = self.holder.rpartition(":")[0]
+        try:
+            champion = Registry(self.engine, self.settings.models_dir, self.settings.model.name).live().champion
+            return any(one.replica != replica and one.serving == champion for one in live_workers(self.engine))
+        except sa.exc.SQLAlchemyError:
+            return False
+
     def _reason(self, held: bool) -> tuple[str, ...]:
-        return () if held else (self.lease.reason,)
+        return () if held else (self._aside or self.lease.reason,)
 
     def _begin(self) -> None:
         token = self.lease.token
@@ -190,9 +232,13 @@ class Scheduler:
     # --- the jobs ------------------------------------------------------------------------------------------------
 
     def _guarded(self, name: str, work: Callable[[Loop], None]) -> None:
-        """One turn of a job: what it raises is counted and logged, and the next turn comes as planned."""
+        """One turn of a job: what it raises is counted and logged, and the next turn comes as planned.
+
+        Nothing begins while another replica may have the lease already: its renewal is not answered, or this process
+        was stopped.
+        """
         loop = self._loop
-        if loop is None or self._stopping.is_set():
+        if loop is None or self._stopping.is_set() or not (self.lease.sure or self._alone):
             return
         try:
             work(loop)
@@ -242,12 +288,27 @@ class Scheduler:
             return  # a step is under way; what is queued waits for it
         try:
             self._mend(loop)
+            if not self._can_work(loop):
+                return
             while not self._stopping.is_set() and work_off(loop, WHILE_PAUSED if self._paused else WORK) is not None:
                 pass
             if not self._paused and loop.registry.live().champion is None and time.monotonic() >= self._bootstrap_after:
                 self._bootstrap(loop)
         finally:
             self._turn.release()
+
+    def _can_work(self, loop: Loop) -> bool:
+        """Whether this replica reaches what the work that waits needs, or no other replica could do it either."""
+        if loop.storage is None or not loop.runs.waits(WORK):
+            return True
+        try:
+            loop.storage.answers()
+        except StorageError as error:
+            if self._others():
+                logger.warning("the work that waits is left to another replica: %s", error)
+                self._aside_until = time.monotonic() + 3 * self.settings.schedule.lease_s
+                return False
+        return True
 
     def _moves(self, loop: Loop) -> None:
         with self._move:
@@ -298,6 +359,10 @@ class Scheduler:
         )
         Adaptations(self.engine).prune(now - policy.checks_days * DAY_S, keep_newest=100, token=loop.token)
         forget_workers(self.engine, policy.workers_s)
+        if loop.storage is not None:
+            sweep_shared(loop.storage, self.engine)
+            with suppress(StorageError):  # erasures and retention ask again, and say so
+                forget_unfinished_shared(loop)
         here = segments(self.settings.spool_dir).keys()
         forget_drained(self.engine, now - policy.drained_days * DAY_S, keep=here)
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -59,6 +59,12 @@ def typed(server: Server, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def readiness(server: Server) -> str:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{server.url}/readyz", timeout=10).text
+    return ""
+
+
 def serves(server: Server) -> int | None:
     answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}, timeout=10)
     return answer.json()["version"] if answer.status_code == 200 else None
@@ -78,6 +84,14 @@ def test_what_one_host_trains_both_serve_and_a_wiped_host_is_back_without_a_trai
         assert (run["state"], run["outcome"]) == ("done", "promoted"), run
     wait_until("the new version on both", lambda: (serves(one), serves(two)) == (run["version"], run["version"]))
 
+    model = (one.settings.models_dir / "evergreen" / "1" / "model.skops").read_bytes()
+    for server in (one, two):  # one of both does not lead
+        with server.client() as client:
+            pushed = client.wait(client.push(model), timeout_s=180)
+            assert pushed["record"]["verdict"]["gates"], pushed
+        assert not list(server.settings.pushes_dir.iterdir())
+    assert not list((shared / "pushes").iterdir())
+
     assert two.stop() == 0
     shutil.rmtree(two.home)
     again = replica(servers, tmp_path / "two", postgres_url, shared).start().wait_ready()
@@ -87,6 +101,26 @@ def test_what_one_host_trains_both_serve_and_a_wiped_host_is_back_without_a_trai
     assert kinds.count("bootstrap") == 1
     made = typed(again, "models", "reproduce", str(run["version"]))  # its snapshot is fetched, too
     assert made.returncode == 0 and "identical bit for bit" in made.stdout, made.stdout + made.stderr
+
+
+def test_a_host_whose_storage_is_away_goes_on_with_what_it_has_also_after_a_restart(
+    tmp_path: Path, postgres_url: str, shared: Path, servers: ExitStack
+) -> None:
+    one = replica(servers, tmp_path / "one", postgres_url, shared).start().wait_ready()
+    assert one.stop() == 0
+    shared.rename(tmp_path / "away")
+    shared.write_bytes(b"no folder")
+
+    one.start().wait_ready()
+
+    assert serves(one) == 1
+    two = replica(servers, tmp_path / "two", postgres_url, shared).start()
+    why = wait_until("a reason", lambda: (said := readiness(two)) and "could not be read" in said and said)
+    assert "no model in service: " in why and "models/evergreen/1/" in why
+    with one.client() as client:
+        run = client.wait(client.retrain("for the test"), timeout_s=180)
+        assert (run["state"], run["outcome"]) == ("done", "no_action"), "it leads: the other one lacks the champion"
+        assert run["who"] != "" and "labelled rows" in run["record"]["error"]
 
 
 def test_a_second_host_that_shares_nothing_is_refused_with_the_setting_to_make(

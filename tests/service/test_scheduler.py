@@ -20,6 +20,8 @@ from service.control.scheduler import Scheduler
 from service.settings import Settings
 from tests.places import Place, first, place
 from tests.real_server import wait_until
+from training.lease import Lease
+from training.rollout import WorkerState, report_workers
 from training.runs import Runs
 
 __all__ = ["first", "place"]
@@ -151,6 +153,34 @@ def test_while_the_database_is_busy_the_work_goes_on_and_is_not_cleared_up(setti
         wait_until("a renewal", lambda: scheduler.lease.state == "held")
 
         assert during == (told, scheduler.lease.token) == ([True], token)
+
+
+def test_who_lacks_the_champion_leaves_the_lease_to_a_replica_that_answers_with_it(settings: Settings) -> None:
+    engine = open_store(settings.store_url)
+    scheduler = Scheduler(
+        settings, engine, Metrics(settings.var / "metrics", "controller-1"), "me:1", lacks_champion=lambda: True
+    )
+    name_a_champion(scheduler, 5)
+    report_workers(engine, "other", [WorkerState("other", "api-1", serving=5)])
+    stopping, told = threading.Event(), list[bool]()
+    thread = threading.Thread(target=scheduler.run, args=(stopping, told.append))
+    thread.start()
+    try:
+        time.sleep(2.0)  # six turns
+        assert (told, scheduler.lease.token) == ([], None)
+
+        report_workers(engine, "other", [])  # nobody could do better now
+        wait_until("the lease", lambda: told == [True])
+
+        report_workers(engine, "other", [WorkerState("other", "api-1", serving=5)])
+        wait_until("the lease's end", lambda: told == [True, False])
+        assert Lease(engine, holder="other:2", seconds=30).acquire(), "it was given back, not left to run out"
+    finally:
+        stopping.set()
+        thread.join()
+        scheduler.close()
+        scheduler.metrics.close()
+        engine.dispose()
 
 
 def test_a_run_that_the_store_broke_off_says_by_which_error(scheduler: Scheduler, settings: Settings) -> None:

@@ -11,6 +11,7 @@ from training.artefact import write_manifest
 from training.lease import CONTROLLER, Lease, LeaseLost
 from training.registry import NoPrevious, Registry, UnknownVersion
 from training.rollout import (
+    KNOWN_S,
     WorkerState,
     forget_workers,
     live_workers,
@@ -83,6 +84,27 @@ def test_it_flips_once_every_live_worker_has_the_version_loaded(registry: Regist
     assert (result.flipped, result.champion, result.previous) == (True, 2, 1)
     assert (result.ready, result.not_ready) == (("host/0", "host/1"), ())
     assert registry.live().announced is None
+
+
+def test_a_host_that_is_out_of_reach_is_named_and_nobody_waits_for_it(registry: Registry, engine: sa.Engine) -> None:
+    report_workers(engine, "host", [worker("0", 2)])
+    report_workers(engine, "far", [worker("0")])
+    with engine.begin() as connection:
+        connection.execute(workers.update().where(workers.c.replica == "far").values(seen_at=db_now(engine) - 60))
+    replica = Replica()
+
+    result = promote(
+        registry,
+        2,
+        TOKEN,
+        live_workers=lambda: live_workers(engine, KNOWN_S),
+        timeout_s=30,
+        sleep=replica.sleep,
+        clock=replica.clock,
+    )
+
+    assert (result.flipped, result.ready, result.not_ready) == (True, ("host/0",), ("far/0",))
+    assert (result.reason, result.waited_s) == ("all 1 live workers had it loaded; not reached: far/0", 0.0)
 
 
 def test_one_worker_that_cannot_load_it_keeps_the_champion_and_says_who_and_why(registry: Registry) -> None:

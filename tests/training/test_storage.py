@@ -17,6 +17,7 @@ from monitoring.files import UNFINISHED
 from monitoring.store import open_store, versions
 from tests.places import Place
 from training.artefact import REFERENCE, read_manifest, verify, write_manifest
+from training.cache import shrink
 from training.cycle import bootstrap, take_over
 from training.lease import CONTROLLER, Lease
 from training.registry import Registry, UnknownVersion
@@ -117,9 +118,7 @@ def test_without_its_storage_no_version_is_registered_and_what_is_here_still_ser
         host(engine, tmp_path, "other", Storage(str(tmp_path / "shared"))).fetch(1)
 
 
-def test_who_takes_the_lease_goes_on_with_what_this_host_has_while_the_storage_is_away(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_who_takes_the_lease_asks_nothing_of_the_storage(tmp_path: Path) -> None:
     open_store(f"sqlite:///{tmp_path}/evergreen.db").dispose()
     place = Place(tmp_path)
     assert Lease(place.engine, CONTROLLER, "test", 600).acquire()
@@ -133,9 +132,63 @@ def test_who_takes_the_lease_goes_on_with_what_this_host_has_while_the_storage_i
 
     take_over(loop)
 
-    assert "what interrupted writers left in the shared storage stays for now" in caplog.text
-    assert not unfinished.exists(), "what lies on this host is cleared up all the same"
+    assert not unfinished.exists(), "what lies on this host is cleared up"
+    with pytest.raises(StorageError):
+        loop.registry.settle_shared(TOKEN)
     place.engine.dispose()
+
+
+def test_a_fetch_that_broke_off_goes_on_with_what_it_lacks(
+    engine: sa.Engine, tmp_path: Path, artefact: Path, storage: Storage
+) -> None:
+    one, other = (host(engine, tmp_path, name, storage) for name in ("one", "other"))
+    version = registered(one, artefact)
+    names = {name.rpartition("-")[2]: name for name in storage.names(f"models/credit/{version}")}
+    storage.delete(names["schema.json"])
+    with pytest.raises(StorageError, match=r"schema\.json could not be read"):
+        other.fetch(version)
+    with pytest.raises(UnknownVersion):
+        other.path(version)
+
+    storage.put(artefact / "schema.json", names["schema.json"])
+    storage.delete(names["model.skops"])  # fetched before it broke off: it is not asked for again
+    assert verify(other.fetch(version)) == one.manifest(version)
+    assert not list((tmp_path / "other" / "bentoml" / "incoming").iterdir())
+
+
+def test_a_host_keeps_so_much_and_what_went_is_fetched_again(
+    engine: sa.Engine, tmp_path: Path, artefact: Path, storage: Storage
+) -> None:
+    one, other = (host(engine, tmp_path, name, storage) for name in ("one", "other"))
+    snapshots = Snapshots(tmp_path / "other" / "snapshots", storage)
+    versions = [registered(one, artefact) for _ in range(3)]
+    for version in versions:
+        other.fetch(version)
+        time.sleep(0.02)  # their age is told by the file system's clock
+    one.announce(versions[0], TOKEN)
+    taken = snapshots.take(pd.DataFrame({"a": [1.0]}))
+
+    assert shrink(other, snapshots, 10**9, at_work=False) == ((), 0)
+    gone = shrink(other, snapshots, 0, at_work=True)
+    assert gone.names == ("version 2", "version 3") and gone.freed > 0
+    assert set(other.here()) == {1}, "it is announced"
+    assert snapshots.here() == {taken.digest: taken.path}, "a training may read it"
+
+    assert shrink(other, snapshots, 0, at_work=False).names == (f"snapshot {taken.digest[:12]}",)
+    assert verify(other.fetch(versions[1])) == other.manifest(versions[1])
+    assert snapshots.path(taken.digest).is_file()
+
+
+def test_what_only_this_host_has_never_leaves_it(
+    engine: sa.Engine, tmp_path: Path, artefact: Path, storage: Storage
+) -> None:
+    version = registered(host(engine, tmp_path, "one", None), artefact)
+    one = host(engine, tmp_path, "one", storage)
+    snapshots = Snapshots(tmp_path / "snapshots")
+    snapshots.take(pd.DataFrame({"a": [1.0]}))
+
+    assert shrink(one, Snapshots(tmp_path / "snapshots", storage), 0, at_work=False) == ((), 0)
+    assert set(one.here()) == {version} and len(snapshots.here()) == 1
 
 
 def test_an_erased_reference_is_gone_from_the_storage_too(
@@ -153,7 +206,7 @@ def test_an_erased_reference_is_gone_from_the_storage_too(
     assert read_manifest(other.path(version)).reproducible is False
 
     storage.put(artefact / REFERENCE, min(before - after))  # as when the amending host had died before it deleted it
-    one.settle()
+    one.settle_shared(TOKEN)
     assert set(storage.names(f"models/credit/{version}")) == after
 
     assert one.delete(version, TOKEN)

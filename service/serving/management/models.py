@@ -22,6 +22,7 @@ from service.serving.management.managed import CONFLICT, Accepted, Here, Managed
 from service.versions import all_versions, one_version
 from training.admission import Pushed, problem_of
 from training.artefact import SCHEMA
+from training.storage import Storage, StorageError, shared_push
 
 router = APIRouter()
 
@@ -77,6 +78,7 @@ async def push(
                 raise HTTPException(400, "the body is empty: send one skops or ONNX file")
             _check_digest(request.headers.get("content-digest", ""), digest.digest())
             await asyncio.to_thread(_check, here, path)
+            await asyncio.to_thread(_share, here, path)
             payload = {"path": str(path), "bytes": file.tell(), "temporary": True, "trained_until": until}
             return await asyncio.to_thread(here.queue, "push", why, request, payload)
     except BaseException:  # also when the client leaves
@@ -100,6 +102,18 @@ def _until(text: str) -> float | None:
 def _take(file: IO[bytes], digest: Any, chunk: bytes) -> None:
     file.write(chunk)
     digest.update(chunk)
+
+
+def _share(here: Managed, path: Path) -> None:
+    """Put the file where whichever replica leads will look for it. Raises the 503 while that cannot be reached."""
+    url = here.settings.store.artefacts
+    if not url:
+        return
+    try:
+        Storage(url).put(path, shared_push(str(path)))
+    except StorageError as error:
+        raise HTTPException(503, f"{error}; push it again", {"retry-after": str(TRY_AGAIN_S)}) from None
+    path.unlink()  # the leader fetches it, whoever that is
 
 
 def _check_digest(given: str, found: bytes) -> None:

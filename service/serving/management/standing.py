@@ -134,6 +134,8 @@ def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float)
     controller = read_status(here.worker.run_dir)
     if controller is not None and controller.store_error:
         yield Alert(f"the store does not answer ({controller.store_error})", "store")
+    if controller is not None and controller.lacks:
+        yield Alert(controller.lacks, "store")
     if controller is not None and controller.drain_lag_s > LATE_S:
         yield Alert(f"the record waits for the store for {duration(controller.drain_lag_s)}", "record")
     homes = expected(here.engine)
