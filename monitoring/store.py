@@ -33,6 +33,10 @@ _PATIENCE: Final = {
 }
 """libpq's options, seconds and (the last) milliseconds: a database behind a dead link is given up soon, and found again
 soon. Linux alone would wait for a quarter of an hour. What stands in the URL comes before it."""
+_TOLD_TO_SERVER: Final = """
+set tcp_keepalives_idle = 5; set tcp_keepalives_interval = 2; set tcp_keepalives_count = 3; set tcp_user_timeout = 5000
+"""
+"""The same for its side: of a host that was cut off it would keep a transaction, and its locks, for two hours."""
 _LOCK: Final = 4702741
 """Advisory lock of whoever changes tables on PostgreSQL: two replicas may start at once."""
 
@@ -390,12 +394,20 @@ def connect(url: str) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         patience = {name: value for name, value in _PATIENCE.items() if name not in parsed.query}
-        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=5, connect_args=patience)
+        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=5, connect_args=patience)
+        sa.event.listen(engine, "connect", _tell_server)
+        return engine
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(parsed, connect_args={"timeout": 30})
     sa.event.listen(engine, "connect", _sqlite_pragmas)
     return engine
+
+
+def _tell_server(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_TOLD_TO_SERVER)
+    connection.commit()
 
 
 def _sqlite_pragmas(connection: object, _record: object) -> None:
