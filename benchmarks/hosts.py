@@ -720,6 +720,16 @@ def stored(engine: sa.Engine, table: str) -> Counter[str]:
         return Counter(connection.exec_driver_sql(f"select id from {table}").scalars())
 
 
+def errors(engine: sa.Engine) -> list[tuple[str, int]]:
+    """Why runs did not end well, and how many for each reason."""
+    with engine.connect() as connection:
+        told = connection.exec_driver_sql(
+            "select kind || ' ' || outcome || ': ' || left(record::json->>'error', 300), count(*) from runs "
+            "where record::json->>'error' is not null and kind <> 'check' group by 1 order by 2 desc"
+        )
+        return [(str(error), int(count)) for error, count in told]
+
+
 # -- all of it -------------------------------------------------------------------------------------------------------
 
 
@@ -870,6 +880,8 @@ def _verdict(
         ("wiped hosts: start until the champion answers, s", ", ".join(f"{one:.1f}" for one in wiped) or "none"),
         ("exit codes of the servers at the end", str(codes)),
     ]
+    for error, count in look.call(errors, engine):
+        say(f"  {count} times {error}")
     for one in (*late, *wrong):
         say(f"  {one}")
     for name, attempts in failed.items():

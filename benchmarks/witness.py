@@ -114,12 +114,14 @@ def problems(noted: Sequence[Fact], besides: str = "") -> list[str]:
     newest = 0
     for one in noted:
         token = int(one.fact["token"]) if one.what == "leases" else one.token or 0
+        if one.what == "leases":
+            taken[token] = one.source
+        elif not one.decided or one.source == besides:
+            continue
         if token < newest:
             wrong.append(f"{_told(one)}: token {token} after {newest}")
         newest = max(newest, token)
         if one.what == "leases":
-            taken[token] = one.source
-        if not one.decided or one.source == besides:
             continue
         if taken.get(token) != one.source:
             wrong.append(f"{_told(one)}: by {one.source}, and {taken.get(token)} holds token {token}")

@@ -24,7 +24,7 @@ ALIVE_S: Final = 10.0
 """Seconds; a worker not seen for longer is not waited for. circus respawns a killed one in 7 to 8 s."""
 
 KNOWN_S: Final = 600.0
-"""Seconds; one not seen for so long is not looked for any more. An orderly stop takes a server's workers out at once."""
+"""Seconds; one not seen for so long is not looked for any more. A server's orderly stop takes its workers out."""
 
 READY_WITHIN_S: Final = 30.0
 """Seconds a promotion waits for silent workers: several times what loading and warming a version takes."""
@@ -42,7 +42,7 @@ class WorkerState:
     serving: int | None = None
     ready: tuple[int, ...] = ()  # versions loaded and warm
     failed: Mapping[int, str] = field(default_factory=dict)  # version -> why it would not load
-    silent_s: float = 0.0  # since it was last seen
+    silent_s: float = field(default=0.0, compare=False)  # since it was last seen
 
     @property
     def name(self) -> str:
@@ -79,7 +79,8 @@ def promote(
 
     One worker that cannot load it stops the promotion: the announcement is withdrawn and the champion stays. A worker
     that is merely silent for `timeout_s` does not: it is named in `not_ready`, and swaps once it has loaded it. So is
-    one that was not seen for `ALIVE_S`, as its host is cut off or dead, and nothing waits for it. Without live workers it flips at once. Raises `UnknownVersion` and `LeaseLost`; the champion stays then, too.
+    one that was not seen for `ALIVE_S`, as its host is cut off or dead, and nothing waits for it. Without live workers
+    it flips at once. Raises `UnknownVersion` and `LeaseLost`; the champion stays then, too.
     """
     was = registry.live()
     if was.champion == version:
@@ -220,7 +221,7 @@ def forget_workers(engine: sa.Engine, older_than_s: float = 3600.0) -> int:
         return connection.execute(workers.delete().where(workers.c.seen_at < db_now(engine) - older_than_s)).rowcount
 
 
-def _state(row: sa.Row[Any]) -> WorkerState:
+def _state(row: Any) -> WorkerState:
     failed = {int(version): str(why) for version, why in json.loads(row.failed).items()}
     ready = tuple(json.loads(row.ready))
     return WorkerState(row.replica, row.slot, row.serving, ready, failed, max(0.0, float(row.silent_s)))

@@ -1,8 +1,9 @@
 """Where replicas on several hosts share what they make: files by name below an fsspec URL, each whole or not at all.
 
-`models/<model>/<version>/<file>`, `snapshots/<digest>.parquet` and, until they are judged, `pushes/<file>`. A file is written before the row of the store that
-names it, and read by whoever lacks it: what a host keeps of its own is a cache. S3 needs the package s3fs (endpoint,
-region and credentials from its usual variables), a folder that all hosts mount needs nothing.
+`models/<model>/<version>/<file>`, `snapshots/<digest>.parquet` and, until they are judged, `pushes/<file>`. A file is
+written before the row of the store that names it, and read by whoever lacks it: what a host keeps of its own is a
+cache. S3 needs the package s3fs (endpoint, region and credentials from its usual variables), a folder that all hosts
+mount needs nothing.
 """
 
 from __future__ import annotations

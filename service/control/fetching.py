@@ -1,7 +1,7 @@
 """What the replicas of a deployment share, seen from one of them, in a thread of its own.
 
 It copies what this replica lacks, and first, once, puts in what this host made before anything was shared; then it
-keeps what this host has within its bounds. A storage that hangs holds up nothing: the workers go on with what they have.
+keeps what this host has within its bounds. A storage that hangs holds up nothing: the workers go on with what is here.
 """
 
 from __future__ import annotations
