@@ -17,6 +17,7 @@ NOT_IMPORTED = {
     "uvloop": "uvicorn takes it when it is there",
     "xgboost-cpu": "a pushed file's types name it; skops imports it",
     "lightgbm": "a pushed file's types name it; skops imports it",
+    "s3fs": "fsspec loads it for s3://",
 }
 NAMESPACED = {
     "opentelemetry.trace": "opentelemetry-api",

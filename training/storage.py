@@ -47,7 +47,7 @@ class Storage:
             self._files, root = fsspec.core.url_to_fs(url, **_bounds(url))
         except (ImportError, ValueError) as error:
             raise StorageError(
-                f"store.artefacts = {url!r} cannot be used: {error}; install what it names (S3: `pip install s3fs`), "
+                f"store.artefacts = {url!r} cannot be used: {error}; install what it names (S3: the extra `s3`), "
                 "or name a folder that every replica mounts"
             ) from error
         self._root = root.rstrip("/")
