@@ -275,9 +275,10 @@ class Controller:
     def _left(self) -> Live | None:
         """What the live file says from before this start."""
         try:
-            return read_live(self.settings.live_file)
+            left = read_live(self.settings.live_file)
         except (OSError, msgspec.DecodeError):
             return None
+        return left if left is not None and left.model == self.settings.model.name else None
 
     def _trains(self) -> bool:
         """Whether a job may be at work on this host."""
