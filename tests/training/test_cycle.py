@@ -30,6 +30,7 @@ from training.rollout import WorkerState
 from training.runs import Run
 from training.spec import JobResult, JobSpec
 from training.split import TrainPolicy
+from training.storage import Storage, shared_push
 from training.subprocess_job import subprocess_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # importing bentoml warns
@@ -285,6 +286,23 @@ def test_a_pushed_model_that_wins_is_promoted(place: Place) -> None:
     assert place.registry.manifest(2).label == "ana-7"
     assert place.registry.live().champion == 2
     assert not Path(run.record.payload.path).exists()
+
+
+def test_a_pushed_model_that_another_host_took_in_is_fetched_judged_and_gone(place: Place, tmp_path: Path) -> None:
+    place.answer(400, 7, moved=True)
+    file = pushed(place, fitted(place, world(600, 8, moved=True)))
+    storage = Storage(str(tmp_path / "shared"))
+    storage.put(Path(file), shared_push("/home/of/another/model.skops"))
+    Path(file).unlink()
+    place.loop = replace(place.loop, storage=storage)
+
+    run = place.ask("push", path="/home/of/another/model.skops", temporary=True)
+
+    assert run.outcome == "promoted", run.document
+    assert storage.names("pushes") == ()
+    again = place.ask("push", path="/home/of/another/model.skops", temporary=True)
+    assert (again.state, again.outcome) == ("failed", "refused")
+    assert "pushes/model.skops could not be read" in again.document["error"]
 
 
 def test_a_pushed_model_that_loses_is_refused_with_the_gate(place: Place) -> None:
