@@ -27,7 +27,7 @@ def test_three_hosts_in_trouble_lose_no_row_and_are_led_by_one_hand() -> None:
 
     with ended_in_order():
         lines = run(
-            minutes=0.6,
+            minutes=0.5,
             seed=3,
             faults=len(SHORT),
             kinds=SHORT,
