@@ -288,3 +288,19 @@ def test_a_row_is_inserted_only_while_its_condition_holds(store_url: str) -> Non
     engine.dispose()
 
     assert tuple(found) == ("here", "me", 2**40, 1.5)
+
+
+def test_a_silent_database_is_given_up_in_seconds_unless_the_url_says_otherwise(postgres_url: str) -> None:
+    def options(url: str) -> dict[str, str]:
+        engine = store.connect(url)
+        with engine.connect() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            found: dict[str, str] = driver.info.get_parameters()
+        engine.dispose()
+        return found
+
+    given = sa.make_url(postgres_url).update_query_dict({"connect_timeout": "9"}).render_as_string(hide_password=False)
+
+    usual, chosen = options(postgres_url), options(given)
+    assert (usual["tcp_user_timeout"], usual["connect_timeout"]) == ("5000", "3")
+    assert (chosen["tcp_user_timeout"], chosen["connect_timeout"]) == ("5000", "9")

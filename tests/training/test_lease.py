@@ -212,3 +212,14 @@ def test_a_database_that_cannot_be_reached_is_a_reason_too() -> None:
 
     assert not lease.acquire()
     assert "the database did not answer" in lease.reason
+
+
+def test_who_hears_nothing_for_as_long_as_the_lease_lasts_is_not_sure_of_it(engine: sa.Engine) -> None:
+    lease = taken(engine, "a", 0.3)
+    assert lease.sure
+
+    time.sleep(0.4)  # stopped, or waiting for an answer
+    assert lease.held and not lease.sure
+
+    assert lease.renew() and lease.sure
+    assert lease.release() and not lease.sure
