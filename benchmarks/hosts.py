@@ -695,23 +695,28 @@ def reached(
     troubles: list[Trouble],
     here: dict[tuple[str, int], float],
     until: float,
+    soon_s: float,
+    back_s: float,
 ) -> list[Reach]:
-    """Every change of the champion that stood long enough to be judged, before the clients ended (`until`)."""
+    """Every change of the champion that stood long enough to be judged, before the clients ended (`until`).
+
+    Due within `soon_s` of the flip, or within `back_s` of the end of what stood against it, whichever is later.
+    """
     moves = [flip for flip in flips(noted) if flip.at < until]
     found = []
     for flip, following in zip(moves, [*moves[1:], None], strict=True):
-        reference, after = flip.at, False
+        reference, bound = flip.at, soon_s
         for trouble in sorted(troubles, key=lambda one: one.began):
             if trouble.storage_only and here.get((name, flip.version), float("inf")) <= flip.at:
                 continue  # it had the version already
-            if trouble.began <= reference + (BACK_S if after else SOON_S) and trouble.ended >= flip.at:
-                reference, after = max(reference, trouble.ended), True
+            if trouble.began <= reference + bound < trouble.ended + back_s:
+                reference, bound = trouble.ended, back_s
         answers = (one.ended for one in attempts if one.version == flip.version and one.ended >= flip.at)
         at = next(answers, float("inf"))
         over = min(until, following.at if following else until)
-        if over < reference + (BACK_S if after else SOON_S) and at > over:
+        if over < reference + bound and at > over:
             continue
-        found.append(Reach(name, flip.version, flip.at, after, max(0.0, at - reference)))
+        found.append(Reach(name, flip.version, flip.at, reference != flip.at, max(0.0, at - reference)))
     return found
 
 
@@ -842,8 +847,9 @@ def _verdict(
     rows, labels = look.call(stored, engine, "predictions"), look.call(stored, engine, "labels")
     noted = look.call(facts, engine)
     of = {name: [one for one in storm.troubles if one.replica == name] for name in NAMES}
+    bounds = (ended_at, soon_s, back_s)
     reaches = [
-        one for name in NAMES for one in reached(name, noted, seen[name].attempts, of[name], storm.here, ended_at)
+        one for name in NAMES for one in reached(name, noted, seen[name].attempts, of[name], storm.here, *bounds)
     ]
     at_once = [one.seconds for one in reaches if not one.after_trouble]
     after = [one.seconds for one in reaches if one.after_trouble]
