@@ -44,6 +44,8 @@ create trigger note_retaken after update on leases for each row when (old.token 
 
 WORK: Final = ("bootstrap", "retrain", "push", "erase")
 """Kinds of runs of which one at a time is under way; moves of an alias may stand beside one."""
+OF_ANYONE: Final = ("tag", "note", "erase_part", "retention_part")
+"""Kinds of runs that are written without the lease: what people say, and what each home forgets by itself."""
 CUT_SHORT: Final = ("interrupted", "crashed")
 """How a run ends that another holder of the lease than the one that began it writes an end to."""
 
@@ -63,7 +65,7 @@ class Fact(NamedTuple):
     def decided(self) -> bool:
         """Whether only the holder of the lease may write it: anyone may ask for a run, and take a number."""
         if self.what == "runs":
-            return bool(self.fact["state"] != "queued" and self.fact["kind"] not in ("tag", "note"))
+            return bool(self.fact["state"] != "queued" and self.fact["kind"] not in OF_ANYONE)
         return self.what != "leases" and not (self.what == "aliases" and self.fact["alias"] == "counter")
 
 
