@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run demo test test-browser lint bench soak wheel lock clean
+.PHONY: run demo test test-browser test-operations lint bench soak wheel lock clean
 
 run: $(READY)
 	$(BIN)/evergreen serve
@@ -48,6 +48,15 @@ test-browser: $(READY)
 	} || { echo "the browser tests need Chromium, and it could not be installed: apt-get install chromium"; exit 1; }
 	@$(INSTALLED); $(BIN)/python -m pytest --maxfail=3 -o faulthandler_timeout=0 tests/browser \
 		--evergreen $$there/env/bin/evergreen $(BROWSER_TESTS)
+
+# Rules, dashboard and alerts with Debian's Prometheus and Alertmanager, for three minutes under traffic.
+test-operations: $(READY)
+	@command -v promtool >/dev/null && command -v prometheus-alertmanager >/dev/null || { \
+		as=; test "$$(id -u)" = 0 || as=sudo; \
+		$$as apt-get update -qq && \
+		$$as apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager; \
+	} || { echo "these tests need prometheus and prometheus-alertmanager, and they could not be installed"; exit 1; }
+	$(BIN)/python -m pytest tests/operations tests/deploy/test_rules.py
 
 # The lock carries versions and hashes, and no index address; deploy/ holds what it says without the tools.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-emit-index-url \

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from monitoring.alerts import signing_key
 from monitoring.drift import DriftPolicy
 from monitoring.errors import EvergreenError
 from monitoring.fits import CATEGORY_CHARS, LONGEST_CATEGORY
@@ -318,7 +319,17 @@ class AlertSettings(Section):
     webhook_url: str = Field(
         "", repr=False, description="URL; gets a POST for each alert (empty: alerts are only logged)"
     )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""),
+        description="text, or `whsec_` and base64; signs each alert, as standardwebhooks.com has it (empty: unsigned)",
+    )
     timeout_s: float = Field(5.0, gt=0, description="seconds; a slow receiver must not delay the loop")
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _makes_a_key(cls, secret: SecretStr) -> SecretStr:
+        signing_key(secret.get_secret_value())
+        return secret
 
 
 class Settings(BaseModel):

@@ -14,6 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from monitoring.alerts import EventState
 from monitoring.errors import first_line, without_values
 from monitoring.evidence import State
 from monitoring.messages import said
@@ -26,6 +27,7 @@ from service.control.deployment import assemble
 from service.control.pushes import sweep_shared
 from service.control.series import no_adaptation
 from service.control.spans import RunSpans
+from service.control.troubles import drift_troubles, quality_troubles
 from service.handover import JobStatus
 from service.report_files import ReportFiles
 from service.settings import Settings
@@ -410,10 +412,20 @@ class Scheduler:
             self.metrics.adaptation_weight.labels(expert).set(found.weights.get(expert, 0.0))
         if found.harm:
             self.alarm("adaptation_reverted", {"version": version, "why": found.harm})
-        elif works_hard and version != self._works_hard:
-            self._works_hard = version
-            why = f"outputs of version {version} are moved by {found.moved:.2g} for long: a training is due"
-            self.alarm("adaptation_works_hard", {"version": version, "moved": found.moved, "why": why})
+        hard = version if works_hard else 0
+        if hard != self._works_hard:
+            if self._works_hard:
+                self._say_works_hard(
+                    self._works_hard, "its outputs are moved less, or another version answers", "ended"
+                )
+            if hard:
+                why = f"outputs of version {version} are moved by {found.moved:.2g} for long: a training is due"
+                self._say_works_hard(hard, why, "began")
+            self._works_hard = hard
+
+    def _say_works_hard(self, version: int, why: str, state: EventState) -> None:
+        facts = {"trouble": f"adaptation_works_hard/{version}", "version": version, "why": why}
+        self.alarm("adaptation_works_hard", facts, state)
 
     def _count_check(self, fields: Mapping[str, Any]) -> None:
         metrics, seen = self.metrics, fields["seen"]
@@ -438,14 +450,14 @@ class Scheduler:
             self._reported = seen.champion
             with suppress(OSError):  # a full disk, say: whoever opens the report asks for it again
                 ReportFiles(self.settings.reports_dir).ask(fields["check"])
-        if drift.news:
-            begun = [finding for finding in drift.findings if finding.state == "began"]
-            told = [finding.sentence for finding in begun]
-            self.alarm("drift", {"version": seen.champion, "features": [one.name for one in begun], "reasons": told})
-            if drift.matters:
-                self._check_sooner()
-        if seen.quality.verdict.state == "lost":
-            self.alarm("quality", {"version": seen.champion, "reason": seen.quality.verdict.words})
+        if drift.news and drift.matters:
+            self._check_sooner()
+        verdict = seen.quality.verdict
+        for trouble in (
+            *drift_troubles(drift, seen.champion),
+            *quality_troubles(self.engine, fields["check"], seen.champion, verdict.state, verdict.words),
+        ):
+            self.alarm(*trouble)
 
     def _pause(self, paused: bool) -> None:
         self._paused = paused

@@ -1,18 +1,30 @@
 from __future__ import annotations
 
+import base64
+import hmac
 import logging
 import socket
 import threading
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import msgspec
 import pytest
 
-from monitoring.alerts import send
+from monitoring.alerts import Event, send, signing_key
 
-EVENT = {"event": "drift", "model": "sample", "share": 0.3, "features": ("age",)}
+EVENT = Event("0190-a", "drift", "began", "a b/c", 1_790_000_000.25, {"share": 0.3, "features": ("age",)})
+BODY = {
+    "event": "drift",
+    "state": "began",
+    "id": "0190-a",
+    "model": "a b/c",
+    "at": 1_790_000_000.25,
+    "share": 0.3,
+    "features": ["age"],
+}
 
 
 class Receiver(ThreadingHTTPServer):
@@ -22,6 +34,8 @@ class Receiver(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.statuses = [200]
         self.got: list[Any] = []
+        self.heads: list[Message] = []
+        self.bodies: list[bytes] = []
 
     @property
     def url(self) -> str:
@@ -33,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.heads.append(self.headers)
+        self.server.bodies.append(body)
         self.server.got.append((self.path, self.headers["content-type"], msgspec.json.decode(body)))
         statuses = self.server.statuses
         self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
@@ -56,7 +72,41 @@ def receiver() -> Iterator[Receiver]:
 
 def test_an_event_arrives_once_as_json(receiver: Receiver) -> None:
     assert send(receiver.url, EVENT, 5)
-    assert receiver.got == [("/hooks/s3cret", "application/json", {**EVENT, "features": ["age"]})]
+    assert receiver.got == [("/hooks/s3cret", "application/json", BODY)]
+
+
+def test_an_event_is_a_cloud_event_whose_data_is_the_body(receiver: Receiver) -> None:
+    send(receiver.url, EVENT, 5)
+
+    head = receiver.heads[0]
+    assert {name: head[name] for name in head if name.startswith("ce-")} == {
+        "ce-specversion": "1.0",
+        "ce-id": "0190-a",
+        "ce-source": "/evergreen/a%20b%2Fc",
+        "ce-type": "evergreen.drift.began",
+        "ce-time": "2026-09-21T14:13:20.250000+00:00",
+    }
+    assert "webhook-signature" not in head
+
+
+def test_with_a_secret_the_receiver_can_check_who_sent_it_also_on_a_retry(receiver: Receiver) -> None:
+    receiver.statuses = [503, 204]
+    secret = "whsec_" + base64.b64encode(b"twenty-four random bytes").decode()
+
+    assert send(receiver.url, EVENT, 5, secret=secret, sleep=lambda _: None)
+
+    for head, body in zip(receiver.heads, receiver.bodies, strict=True):
+        signed = f"{head['webhook-id']}.{head['webhook-timestamp']}.".encode() + body
+        expected = base64.b64encode(hmac.digest(b"twenty-four random bytes", signed, "sha256")).decode()
+        assert head["webhook-signature"] == f"v1,{expected}"
+        assert (head["webhook-id"], head["webhook-timestamp"]) == ("0190-a", "1790000000")
+
+
+def test_a_secret_is_base64_behind_its_prefix_or_the_text_itself() -> None:
+    assert signing_key("whsec_YWJj") == b"abc"
+    assert signing_key("a plain secret") == b"a plain secret"
+    with pytest.raises(ValueError, match="what follows whsec_ is no base64"):
+        signing_key("whsec_not base64!")
 
 
 def test_a_receiver_in_trouble_is_tried_again_after_the_given_pauses(receiver: Receiver) -> None:
@@ -125,5 +175,5 @@ def test_an_address_that_is_no_webhook_is_refused(url: str, problem: str, caplog
 
 
 def test_an_event_that_is_no_json_is_refused(receiver: Receiver) -> None:
-    assert not send(receiver.url, {"event": object()}, 5)
+    assert not send(receiver.url, EVENT._replace(facts={"why": object()}), 5)
     assert receiver.got == []

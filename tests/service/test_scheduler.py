@@ -73,7 +73,7 @@ def told_of_checks(scheduler: Scheduler) -> list[dict[str, Any]]:
     """What the scheduler tells people of its checks from now on."""
     told = list[dict[str, Any]]()
 
-    def alarm(event: str, facts: Mapping[str, Any]) -> None:
+    def alarm(event: str, facts: Mapping[str, Any], state: str = "happened") -> None:
         if facts.get("kind") == "check":
             told.append({"event": event, **facts})
 
