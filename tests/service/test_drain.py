@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,6 +140,20 @@ def test_a_second_signal_ends_the_waiting(settings: Settings) -> None:
     left = drain(away, 3600, say=said.append, enough=lambda: bool(said))
 
     assert left.rows_left == 11 and len(said) == 1
+
+
+def test_a_database_that_answers_nothing_holds_nobody_beyond_the_time(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    leave_behind(settings, 10)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+psycopg://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
+        environ = {**os.environ, "EVERGREEN_HOME": str(tmp_path), "EVERGREEN_STORE__URL": url}
+        command = [sys.executable, "-m", "service.command.cli", "drain", "--timeout", "2"]
+        told = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+
+    assert told.returncode == 1, told.stderr
+    assert "up to 11 rows are left" in told.stdout
+    assert drain(settings, 60, say=print).predictions == 10
 
 
 KILLED = """
