@@ -41,7 +41,7 @@ def test_two_replicas_share_database_and_storage_and_nothing_else() -> None:
 
 def test_every_variable_is_a_setting_that_exists_and_the_grace_covers_the_drain() -> None:
     for replica in replicas().values():
-        environ = {name: re.sub(r"\$\{[^}]*\}", "x", value) for name, value in replica["environment"].items()}
+        environ = {name: re.sub(r"\$\{[^}]*\}", 40 * "x", value) for name, value in replica["environment"].items()}
         settings = load(environ={"EVERGREEN_HOME": "/data", **environ})  # one that nobody knows is an error
 
         grace = int(replica["stop_grace_period"].removesuffix("s"))
