@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run demo test test-browser test-operations lint bench soak wheel lock clean
+.PHONY: run demo test test-browser test-image test-operations lint bench soak wheel image kubernetes lock clean
 
 run: $(READY)
 	$(BIN)/evergreen serve
@@ -58,13 +58,37 @@ test-operations: $(READY)
 	} || { echo "these tests need prometheus and prometheus-alertmanager, and they could not be installed"; exit 1; }
 	$(BIN)/python -m pytest tests/operations tests/deploy/test_rules.py
 
-# The lock carries versions and hashes, and no index address; deploy/ holds what it says without the tools.
-COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-emit-index-url \
-	--no-emit-find-links --no-header -q
+# IMAGE, BASE, BUILD_BASE, SOURCE, BUILDER: see deploy/image.sh.
+image:
+	deploy/image.sh
+
+# The image on a base made of Debian's packages, as no registry is needed for that; needs root, and skips with the reason.
+test-image: $(READY)
+	@for tool in podman debootstrap runc; do command -v $$tool >/dev/null || lacking="$$lacking $$tool"; done; \
+		test -z "$$lacking" || test "$$(id -u)" != 0 || { apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends $$lacking; } || echo "could not be installed:$$lacking"
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/image $(IMAGE_TESTS)
+
+# What deploy/ says to Kubernetes, against a policy checker; its schemas are checked by `make test`.
+kubernetes: $(READY)
+	@set -e; there=$$(mktemp -d); trap 'rm -rf $$there' EXIT; \
+	$(BIN)/uv venv -q --python $(BIN)/python $$there/env; \
+	$(BIN)/uv pip install -q --python $$there/env/bin/python checkov; \
+	for overlay in sqlite-one postgres-s3; do \
+		kubectl kustomize deploy/kubernetes/overlays/$$overlay >$$there/$$overlay.yaml; \
+	done; cp deploy/kubernetes/drain-job.yaml $$there; \
+	$$there/env/bin/checkov --config-file deploy/kubernetes/checkov.yaml -d $$there
+
+# The lock carries versions and hashes, and no index address; deploy/ holds what it says without the tools, what the image
+# has besides, and what it is built with.
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header -q
 lock: $(READY)
-	$(COMPILE) --group dev --generate-hashes -o requirements.lock
-	$(COMPILE) --generate-hashes -c requirements.lock -o deploy/requirements.lock
-	$(COMPILE) --no-annotate -c requirements.lock -o deploy/requirements.bento.txt
+	$(COMPILE) pyproject.toml --group dev --generate-hashes -o requirements.lock
+	$(COMPILE) pyproject.toml --generate-hashes -c requirements.lock -o deploy/requirements.lock
+	$(COMPILE) pyproject.toml --no-annotate -c requirements.lock -o deploy/requirements.bento.txt
+	echo 's3fs>=2024.10' | $(COMPILE) - --generate-hashes -c requirements.lock -o deploy/requirements.image.lock
+	printf '%s\n' 'setuptools>=77' uv cyclonedx-bom | \
+		$(COMPILE) - --generate-hashes -c requirements.lock -o deploy/requirements.build.lock
 
 $(READY): requirements.lock pyproject.toml training/trees.c
 	@test -n "$(PYTHON)" || { echo "evergreen needs Python 3.11 or newer; none was found on PATH"; exit 1; }

@@ -220,7 +220,7 @@ class Drainer:
                 if final:
                     finished.append((path, fd))
                 try:
-                    for found in self._unread(segment, fd, final):
+                    for found in _unread(self._known(segment), fd, final):
                         self._take(batch, segment, found, now)
                         if batch.announced >= self._batch_rows:
                             self._commit(batch)
@@ -242,6 +242,13 @@ class Drainer:
         """What waits in the spool; asks no database, so it also works while that is down."""
         return backlog(self._directory, self._progress)
 
+    def rows_waiting(self) -> int:
+        """Rows in the spool that are not known to be stored; asks no database, and reads all that waits.
+
+        Of segments that were never asked for, because the database is away, all rows count.
+        """
+        return rows_waiting(self._directory, self._progress)
+
     def _known(self, segment: int) -> _Progress:
         progress = self._progress.get(segment)
         if progress is None:
@@ -257,30 +264,6 @@ class Drainer:
         if now - self._told_at >= TELL_EVERY_S:
             self._on_progress(self.backlog())
             self._told_at = now
-
-    def _unread(self, segment: int, fd: int, final: bool) -> Iterator[Entry | Damage]:
-        """Entries behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
-        progress = self._known(segment)
-        size = os.fstat(fd).st_size
-        offset, length = progress.offset, _CHUNK_BYTES
-        while offset < size:
-            data = os.pread(fd, min(length, size - offset), offset)
-            if not data:
-                return
-            whole = offset + len(data) >= size
-            began = offset
-            for found in iter_entries(data, offset, at_end=final and whole):
-                if isinstance(found, Damage) and not final and progress.suspect != found.offset:
-                    # Perhaps the worker has just cut a short write off and written over it: look again next time.
-                    progress.suspect = found.offset
-                    return
-                yield found
-                offset = found.end
-            if whole:
-                return
-            length = _CHUNK_BYTES
-            if offset == began:  # one entry is longer than the chunk
-                length = max(2 * len(data), needed_bytes(data, 0))
 
     def _take(self, batch: _Batch, segment: int, found: Entry | Damage, now: float) -> None:
         batch.ends[segment] = found.end
@@ -372,6 +355,30 @@ class Drainer:
             forget_segments(self._engine, gone)
 
 
+def _unread(progress: _Progress, fd: int, final: bool) -> Iterator[Entry | Damage]:
+    """Entries behind the remembered offset, up to what is in the file now, a few megabytes at a time."""
+    size = os.fstat(fd).st_size
+    offset, length = progress.offset, _CHUNK_BYTES
+    while offset < size:
+        data = os.pread(fd, min(length, size - offset), offset)
+        if not data:
+            return
+        whole = offset + len(data) >= size
+        began = offset
+        for found in iter_entries(data, offset, at_end=final and whole):
+            if isinstance(found, Damage) and not final and progress.suspect != found.offset:
+                # Perhaps the worker has just cut a short write off and written over it: look again next time.
+                progress.suspect = found.offset
+                return
+            yield found
+            offset = found.end
+        if whole:
+            return
+        length = _CHUNK_BYTES
+        if offset == began:  # one entry is longer than the chunk
+            length = max(2 * len(data), needed_bytes(data, 0))
+
+
 def backlog(directory: Path, known: Mapping[int, _Progress] = MappingProxyType({})) -> Backlog:
     """What waits in a spool; of segments that are not `known`, all that is in them."""
     total, left, oldest = 0, 0, None
@@ -392,6 +399,23 @@ def backlog(directory: Path, known: Mapping[int, _Progress] = MappingProxyType({
         finally:
             os.close(fd)
     return Backlog(total, left, oldest)
+
+
+def rows_waiting(directory: Path, known: Mapping[int, _Progress] = MappingProxyType({})) -> int:
+    """Rows in a spool that are not known to be stored, read one by one; of segments that are not `known`, all."""
+    rows = 0
+    for segment, path in segments(directory).items():
+        opened = open_segment(path)
+        if opened is None:
+            continue
+        progress = known.get(segment) or _Progress(-1)
+        try:
+            for found in _unread(progress, opened[0], final=True):
+                if isinstance(found, Entry) and found.offset > progress.resume:
+                    rows += found.rows
+        finally:
+            os.close(opened[0])
+    return rows
 
 
 def _close_all(opened: Iterable[tuple[Path, int]]) -> None:

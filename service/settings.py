@@ -155,6 +155,12 @@ class ServeSettings(Section):
     stop_timeout_s: float = Field(
         20.0, gt=0, description="seconds; in-flight requests finish, shorter than Kubernetes' 30 s of grace"
     )
+    drain_timeout_s: float = Field(
+        0.0,
+        ge=0,
+        description="seconds beyond stop_timeout_s; a server that stops goes on storing what is left in its spool, and "
+        "waits for a store that is away: for a host that does not come back (0: it waits for the next start)",
+    )
     read_timeout_s: float = Field(
         10.0, gt=0, description="seconds; from a request's first byte to its last (408), and to the first of all"
     )

@@ -798,6 +798,27 @@ def export(
             typer.echo(f"{done.skipped:,} rows of other versions do not fit the schema of version {done.schema_of}")
 
 
+@command("drain")
+def drain(
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds after which it gives up", min=0)] = 300.0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Store what waits in the spool of a server that is gone, as on the volume of a replica that was taken away.
+
+    A store that is away is waited for. Rows that were stored before are not stored again, so it may be stopped and
+    repeated at any time.
+    """
+    from service.command.drain import drain as store_the_rest
+
+    drained = store_the_rest(_settings(config), timeout, say=lambda line: typer.echo(line, err=True))
+    if as_json:
+        show.print_json(drained._asdict())
+    else:
+        typer.echo(drained.sentence)
+    raise typer.Exit(FAILED if drained.rows_left else OK)
+
+
 # Traffic
 
 

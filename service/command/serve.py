@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from monitoring.drain import check_free
+from monitoring.errors import EvergreenError
 from monitoring.messages import configure
+from service.command.drain import drain
 from service.command.shared import check_shared, take_part
 from service.command.trained_on import trained_on
 from service.keys import management_token
@@ -67,7 +69,8 @@ def run(
     role: str = "serve",
     say: Callable[[str], None] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code: 0 after an orderly stop, 1 when the server ended by itself.
+    """Serve until SIGTERM or SIGINT; the exit code: 0 after an orderly stop, 1 when the server ended by itself, or when
+    rows are left in the spool although `serve.drain_timeout_s` was given to store them.
 
     `say` is told what a person should read; without it, it is printed, or is a line of the log where that is JSON.
     Raises `ServeError` when it cannot start, `monitoring.drain.SpoolBusy` when a server runs on this `var` already.
@@ -119,12 +122,26 @@ def run(
                 return 1
             time.sleep(0.1)
         stop(child, run_dir, settings.serve.stop_timeout_s)
-        return 0
+        return _drain_rest(settings, say, lambda: len(stop_asked) > 1) if role == "serve" else 0
     finally:
         _kill_tree(child)
         for number, handler in previous.items():
             signal.signal(number, handler)
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _drain_rest(settings: Settings, say: Callable[[str], None], hurried: Callable[[], bool]) -> int:
+    """Store what the stopped server has left in its spool; the exit code. A second signal (`hurried`) ends it."""
+    seconds = settings.serve.drain_timeout_s
+    try:
+        drained = drain(settings, seconds, say=say, enough=hurried)
+    except EvergreenError as error:
+        say(str(error))
+        return 1
+    if not drained.rows_left:
+        return 0
+    say(drained.sentence)
+    return 1 if seconds else 0
 
 
 def stop(child: subprocess.Popen[bytes], run_dir: Path, timeout_s: float) -> None:
