@@ -49,14 +49,15 @@ test-browser: $(READY)
 	@$(INSTALLED); $(BIN)/python -m pytest --maxfail=3 -o faulthandler_timeout=0 tests/browser \
 		--evergreen $$there/env/bin/evergreen $(BROWSER_TESTS)
 
-# Rules, dashboard and alerts with Debian's Prometheus and Alertmanager, for three minutes under traffic.
+# Rules, dashboard and alerts with Debian's Prometheus and Alertmanager, for three minutes under traffic; what Kubernetes would get.
 test-operations: $(READY)
-	@command -v promtool >/dev/null && command -v prometheus-alertmanager >/dev/null || { \
+	@for tool in promtool prometheus-alertmanager kubectl; do command -v $$tool >/dev/null || lacking=yes; done; \
+	test -z "$$lacking" || { \
 		as=; test "$$(id -u)" = 0 || as=sudo; \
 		$$as apt-get update -qq && \
-		$$as apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager; \
-	} || { echo "these tests need prometheus and prometheus-alertmanager, and they could not be installed"; exit 1; }
-	$(BIN)/python -m pytest tests/operations tests/deploy/test_rules.py
+		$$as apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager kubernetes-client; \
+	} || { echo "these tests need Debian's prometheus, prometheus-alertmanager and kubernetes-client"; exit 1; }
+	$(BIN)/python -m pytest tests/operations tests/deploy
 
 # IMAGE, BASE, BUILD_BASE, SOURCE, BUILDER: see deploy/image.sh.
 image:

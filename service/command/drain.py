@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from monitoring.drain import Drainer, DrainFailed, SpoolBusy, rows_waiting
 from monitoring.errors import first_line
 from monitoring.spool import segments
+from service.secret_file import home_id
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -57,7 +58,8 @@ def drain(
     """Store everything in the spool of `settings`, for `seconds` at most, or until `enough`.
 
     A store that is away is waited for, and `say` is told so. Giving up in the middle, like any kill, neither loses nor
-    doubles a row. Raises `SpoolBusy` while a server drains this spool, `StoreTooNew`.
+    doubles a row. Raises `SpoolBusy` while a server drains this spool, `StoreTooNew`,
+    and `HomeGone` when a person said that this home does not come back: erasures did not wait for its rows.
     """
     spool = str(settings.spool_dir)
     if not segments(settings.spool_dir):
@@ -79,6 +81,7 @@ class _Work:
         self._settings = settings
         self._say = say
         self.over = threading.Event()
+        self._home = home_id(settings)
         self._drainer: Drainer | None = None
         self._done = Drained(str(settings.spool_dir))
         self._why = "there was no time to store them"
@@ -90,7 +93,7 @@ class _Work:
         engine = connect(self._settings.store_url)
         try:
             with self._opened(engine) as self._drainer:
-                while not self._turn(self._drainer) and not self.over.wait(RETRY_S):
+                while not self._turn(engine, self._drainer) and not self.over.wait(RETRY_S):
                     pass
         except Exception as error:
             self._error = error
@@ -115,14 +118,17 @@ class _Work:
                     raise
                 time.sleep(0.05)
 
-    def _turn(self, drainer: Drainer) -> bool:
+    def _turn(self, engine: sa.Engine, drainer: Drainer) -> bool:
         """Whether nothing is left; what the store says against it is told once, and kept as the reason."""
         import sqlalchemy as sa
 
         from monitoring.store import open_store
+        from training.homes import HomeGone, is_gone
 
         try:
             open_store(self._settings.store_url).dispose()  # its tables, as this program knows them
+            if is_gone(engine, self._home):
+                raise HomeGone(self._home, self._settings.var)
             result = drainer.drain(time.time())
         except (sa.exc.SQLAlchemyError, DrainFailed) as error:
             why = f"the store does not take them: {first_line(error)}"

@@ -84,3 +84,4 @@ def test_prometheus_asks_every_replica() -> None:
     (job,) = scrape["scrape_configs"]
 
     assert job["static_configs"][0]["targets"] == [f"{name}:3000" for name in replicas()]
+    assert job["job_name"] == "evergreen"  # as the rules have it

@@ -16,13 +16,15 @@ from typer.testing import CliRunner, Result
 from monitoring.drain import Drainer, SpoolBusy
 from monitoring.log import LogPolicy, PredictionLog
 from monitoring.spool import segments
-from monitoring.store import labels, open_store, predictions
+from monitoring.store import homes, labels, open_store, predictions
 from service.command.cli import app
 from service.command.drain import drain
+from service.secret_file import home_id
 from service.settings import Settings, StoreSettings
 from tests.places import append, append_label, record
 from tests.processes import python
 from tests.real_server import wait_until
+from training.homes import HomeGone, HomeReport, report_home
 
 
 @pytest.fixture
@@ -68,6 +70,21 @@ def test_rows_of_a_server_that_is_gone_are_stored_once_and_counted(
     assert again.exit_code == 0 and json.loads(again.stdout)["predictions"] == 0
     assert sorted(stored(settings)) == sorted(f"row-{number}" for number in range(2_500))
     assert segments(settings.spool_dir) == {}
+
+
+def test_a_home_that_was_said_to_be_gone_stores_nothing_any_more(settings: Settings) -> None:
+    leave_behind(settings, 100)
+    engine = open_store(settings.store_url)
+    report_home(engine, HomeReport(home_id(settings), "here", "here:1", "0", None, "", 0, 0.0), 0.0)
+    with engine.begin() as connection:
+        connection.execute(homes.update().values(gone_at=1.0))
+    engine.dispose()
+
+    with pytest.raises(HomeGone, match="erasures since then did not look here"):
+        drain(settings, 30.0, say=print)
+
+    assert stored(settings) == []
+    assert segments(settings.spool_dir)
 
 
 def test_a_spool_that_was_never_there_is_empty(settings: Settings) -> None:
@@ -160,6 +177,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from service.command.drain import drain
+from service.secret_file import home_id
 from service.settings import Settings, StoreSettings
 settings = Settings(home=Path(sys.argv[1]), store=StoreSettings(url=sys.argv[2]))
 print("begins", flush=True)
