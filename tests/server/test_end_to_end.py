@@ -132,7 +132,7 @@ from service.serving.answer import Lane
 from service.serving.worker import Worker
 worker = Worker(service.app.SETTINGS, Path(tempfile.mkdtemp()), "api-9", record=False)
 worker.start()
-assert worker.model.current is not None and worker.model.current.engine == "onnx"
+assert worker.model.current is not None and worker.model.current.engine != "scikit-learn"
 body = json.dumps({"records": [worker.model.current.schema.example()]}).encode()
 import asyncio
 asyncio.run(Lane(worker).predict_body(body, "", b""))

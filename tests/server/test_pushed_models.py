@@ -26,6 +26,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from service import sample
 from service.command.traffic import replay_traffic
 from tests.real_server import Server, wait_until
+from training.trees import is_built
 
 PACKAGE = "house_features"
 TRANSFORMER = '''
@@ -137,11 +138,13 @@ def as_onnx(pipeline: Any) -> bytes:
     return content
 
 
+TREES = "trees" if is_built() else "onnx"
+
 FORMS: list[tuple[Callable[[], Any], Callable[[Any], bytes], str]] = [
     (forest, skops.io.dumps, "onnx"),
     (linear, skops.io.dumps, "onnx"),
     (of_xgboost, skops.io.dumps, "onnx"),
-    (of_lightgbm, skops.io.dumps, "onnx"),
+    (of_lightgbm, skops.io.dumps, TREES),
     (custom, skops.io.dumps, "scikit-learn"),
     (linear, as_onnx, "onnx"),
 ]

@@ -113,7 +113,9 @@ def test_one_look_a_second_serves_all_streams_and_none_is_taken_when_nobody_list
 ) -> None:
     looks = []
 
-    @sa.event.listens_for(page_of(here.worker).here.engine, "before_cursor_execute")
+    page = asyncio.run(page_of(here.worker))
+
+    @sa.event.listens_for(page.here.engine, "before_cursor_execute")
     def count(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "max(checks.id)" in statement:
             looks.append(time.monotonic())
@@ -215,7 +217,7 @@ def test_a_stream_that_is_quiet_says_that_it_is_there(here: Paged, monkeypatch: 
 
 
 def test_who_was_told_by_another_worker_is_answered_with_what_that_one_has_seen(here: Paged) -> None:
-    page, path = page_of(here.worker), "/page/decisions"
+    page, path = asyncio.run(page_of(here.worker)), "/page/decisions"
     before = here.get(path)
     a_run(here)
     page.looked_at = time.monotonic() + 5  # this worker has just looked: a moment before the run was there
