@@ -9,6 +9,7 @@ import json
 import re
 import sqlite3
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -92,22 +93,23 @@ def evergreen(tmp_path_factory: pytest.TempPathFactory, receiver: tuple[str, lis
 @contextlib.contextmanager
 def running(url: str, *command: str) -> Iterator[str]:
     """A program that answers at `url`/-/ready while the block runs."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
-    def ready() -> bool:
-        assert process.poll() is None, f"{command[0]} ended: {process.stderr and process.stderr.read()[-2000:]}"
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{url}/-/ready", timeout=2).status_code == 200
-        return False
+        def ready() -> bool:
+            if process.poll() is not None:
+                log.seek(0)
+                raise AssertionError(f"{command[0]} ended: {log.read()[-2000:]}")
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{url}/-/ready", timeout=2).status_code == 200
+            return False
 
-    drained = threading.Thread(target=lambda: process.stderr and process.stderr.read(), daemon=True)
-    try:
-        wait_until(command[0], ready, 60)
-        drained.start()
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+        try:
+            wait_until(command[0], ready, 60)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")
