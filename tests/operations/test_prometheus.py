@@ -13,8 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 import httpx
@@ -28,6 +26,7 @@ from service.place import free_port
 from tests.artefacts import example_record
 from tests.deploy.test_rules import DASHBOARD, ROOT, queries, rules
 from tests.real_server import Server, wait_until
+from tests.webhook import Got, receiving
 
 SECRET = "whsec_" + base64.b64encode(b"a key of the test alone").decode()
 TRAFFIC_S = 180.0
@@ -35,42 +34,17 @@ RATE = 100.0
 SPOOL_BYTES = 200_000
 
 
-class Got(NamedTuple):
-    path: str
-    head: Message
-    body: bytes
-
-    @property
-    def event(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.body)
-        return found
-
-    def is_signed(self) -> bool:
-        signed = f"{self.head['webhook-id']}.{self.head['webhook-timestamp']}.".encode() + self.body
-        expected = base64.b64encode(hmac.digest(b"a key of the test alone", signed, "sha256")).decode()
-        return self.head["webhook-signature"] == f"v1,{expected}"
+def is_signed(got: Got) -> bool:
+    signed = f"{got.head['webhook-id']}.{got.head['webhook-timestamp']}.".encode() + got.body
+    expected = base64.b64encode(hmac.digest(b"a key of the test alone", signed, "sha256")).decode()
+    return got.head["webhook-signature"] == f"v1,{expected}"
 
 
 @pytest.fixture(scope="module")
 def receiver() -> Iterator[tuple[str, list[Got]]]:
     """(URL of a receiver of webhooks, what it got)."""
-    got: list[Got] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(Got(self.path, self.headers, self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", got
-        server.shutdown()
-        thread.join()
+    with receiving() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +223,7 @@ def test_one_signed_event_tells_of_the_loss_and_one_of_its_end(receiver: tuple[s
 
     wait_until("the end of the loss", lambda: any(each.event["state"] == "ended" for each in sent()), 3 * QUIET_S)
     assert [each.event["state"] for each in sent()] == ["began", "ended"]
-    assert all(each.is_signed() for each in sent())
+    assert all(is_signed(each) for each in sent())
     assert [each.head["ce-type"] for each in sent()] == [
         "evergreen.record_dropped.began",
         "evergreen.record_dropped.ended",

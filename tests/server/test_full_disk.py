@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +14,7 @@ import sqlalchemy as sa
 from monitoring.store import predictions
 from tests.artefacts import example_record
 from tests.real_server import Server, wait_until
+from tests.webhook import Got, receiving
 
 
 @pytest.fixture
@@ -33,25 +30,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def alerts() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def alerts() -> Iterator[tuple[str, list[Got]]]:
     """(URL of a webhook, what it was sent)."""
-    sent: list[dict[str, Any]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            sent.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/hook", sent
-        server.shutdown()
-        thread.join()
+    with receiving() as (url, got):
+        yield f"{url}/hook", got
 
 
 def fill(disk: Path) -> Path:
@@ -74,7 +56,7 @@ def counted(server: Server, outcome: str) -> int:
 
 
 def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted_and_told(
-    small_disk: Path, alerts: tuple[str, list[dict[str, Any]]]
+    small_disk: Path, alerts: tuple[str, list[Got]]
 ) -> None:
     url, sent = alerts
     body = {"records": [example_record()] * 50}
@@ -103,7 +85,7 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
             return answer if answer.status_code != 202 else None
 
         refused = wait_until("a label without room", labelled)
-        wait_until("the alert", lambda: [one for one in sent if one["event"] == "record_dropped"])
+        wait_until("the alert", lambda: [one for one in sent if one.event["event"] == "record_dropped"])
         filler.unlink()
         before = counted(server, "appended")
         wait_until("recording again", lambda: predict(1) or counted(server, "appended") > before)
