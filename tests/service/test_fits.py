@@ -92,8 +92,8 @@ def test_rows_that_do_not_fit_are_left_out_and_counted_in_every_room(place: Plac
     put(place, live + [json.dumps(GOOD)] * len(ODD_LABELS), ["0"] * len(live) + ODD_LABELS)
     metrics = Metrics(tmp_path / "metrics", "controller-1")
     scheduler = Scheduler(place.worker.settings, place.engine, metrics, "test")
-    at_once = place.loop.quality.model_copy(update={"delay_s": 0.0})  # on a slow machine they come seconds later
-    place.loop = replace(place.loop, on_event=scheduler._on_event, quality=at_once)
+    # An hour later the labels are mature, however late they came on a slow machine, and if its clock stepped back.
+    place.loop = replace(place.loop, on_event=scheduler._on_event, clock=lambda: time.time() + 3600)
 
     run = cycle.run_cycle(place.loop)
 
