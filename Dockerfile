@@ -23,9 +23,12 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=uv,ta
 COPY service service
 COPY training training
 COPY monitoring monitoring
+COPY client client
 COPY deploy/alive.py /opt/evergreen/alive.py
 # Tests of the libraries are no part of what runs, nor are headers to build against and extensions of notebooks.
-RUN /opt/tools/bin/uv build -q --wheel --no-build-isolation --python /opt/tools/bin/python -o /src/wheel . \
+RUN for project in . client; do \
+        /opt/tools/bin/uv build -q --wheel --no-build-isolation --python /opt/tools/bin/python -o /src/wheel $project \
+        || exit 1; done \
     && /opt/tools/bin/uv pip install -q --compile-bytecode --python /opt/evergreen/bin/python --no-deps wheel/*.whl \
     && mkdir -p /usr/share/evergreen \
     && /opt/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \

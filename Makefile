@@ -19,7 +19,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy service training monitoring
+	$(BIN)/mypy service training monitoring client/evergreen_client
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
@@ -29,9 +29,11 @@ soak: $(READY)
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.hosts
 
-# The wheel as a stranger has it: in a fresh environment, $$there/env, outside the checkout.
+# The wheels as a stranger has them: in a fresh environment, $$there/env, outside the checkout.
 INSTALLED := set -e; there=$$(mktemp -d); trap 'rm -rf $$there' EXIT; \
-	$(BIN)/uv build -q --wheel --no-build-isolation --python $(BIN)/python -o $$there . ; \
+	for project in . client; do \
+		$(BIN)/uv build -q --wheel --no-build-isolation --python $(BIN)/python -o $$there $$project; \
+	done; \
 	$(BIN)/uv venv -q --python $(BIN)/python $$there/env; \
 	$(BIN)/uv pip install -q --python $$there/env/bin/python --require-hashes -r deploy/requirements.lock; \
 	$(BIN)/uv pip install -q --python $$there/env/bin/python --no-deps $$there/*.whl
@@ -81,8 +83,9 @@ kubernetes: $(READY)
 	$$there/env/bin/checkov --config-file deploy/kubernetes/checkov.yaml -d $$there
 
 # The lock carries versions and hashes, and no index address; deploy/ holds what it says without the tools, what the image
-# has besides, and what it is built with.
-COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header -q
+# has besides, and what it is built with. What the client needs is in them; it comes from this checkout itself.
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header -q \
+	--no-emit-package evergreen-client
 lock: $(READY)
 	$(COMPILE) pyproject.toml --group dev --generate-hashes -o requirements.lock
 	$(COMPILE) pyproject.toml --generate-hashes -c requirements.lock -o deploy/requirements.lock
@@ -91,18 +94,18 @@ lock: $(READY)
 	printf '%s\n' 'setuptools>=77' uv cyclonedx-bom | \
 		$(COMPILE) - --generate-hashes -c requirements.lock -o deploy/requirements.build.lock
 
-$(READY): requirements.lock pyproject.toml training/trees.c
+$(READY): requirements.lock pyproject.toml client/pyproject.toml training/trees.c
 	@test -n "$(PYTHON)" || { echo "evergreen needs Python 3.11 or newer; none was found on PATH"; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then \
 		{ test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv; } && \
 		uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock && \
-		uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e . ; \
+		uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e . -e client ; \
 	else \
 		{ test -x $(BIN)/pip || $(PYTHON) -m venv .venv; } && \
 		$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements.lock && \
-		$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . ; \
+		$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . -e client ; \
 	fi
 	@touch $(READY)
 
 clean:
-	rm -rf .venv build *.egg-info training/_trees*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info client/build client/*.egg-info training/_trees*.so .pytest_cache .mypy_cache .ruff_cache

@@ -108,7 +108,7 @@ def _first_hour(one: DataSet, file: Path, home: Path) -> dict[str, Any]:
     began = time.monotonic()
     server = Server(home)
     server.cwd = home
-    server.env["PYTHONPATH"] = str(ROOT)
+    server.env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "client")])
     print(f"\n## {one.name}\n", flush=True)
     failed = ""
     try:

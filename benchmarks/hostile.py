@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import httpx
 import psutil  # type: ignore[import-untyped]
+from evergreen_client import EvergreenClientError
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import report
@@ -36,7 +37,6 @@ from benchmarks.load import Generator, Measured, Target, open_loop
 from benchmarks.peers import records_body
 from benchmarks.processes import Family
 from service import sample
-from service.command.client import ServiceError, Unreachable
 from service.command.traffic import replay_traffic
 from service.keys import known_token
 from tests.real_server import Server, wait_until
@@ -203,7 +203,7 @@ def state_afterwards(server: Server, record: dict[str, Any]) -> list[str]:
     try:
         with server.client() as client:
             client.predict([record])
-    except (ServiceError, Unreachable) as error:
+    except EvergreenClientError as error:
         wrong.append(f"no prediction ({str(error)[:80]})")
     try:
         now = time.time()
@@ -218,7 +218,7 @@ def training_afterwards(server: Server) -> list[str]:
     try:
         with server.client() as client:
             run = client.wait(client.retrain("after the attacks"), timeout_s=TRAINING_S)
-    except (ServiceError, Unreachable) as error:
+    except EvergreenClientError as error:
         return [f"no training ({str(error)[:80]})"]
     return [] if run["state"] == "done" else [f"training {run['state']}"]
 

@@ -42,14 +42,13 @@ from typing import Any, Final, NamedTuple
 
 import psutil
 import sqlalchemy as sa
+from evergreen_client import Client, EvergreenClientError
 
 from benchmarks import report
 from benchmarks.soak import records
 from benchmarks.witness import WORK, Fact, facts, flips, install, problems
-from monitoring.errors import EvergreenError
 from monitoring.store import open_store
 from service import sample
-from service.command.client import Client
 from tests.hosts import Database, Network, NotPermitted, ObjectStore, Replica, family_of
 from tests.real_server import ROOT, wait_until
 
@@ -614,7 +613,7 @@ class Storm:
 
         def ask() -> None:
             try:
-                with Client(replica.url, TOKEN, timeout_s=30) as client:
+                with Client(replica.url, TOKEN, timeout_s=30, retry_s=0) as client:
                     if what == "promote":
                         client.promote(version, "a person, in the storm")
                     elif what == "push":
@@ -624,7 +623,7 @@ class Storm:
                     else:
                         client.rollback("a person, in the storm")
                 self.asked[what] += 1
-            except (EvergreenError, OSError) as error:
+            except (EvergreenClientError, OSError) as error:
                 self.asked[f"{what} not accepted"] += 1
                 self.say(f"{time.time() - self._began:6.1f} s: {name} does not take {what}: {str(error)[:150]}")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import psutil  # type: ignore[import-untyped]
+from evergreen_client.frames import json_columns
 
 from benchmarks import report
 from benchmarks.load import Generator, Measured, Target, closed_loop, open_loop
@@ -30,7 +31,6 @@ from benchmarks.report import Spread
 from benchmarks.serving import question
 from monitoring.schema import FeatureSchema
 from service import sample
-from service.command.rows import json_columns
 from service.handover import read_live
 from tests.real_server import Server, wait_until
 from training.trust import load_pipeline
@@ -114,7 +114,7 @@ def send_labelled_rows(server: Server, schema: FeatureSchema, seed: int) -> None
     labels = frame[sample.TARGET].tolist()
     with server.client() as client:
         for at in range(0, LABELLED_ROWS, 500):
-            ids = client.predict(records[at : at + 500])["ids"]
+            ids = client.predict(records[at : at + 500]).ids
             pairs = zip(ids, labels[at : at + 500], strict=True)
             client.feedback([{"id": i, "label": int(label)} for i, label in pairs])
 

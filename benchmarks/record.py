@@ -365,8 +365,9 @@ def _schema(seed: int) -> Any:
 
 def _records(seed: int) -> list[dict[str, Any]]:
     """Records of the sample stream, as a client sends them."""
+    from evergreen_client.frames import json_columns
+
     from service import sample
-    from service.command.rows import json_columns
 
     frame = sample.frame(VARIETY, start=50_000, seed=seed)[list(sample.FEATURES)]
     columns = json_columns(frame, {feature.name: feature.kind for feature in _schema(seed).features})

@@ -27,10 +27,10 @@ from typing import Any
 
 import psutil
 import sqlalchemy as sa
+from evergreen_client.frames import json_columns
 
 from benchmarks.load import Generator, Target, closed_loop
 from service import sample
-from service.command.rows import json_columns
 from tests.real_server import Server, wait_until
 
 BATCH = 20

@@ -41,9 +41,6 @@ EvergreenError
     WorkFailed                training/apart.py
     JobCrashed                training/subprocess_job.py
     JobStopped                training/subprocess_job.py
-    ServiceError              service/command/client.py
-        Unreachable           service/command/client.py
-        NotFinished           service/command/client.py
     DemoFailed                service/command/demo.py
     TrainRefused              service/command/first_version.py
     InitError                 service/command/init.py

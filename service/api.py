@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from service.command.client import Client
+from evergreen_client import Client
+
 from service.command.first_version import Trained
 from service.command.init import InitError, InitReport
 from service.command.init import init as write
@@ -69,7 +70,7 @@ def push(model: Any, folder: str | Path = ".", *, why: str = "", trained_until: 
     """Hand a fitted pipeline, or the bytes of a skops or ONNX file, to the service of `folder`; the run that judges it.
 
     `trained_until` is the time of the newest row that it was fitted to: only later rows judge it then.
-    Raises `service.command.client.ServiceError` when it is refused, `Unreachable` when nobody answers.
+    Raises an `EvergreenClientError`: `Refused` when it is, `Unreachable` when nobody answers.
     """
     from training.trust import to_skops
 

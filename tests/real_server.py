@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 import psutil
+from evergreen_client import Client
 
-from service.command.client import Client
 from service.configuration import load
 from service.keys import known_token
 from service.place import free_port
@@ -84,7 +84,7 @@ class Server:
         return self
 
     def client(self) -> Client:
-        return Client(self.url, known_token(self.settings))
+        return Client(self.url, known_token(self.settings), retry_s=0)  # what fails is seen
 
     def children(self, service: str | None = None) -> list[psutil.Process]:
         """The server's worker processes, of one BentoML service when named."""

@@ -115,7 +115,7 @@ class StandIn:
             return refused[0], {"error": refused[1]}
         batch = self.decoder.decode(body)
         version = self.version(len(self.ids))
-        ids = [f"id-{len(self.ids) + i}" for i in range(batch.n)]
+        ids = batch.ids or [f"id-{len(self.ids) + i}" for i in range(batch.n)]
         self.ids += ids
         self.records += json.loads(body)["records"]
         answer: dict[str, Any] = {"model": "evergreen", "version": version, "ids": ids}

@@ -1,4 +1,4 @@
-"""What the three packages import is declared, and what is declared is used."""
+"""What the packages of server and client import is declared, and what is declared is used."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from tests.test_structure import PACKAGES, ROOT, imports, ours
+
+CLIENT = "evergreen-client"
+"""From the folder `client/` of this checkout: a distribution of its own, and no foreign one."""
 
 NOT_IMPORTED = {
     "protobuf": "a bound for skl2onnx",
@@ -25,12 +28,14 @@ NAMESPACED = {
     "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
 }
 """Packages of a namespace that several distributions share."""
+FRAMES = {"numpy", "pandas"}
+"""What the client imports only for a caller who has a DataFrame, and so has them."""
 INSIDES = ("uvicorn", "prometheus-client", "scikit-learn", "bentoml", "evidently")
 """Libraries of which we use more than they promise: `tests/test_insides.py` says what."""
 
 
-def project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+def project(folder: str = ".") -> dict[str, Any]:
+    return tomllib.loads((ROOT / folder / "pyproject.toml").read_text())
 
 
 def plain(name: str) -> str:
@@ -38,9 +43,9 @@ def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def requirements() -> dict[str, str]:
+def requirements(folder: str = ".") -> dict[str, str]:
     """Name of each declared distribution -> its bounds."""
-    return _bounds(project()["project"]["dependencies"])
+    return _bounds(project(folder)["project"]["dependencies"])
 
 
 def extras() -> dict[str, str]:
@@ -54,9 +59,10 @@ def _bounds(lines: list[str]) -> dict[str, str]:
     return {plain(match[1]): match[2] for match in found if match}
 
 
-def imported() -> set[str]:
-    """The distributions that the three packages import."""
-    names = {name for source in ours().values() for name in imports(source)}
+def imported(*, client: bool = False) -> set[str]:
+    """The foreign distributions that the three packages import, or the client."""
+    sources = [source for path, source in ours().items() if path.startswith("client/") == client]
+    names = {name for source in sources for name in imports(source)}
     shared = {name for name in names if name.startswith("opentelemetry.")}
     found = {
         next(owner for package, owner in NAMESPACED.items() if f"{name}.".startswith(f"{package}.")) for name in shared
@@ -66,7 +72,14 @@ def imported() -> set[str]:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    assert imported() == (requirements() | extras()).keys() - NOT_IMPORTED.keys()
+    assert imported() == (requirements() | extras()).keys() - NOT_IMPORTED.keys() - {CLIENT}
+    assert imported(client=True) - FRAMES == requirements("client").keys()
+
+
+def test_server_and_client_are_of_one_version() -> None:
+    version = project()["project"]["version"]
+
+    assert (requirements()[CLIENT], project("client")["project"]["version"]) == (f"=={version}", version)
 
 
 @pytest.mark.parametrize("name", INSIDES)
@@ -80,6 +93,7 @@ def test_the_locks_name_no_index_and_agree() -> None:
 
     assert not any("://" in text or "--index" in text for text in texts)
     assert len(deployed) > 50 and deployed <= whole
-    assert requirements().keys() <= {plain(pin.partition("==")[0]) for pin in deployed}
+    assert not any(CLIENT in text for text in texts)
+    assert requirements().keys() - {CLIENT} <= {plain(pin.partition("==")[0]) for pin in deployed}
     assert extras().keys() <= {plain(pin.partition("==")[0]) for pin in whole}
     assert not extras().keys() & {plain(pin.partition("==")[0]) for pin in deployed}  # a plain install stays small

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NAMED = re.compile(r"`((?:service|training|monitoring|tests)/[\w/]+\.py)(?::([\w.]+))?`")
+NAMED = re.compile(r"`((?:service|training|monitoring|tests|client)/[\w/]+\.py)(?::([\w.]+))?`")
 
 
 def defined(path: Path) -> set[str]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import doctest
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.test_structure import module_of, ours
+
 APP = "service.app"
 """The one module that reads the settings when it is imported."""
+CLIENT = "evergreen_client"
+"""Its example needs a server: `tests/client/test_client.py` has one."""
 
 
 def modules_with_examples() -> list[str]:
     """Dotted names of the modules of ours whose source holds an example."""
-    files = [file for package in ("service", "training", "monitoring") for file in (ROOT / package).rglob("*.py")]
-    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if ">>>" in file.read_text()]
-    return sorted(name.removesuffix(".__init__") for name in names if name != APP)
+    names = [module_of(path) for path, source in ours().items() if ">>>" in source]
+    return sorted(name for name in names if name not in (APP, CLIENT))
 
 
 def test_there_are_examples() -> None:

@@ -1,4 +1,5 @@
-"""The direction `service → training → monitoring`, no rings, and one importer for each big library."""
+"""The direction `service → training → monitoring`, a client that knows none of them, no rings, and one importer for
+each big library."""
 
 from __future__ import annotations
 
@@ -8,12 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("service", "training", "monitoring")
+FOLDERS = {
+    **{name: ROOT / name for name in ("service", "training", "monitoring")},
+    "evergreen_client": ROOT / "client" / "evergreen_client",
+}
+PACKAGES = tuple(FOLDERS)
 
 MAY_IMPORT = {
+    "evergreen_client": {"evergreen_client"},
     "monitoring": {"monitoring"},
     "training": {"training", "monitoring"},
-    "service": {"service", "training", "monitoring"},
+    "service": {*PACKAGES},
 }
 
 IMPORTERS = {
@@ -75,7 +81,7 @@ def violations(package: str, path: str, source: str) -> list[str]:
 
 def module_of(path: str) -> str:
     """Dotted name of a file of ours."""
-    return path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    return path.removeprefix("client/").removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
 def rings(sources: dict[str, str]) -> list[str]:
@@ -101,8 +107,8 @@ def rings(sources: dict[str, str]) -> list[str]:
 def ours() -> dict[str, str]:
     return {
         str(file.relative_to(ROOT)): file.read_text()
-        for package in PACKAGES
-        for file in sorted((ROOT / package).rglob("*.py"))
+        for folder in FOLDERS.values()
+        for file in sorted(folder.rglob("*.py"))
     }
 
 
@@ -136,7 +142,7 @@ def test_what_answers_and_what_acts_meet_in_files_only() -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_go_one_way_and_each_big_library_has_its_importers(package: str) -> None:
     wrong = []
-    for file in sorted((ROOT / package).rglob("*.py")):
+    for file in sorted(FOLDERS[package].rglob("*.py")):
         wrong += violations(package, str(file.relative_to(ROOT)), file.read_text())
 
     assert wrong == []
@@ -152,6 +158,9 @@ def test_imports_go_one_way_and_each_big_library_has_its_importers(package: str)
         ("service", "import evidently"),
         ("service", "from apscheduler.schedulers.background import BackgroundScheduler"),
         ("monitoring", "import bentoml"),
+        ("training", "from evergreen_client import Client"),
+        ("evergreen_client", "from monitoring.errors import EvergreenError"),
+        ("evergreen_client", "def late():\n    import service.keys"),
     ],
 )
 def test_a_forbidden_import_is_seen(package: str, line: str) -> None:
@@ -162,15 +171,21 @@ def test_nothing_but_the_packages_is_shipped() -> None:
     assert {p.name for p in ROOT.iterdir() if (p / "__init__.py").exists()} <= {*PACKAGES, "tests", "benchmarks"}
 
 
-def tree_of_errors() -> dict[str, str]:
-    """Name of each error class of ours -> its parent among them."""
+ERRORS = {"EvergreenError": "monitoring/errors.py", "EvergreenClientError": "client/evergreen_client/errors.py"}
+"""Root of a tree of errors -> the file that draws it."""
+
+
+def tree_of_errors(root: str) -> dict[str, str]:
+    """Name of each error class of ours below this root -> its parent among them."""
+    client = ERRORS[root].startswith("client/")
     bases = {
         node.name: [ast.unparse(base) for base in node.bases]
-        for source in ours().values()
+        for path, source in ours().items()
+        if path.startswith("client/") == client
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ClassDef)
     }
-    found = {"EvergreenError": ""}
+    found = {root: ""}
     while True:
         more = {
             name: base for name, parents in bases.items() for base in parents if base in found and name not in found
@@ -180,25 +195,28 @@ def tree_of_errors() -> dict[str, str]:
         found |= more
 
 
-def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
+@pytest.mark.parametrize("root", ERRORS)
+def test_the_tree_of_errors_is_the_one_that_is_drawn(root: str) -> None:
     drawn: dict[str, str] = {}
     above: list[str] = []
-    text = (ROOT / "monitoring/errors.py").read_text()
-    for line in text[text.index("\nEvergreenError") :].partition("\n\n")[0].strip("\n").splitlines():
+    text = (ROOT / ERRORS[root]).read_text()
+    for line in text[text.index(f"\n{root}") :].partition("\n\n")[0].strip("\n").splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 4, line.split()[0]
         above[depth:] = [name]
         drawn[name] = above[depth - 1] if depth else ""
 
-    assert drawn == tree_of_errors()
+    assert drawn == tree_of_errors(root)
 
 
 def test_every_error_of_ours_says_when_it_is_raised() -> None:
-    named = set(tree_of_errors())
+    named = {path.startswith("client/"): tree_of_errors(root) for root, path in ERRORS.items()}
     silent = [
         node.name
-        for source in ours().values()
+        for path, source in ours().items()
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ClassDef) and node.name in named and "Raised" not in (ast.get_docstring(node) or "")
+        if isinstance(node, ast.ClassDef)
+        and node.name in named[path.startswith("client/")]
+        and "Raised" not in (ast.get_docstring(node) or "")
     ]
 
     assert silent == []

@@ -23,8 +23,8 @@ from service.sample import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd
+    from evergreen_client import Client
 
-    from service.command.client import Client
     from service.command.versions import Versions
     from service.settings import DataSettings, Settings
 
@@ -138,14 +138,16 @@ def reported(function: Callable[P, None]) -> Callable[P, None]:
 
 def _report(error: Exception) -> NoReturn:
     """Print the error in one line on stderr and exit; an error that is not ours is named with its type."""
+    from evergreen_client import Denied, EvergreenClientError, NotFinished, Unreachable
+
     from monitoring.errors import EvergreenError
     from service.settings import SettingsError
 
     if isinstance(error, SettingsError):
         _fail(str(error), USAGE)
-    if isinstance(error, EvergreenError):
-        from service.command.client import NotFinished, Unreachable
-
+    if isinstance(error, Denied):
+        _fail(f"{error}; give the management token: --token or EVERGREEN_SECURITY__TOKEN", FAILED)
+    if isinstance(error, EvergreenError | EvergreenClientError):
         _fail(str(error), NO_ANSWER if isinstance(error, NotFinished | Unreachable) else FAILED)
     words = " ".join(str(error).split()) or "no words"
     _fail(f"{type(error).__name__}: {words} (`evergreen --debug …` shows where)", FAILED)
@@ -1123,7 +1125,8 @@ def _settings(config: Path | None, given: Mapping[str, str] | None = None) -> Se
 
 
 def _client(config: Path | None, url: str, token: str) -> Client:
-    from service.command.client import Client
+    from evergreen_client import Client
+
     from service.keys import known_token
 
     settings = _settings(config)
@@ -1131,7 +1134,7 @@ def _client(config: Path | None, url: str, token: str) -> Client:
     # The token this machine made is for the service of this machine: it is not sent to a stranger's URL.
     own = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1", urlsplit(settings.address).hostname)
     known = token or settings.security.token.get_secret_value() or (known_token(settings) if own else "")
-    return Client(address, known)
+    return Client(address, known, retry_s=0)  # a person waits: what cannot be done now is said at once
 
 
 def _versions(config: Path | None, url: str, token: str) -> AbstractContextManager[Client | Versions]:

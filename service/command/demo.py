@@ -16,18 +16,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from evergreen_client import Client, EvergreenClientError, Unreachable
 from rich.console import Console
 from rich.table import Table
 
 from monitoring.errors import EvergreenError
 from monitoring.wording import percent
 from service import sample
-from service.command.client import Client, ServiceError, Unreachable
 from service.command.traffic import Answered, TrafficSummary, replay_traffic
 from service.configuration import load
 from service.keys import known_token
@@ -111,7 +111,7 @@ def run(*, keep: bool = False, seed: int = 0, console: Console | None = None) ->
             console.print(f"management token: kept in {settings.token_file}")
             _wait_for_interrupt(server)
         return 0 if ended_well else 1
-    except (ServiceError, DemoFailed) as error:
+    except (EvergreenClientError, DemoFailed) as error:
         console.print(f"[red]{error}[/]")
         return 1
     except KeyboardInterrupt:
@@ -276,7 +276,7 @@ def _follow_runs(client: Client, story: Story, seen: set[int], say: Say) -> None
             say(f"[green]swapped[/]: both workers serve version {story.version}")
 
 
-def _gates(run: dict[str, Any]) -> tuple[GateResult, ...]:
+def _gates(run: Mapping[str, Any]) -> tuple[GateResult, ...]:
     verdict = record_of(run["record"]).verdict
     return verdict.gates if verdict else ()
 

@@ -149,7 +149,7 @@ def _store(settings: Settings) -> str:
 
 
 def _port(settings: Settings) -> str:
-    from service.command.client import Client, ServiceError
+    from evergreen_client import Busy, Client, EvergreenClientError
 
     host, port = settings.serve.host, settings.serve.port
     try:
@@ -157,13 +157,13 @@ def _port(settings: Settings) -> str:
         return f"{host}:{port} is free"
     except ServeError:
         pass  # who is there?
-    with Client(settings.address, timeout_s=5.0) as client:
+    with Client(settings.address, timeout_s=5.0, retry_s=0) as client:
         try:
-            client.readiness()
-            return f"an Evergreen answers at {settings.address}" if client.schema() else ""
-        except ServiceError as error:
-            if "Evergreen" in str(error) or error.status == 503:
-                return f"a service answers at {settings.address}: {error}"
+            client.wanted()
+            return f"an Evergreen answers at {settings.address}"
+        except Busy as error:
+            return f"a service answers at {settings.address}: {error}"
+        except EvergreenClientError:
             raise OSError(f"{host}:{port} is taken by another program: choose another [serve] port") from None
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-import httpx
 import msgspec
+from evergreen_client import AsyncClient, EvergreenClientError, Wanted
+from evergreen_client.frames import json_columns, json_labels, records_of
 
-from service.command.client import Unreachable, error_text, reason
-from service.command.rows import RowsError, Wanted, json_columns, json_labels, read_schema
+from service.command.rows import RowsError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,6 @@ REASONS_KEPT: Final = 5
 
 _TICK_S: Final = 0.05
 _encode: Final = msgspec.json.encode
-_decode: Final = msgspec.json.decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class TrafficSummary:
     rows_failed: int
     requests: int
     retries: int
-    """Requests sent again after a refused or reset connection; only with `retry_s`."""
+    """Requests sent again that were not answered, or that the service was too busy for; only with `retry_s`."""
     labels_sent: int
     labels_failed: int
     versions: dict[int, int]
@@ -167,17 +166,18 @@ def replay_traffic(
         label_delay_s: seconds from a row's answer to its label, one for all or one a row; None sends no labels.
         batch: rows a request; chosen from the rate when None.
         clients: requests in flight at most.
-        retry_s: how long a request is repeated after a refused or reset connection; other failures are final.
+        retry_s: how long a request is repeated that failed on its way, or that the service was too busy for.
         ids_out: file that gets a JSON line `{"id", "version", "row"}` for each acknowledged row.
         token: sent along, where one is needed to predict and label.
         on_progress: called after each answer and while labels wait; on_answer: after each answer.
         stop: once set, no further rows are sent and the labels go out at once.
 
-    Raises `Unreachable` when nothing answers at `url`, `RowsError` when the frame lacks a feature or the target.
+    Raises an `EvergreenClientError` when nothing answers at `url`, or the frame lacks a feature (`BadRecords`);
+    `RowsError` when it lacks the target.
     """
     return asyncio.run(
         _replay(
-            url.rstrip("/"),
+            url,
             frame,
             target=target,
             rate=rate,
@@ -208,17 +208,12 @@ class _Tally:
     rows_sent: int = 0
     rows_failed: int = 0
     requests: int = 0
-    retries: int = 0
     labels_sent: int = 0
     labels_failed: int = 0
     versions: dict[int, int] = field(default_factory=dict)
     latencies: list[float] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
     answers: list[Answered] = field(default_factory=list)
-
-
-class _Refused(Exception):
-    """An answer that is not a 2xx, or no answer at all."""
 
 
 async def _replay(
@@ -239,37 +234,15 @@ async def _replay(
     on_answer: Callable[[Answered], None] | None,
     stop: threading.Event,
 ) -> TrafficSummary:
-    # A connection idle for 2 s is not used again: servers close theirs after 5, and one closed at the very moment of
-    # its reuse would look like a failure of the service.
-    limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=clients + 1, keepalive_expiry=2.0)
     with contextlib.ExitStack() as open_files:
         out = open_files.enter_context(ids_out.open("w")) if ids_out else None
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        async with httpx.AsyncClient(
-            base_url=url, limits=limits, timeout=timeout_s, trust_env=False, headers=headers
-        ) as http:
-            wanted = await _wanted(http, url, retry_s)
+        async with AsyncClient(url, token, timeout_s=timeout_s, retry_s=retry_s, connections=clients + 1) as client:
+            wanted = await client.wanted()
             if label_delay_s is not None and target not in frame.columns:
                 raise RowsError(f'the data has no column "{target}" to send labels from')
-            replay = _Replay(http, frame, wanted, target, label_delay_s, retry_s, out)
+            replay = _Replay(client, frame, wanted, target, label_delay_s, out)
             replay.keep_answers, replay.on_progress, replay.on_answer = keep_answers, on_progress, on_answer
             return await replay.run(rate, batch, clients, stop)
-
-
-async def _wanted(http: httpx.AsyncClient, url: str, retry_s: float) -> Wanted:
-    until = time.monotonic() + retry_s
-    while True:
-        try:
-            answer = await http.get("/schema")
-        except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
-            if time.monotonic() >= until:
-                raise Unreachable(url, reason(error)) from None
-        else:
-            if answer.is_success:
-                return read_schema(answer.json())
-            if time.monotonic() >= until or answer.status_code != 503:
-                raise RowsError(f"GET {url}/schema: {error_text(answer.status_code, answer.content)}")
-        await asyncio.sleep(0.2)
 
 
 class _Replay:
@@ -281,18 +254,16 @@ class _Replay:
 
     def __init__(
         self,
-        http: httpx.AsyncClient,
+        client: AsyncClient,
         frame: pd.DataFrame,
         wanted: Wanted,
         target: str,
         label_delay_s: float | Sequence[float] | None,
-        retry_s: float,
         out: TextIO | None,
     ) -> None:
-        self.http = http
+        self.client = client
         self.wanted = wanted
         self.rows = len(frame)
-        self.retry_s = retry_s
         self.out = out
         self.row_numbers = frame.index.tolist()
         json_columns(frame.iloc[:1], wanted.kinds)  # a missing feature is said before anything is sent
@@ -330,7 +301,7 @@ class _Replay:
             rows_sent=tally.rows_sent,
             rows_failed=tally.rows_failed,
             requests=tally.requests,
-            retries=tally.retries,
+            retries=self.client.repeated,
             labels_sent=tally.labels_sent,
             labels_failed=tally.labels_failed,
             versions=tally.versions,
@@ -360,20 +331,18 @@ class _Replay:
 
     async def _send_batch(self, start: int, end: int) -> None:
         tally = self.tally
-        columns = json_columns(self.frame.iloc[start:end], self.wanted.kinds)
-        names = tuple(columns)
-        records = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        records = records_of(self.frame.iloc[start:end], self.wanted.kinds)
         tally.requests += 1
         sent = time.perf_counter()
         try:
-            answer = await self._post("/predict", {"records": records})
-            tally.latencies.append(time.perf_counter() - sent)
-            ids, version = answer["ids"], answer["version"]
-        except (_Refused, KeyError) as error:
+            answer = await self.client.predict(records)
+        except EvergreenClientError as error:
             tally.rows_failed += end - start
             self._because(error)
             self._tell()
             return
+        tally.latencies.append(time.perf_counter() - sent)
+        ids, version = answer.ids, answer.version
         tally.rows_sent += end - start
         tally.versions[version] = tally.versions.get(version, 0) + end - start
         if self.out is not None:
@@ -395,10 +364,10 @@ class _Replay:
                 at=time.time(),
                 version=version,
                 ids=ids,
-                predictions=answer["predictions"],
-                probabilities=answer.get("probabilities"),
+                predictions=answer.predictions,
+                probabilities=answer.probabilities,
                 labels=self.labels[start:end],
-                adaptation=answer.get("adaptation"),
+                adaptation=answer.adaptation,
             )
             if self.keep_answers:
                 tally.answers.append(answered)
@@ -423,39 +392,13 @@ class _Replay:
                 continue
             self.tally.requests += 1
             try:
-                await self._post("/feedback", {"labels": ready})
+                await self.client.feedback(ready)
                 self.tally.labels_sent += len(ready)
-            except _Refused as error:
+            except EvergreenClientError as error:
                 self.tally.labels_failed += len(ready)
                 self._because(error)
             if len(ready) < LABELS_A_REQUEST:
                 await asyncio.sleep(_TICK_S)  # gather a few more rather than send each alone
-
-    async def _post(self, path: str, body: Any) -> dict[str, Any]:
-        content = _encode(body)
-        until = time.monotonic() + self.retry_s
-        pause = _TICK_S
-        while True:
-            try:
-                answer = await self.http.post(path, content=content, headers={"Content-Type": "application/json"})
-                break
-            except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
-                if time.monotonic() + pause >= until:
-                    raise _Refused(f"{path}: {type(error).__name__}: {reason(error)}") from None
-            except httpx.TransportError as error:
-                raise _Refused(f"{path}: {type(error).__name__}: {reason(error)}") from None
-            self.tally.retries += 1
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 1.0)
-        if not answer.is_success:
-            raise _Refused(f"{path}: {error_text(answer.status_code, answer.content)}")
-        try:
-            decoded = _decode(answer.content)
-        except msgspec.DecodeError:
-            decoded = None
-        if not isinstance(decoded, dict):
-            raise _Refused(f"{path}: {answer.status_code} with an answer that is no JSON object")
-        return decoded
 
     def _because(self, error: Exception) -> None:
         words = str(error)

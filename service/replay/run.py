@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
+from evergreen_client.frames import json_columns
 
 from monitoring.feature import AT
 from monitoring.insert import insert
 from monitoring.record import Label, Prediction, TableRows
 from monitoring.spool import number_at, segment_day
 from monitoring.store import open_store
-from service.command.rows import json_columns
 from service.control.deployment import assemble
 from service.handover import LiveVersion
 from service.replay.stream import ReplayError, Stream

@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from evergreen_client import Refused
 
 from service import sample
-from service.command.client import ServiceError
 from service.command.traffic import TrafficSummary, replay_traffic
 from tests.artefacts import example_record, sample_schema
 from tests.real_server import ROOT, Server, wait_until
@@ -213,9 +213,9 @@ def test_a_better_pushed_pipeline_is_promoted_and_others_are_refused_with_reason
     every = list(sample.FEATURES)
     with server.client() as client:
         worse = client.wait(client.push(pipeline(60, every, max_leaf_nodes=2), "worse"), timeout_s=120)
-        with pytest.raises(ServiceError, match=f"does not take the features {every[-1]}"):
+        with pytest.raises(Refused, match=f"does not take the features {every[-1]}"):
             client.push(pipeline(800, every[:-1]), "other schema")
-        with pytest.raises(ServiceError, match="is not a skops file"):
+        with pytest.raises(Refused, match="is not a skops file"):
             client.push(b"\x80\x04\x95\x00\x00", "pickle")
         champion = client.models()["champion"]
         better = client.wait(client.push(pipeline(8000, every), "better"), timeout_s=120)

@@ -116,7 +116,7 @@ def test_a_check_and_a_training_that_was_asked_for_are_lines_with_their_numbers(
 
 def test_an_erasure_and_a_switch_are_lines_and_nothing_is_told_twice(server: Server) -> None:
     with server.client() as client:
-        ids = client.predict([example_record()], ["to-erase"])["ids"]
+        ids = client.predict([example_record()], ["to-erase"]).ids
         erased = client.erase(ids)
         assert heard(server, "erase", run=erased)["rows"]["predictions"] == 1
         assert heard(server, "run", run=client.switch_adaptation("off"))["outcome"] == "off"

@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 import sqlalchemy as sa
+from evergreen_client import Client, StatusError
 
 from monitoring.store import open_store, predictions
 from service import sample
-from service.command.client import Client, ServiceError
 from service.command.traffic import replay_traffic
 from service.keys import known_token
 from service.secret_file import home_id
@@ -232,7 +232,7 @@ def says(client: Client) -> str | None:
     """None when the service tells its status to this client, else what it says instead."""
     try:
         client.status()
-    except ServiceError as error:
+    except StatusError as error:
         return str(error)
     return None
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from evergreen_client import Refused
 
 from monitoring.schema import FeatureSchema
 from service import sample
 from service.api import init, push, train
-from service.command.client import ServiceError
 from service.command.first_version import TrainRefused
 from service.command.init import InitError
 from service.configuration import load
@@ -52,7 +52,7 @@ def test_a_pipeline_is_pushed_to_the_service_of_the_folder(tmp_path: Path, monke
         monkeypatch.setenv("EVERGREEN_SERVE__PORT", str(urlsplit(service.url).port))
         monkeypatch.setenv("EVERGREEN_SECURITY__TOKEN", TOKEN)
         run = push(model, tmp_path, why="from a notebook", trained_until="2026-01-31")
-        with pytest.raises(ServiceError, match="not a skops file"):
+        with pytest.raises(Refused, match="not a skops file"):
             push(b"\x80\x04.", tmp_path)
 
     assert run == 1

@@ -405,7 +405,7 @@ def test_traffic_with_a_failed_row_is_exit_1_and_says_why(service: StandIn) -> N
 
     assert result.exit_code == 1
     assert "rows failed    100" in result.stdout
-    assert "failed 1 times: /predict: 503 busy" in result.stderr
+    assert "failed 1 times: POST /predict: 503 busy" in result.stderr
 
 
 def test_traffic_of_a_file_without_a_target_asks_for_it(empty_folder: Path) -> None:

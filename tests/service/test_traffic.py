@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from evergreen_client import BadRecords, Client, EvergreenClientError, Refused, Unreachable
+from evergreen_client.frames import json_columns, json_labels
 
 from monitoring.decode import RequestDecoder
 from monitoring.schema import FeatureSchema
 from service import sample
-from service.command.client import Client, ServiceError, Unreachable
-from service.command.rows import RowsError, json_columns, json_labels, read_rows
+from service.command.rows import RowsError, read_rows
 from service.command.traffic import Progress, batch_for, replay_traffic
 from service.place import free_port
 from tests.stand_in import StandIn, serving
@@ -63,7 +64,7 @@ def test_labels_that_take_longer_come_later(service: StandIn, rows: pd.DataFrame
 
     replay_traffic(service.url, few, target=sample.TARGET, rate=0, batch=3, label_delay_s=[0.4, 0.0, 0.2])
 
-    assert service.label_order == ["id-1", "id-2", "id-0"]
+    assert service.label_order == [service.ids[1], service.ids[2], service.ids[0]]
 
 
 def test_rows_go_out_in_the_order_of_the_frame_with_one_client(service: StandIn, rows: pd.DataFrame) -> None:
@@ -176,7 +177,7 @@ def test_a_refused_request_fails_its_rows_and_the_reason_is_kept(service: StandI
 
     assert not summary.ok
     assert (summary.rows_sent, summary.rows_failed, summary.labels_sent) == (300, 200, 300)
-    assert summary.reasons == {"/predict: 503 busy, try again": 2}
+    assert summary.reasons == {"POST /predict: 503 busy, try again": 2}
 
 
 def test_labels_that_are_refused_are_counted(service: StandIn, rows: pd.DataFrame) -> None:
@@ -231,7 +232,7 @@ def test_a_server_that_comes_back_is_found_again_with_retry(rows: pd.DataFrame) 
 
 
 def test_a_feature_the_data_lacks_is_named_before_anything_is_sent(service: StandIn, rows: pd.DataFrame) -> None:
-    with pytest.raises(RowsError, match=r'the service wants "income", which the data lacks, did you mean "incomes"\?'):
+    with pytest.raises(BadRecords, match=r'the service wants "income", which the data lacks, did you mean "incomes"\?'):
         replay_traffic(service.url, rows.rename(columns={"income": "incomes"}), target=sample.TARGET, rate=0)
 
     assert service.predict_requests == 0
@@ -245,7 +246,7 @@ def test_labels_that_the_data_lacks_are_named(service: StandIn, rows: pd.DataFra
 def test_something_else_at_the_url_is_told_apart(tmp_path: Path, service: StandIn, rows: pd.DataFrame) -> None:
     service.schema = None  # type: ignore[assignment]  # whatever answers /schema now, it fails
 
-    with pytest.raises((RowsError, Unreachable)):
+    with pytest.raises(EvergreenClientError):
         replay_traffic(service.url, rows, target=sample.TARGET, rate=0)
 
 
@@ -300,7 +301,7 @@ def test_what_is_sent_means_what_training_read() -> None:
 
 @pytest.mark.parametrize(("kind", "value"), [("numeric", "old"), ("boolean", "yes"), ("datetime", "soon")])
 def test_a_value_that_does_not_fit_names_its_column(kind: str, value: str) -> None:
-    with pytest.raises(RowsError, match=f'"x" should be {kind}'):
+    with pytest.raises(BadRecords, match=f'"x" should be {kind}'):
         json_columns(pd.DataFrame({"x": [value]}), {"x": kind})
 
 
@@ -367,15 +368,15 @@ def test_the_client_predicts_and_sends_labels_back(service: StandIn, rows: pd.Da
 
     with Client(service.url) as client:
         answer = client.predict(records)
-        assert client.feedback([{"id": each, "label": 1} for each in answer["ids"]]) == 2
+        assert client.feedback([{"id": each, "label": 1} for each in answer.ids]) == 2
         assert client.readiness() == ""
         assert client.schema()["x-evergreen"]["target"] == sample.TARGET
 
-    assert service.labels == dict.fromkeys(answer["ids"], 1)
+    assert service.labels == dict.fromkeys(answer.ids, 1)
 
 
 def test_the_clients_errors_carry_status_and_words_of_the_service(service: StandIn) -> None:
-    with Client(service.url) as client, pytest.raises(ServiceError, match=r"POST /predict: 400 .*missing") as caught:
+    with Client(service.url) as client, pytest.raises(Refused, match=r"POST /predict: 400 .*missing") as caught:
         client.predict([{"age": 1}])
 
     assert caught.value.status == 400
