@@ -11,6 +11,7 @@ from service.serving.asgi import App, Message, Receive, Scope, Send
 from service.serving.ids import new_request_id
 from service.serving.request import TRACEPARENT, Reject, check_content_encoding, check_content_type, echoed
 from service.serving.routes import answer, template
+from service.serving.tryout import predict_json
 from service.serving.wire import LaneProtocol
 from service.serving.worker import Worker
 from service.settings import TRACED_VARIABLE
@@ -71,7 +72,7 @@ class Front:
             source = lane.source("predict" if path == "/predict" else "feedback", scope)
             async with lane.whole_body(scope, receive) as content:
                 if path == "/predict":
-                    status, body = await lane.predict_body(content, source, traceparent)
+                    status, body = 200, await predict_json(lane, content, source, traceparent)
                 else:
                     status, body = await lane.take_labels(content, source)
             lane.count(path, status)

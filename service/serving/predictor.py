@@ -76,6 +76,8 @@ class ServedModel:
     engine: Engine
     run: Callable[[Batch], np.ndarray]
     classes: tuple[Any, ...]
+    folder: Path
+    """Of its artefact."""
     row_by_row: bool = False
     """Whether a row's answer is the same to the last bit whatever other rows are predicted with it."""
     run_with_matrix: Callable[[Batch], tuple[np.ndarray, np.ndarray]] | None = None
@@ -162,6 +164,7 @@ def load(
         engine=answers,
         run=run,
         classes=schema.classes,
+        folder=folder,
         row_by_row=manifest.twin is not None and manifest.twin.row_by_row,
         run_with_matrix=run_with_matrix,
     )
