@@ -25,6 +25,12 @@ _MARKER: Final = 0xFFFFFFFF
 _DICTIONARY, _ROWS = 2, 3  # kinds of messages: Message.fbs of the Arrow format
 _PER_SECOND: Final = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _EXACT: Final = 2**53
+_WIDTHS: Final = [f"{sign}int{width}" for sign in ("", "u") for width in (8, 16, 32, 64)]
+_DTYPES: Final = {name: np.dtype(name) for name in _WIDTHS} | {
+    "halffloat": np.dtype(np.float16),
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+}
 _DAY_US: Final = 86_400_000_000
 
 
@@ -146,7 +152,7 @@ def one_batch(
     if len(batches) == 1:
         return batches[0]
     if not batches:
-        return pa.RecordBatch.from_pylist([], reader.schema)
+        raise ValueError("it has no rows")
     columns = [_joined([batch.column(at) for batch in batches]) for at in range(len(reader.schema))]
     return pa.RecordBatch.from_arrays(columns, names=reader.schema.names)
 
@@ -185,6 +191,47 @@ def written(names: Sequence[str], columns: Iterable[pa.Array], told: Mapping[str
     return content
 
 
+# -- to and from NumPy: `pyarrow.array` and `to_numpy` would import pandas: half a second, and 80 MB -------------------
+
+
+def numbers_array(values: npt.NDArray[Any]) -> pa.Array:
+    """Integers or floats without gaps."""
+    values = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def flat(column: pa.Array) -> npt.NDArray[Any]:
+    """Integers or floats as they lie in memory: what stands where one is missing is anything."""
+    data, kind = column.buffers()[1], _DTYPES[str(column.type)]
+    if data is None:
+        return np.zeros(len(column), kind)
+    values: npt.NDArray[Any] = np.frombuffer(data, kind)[column.offset :][: len(column)]
+    return values
+
+
+def present(column: pa.Array) -> npt.NDArray[np.bool_]:
+    """Where a column has a value."""
+    bits = column.buffers()[0]
+    if bits is None:
+        return np.full(len(column), column.null_count == 0)
+    return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[column.offset :][: len(column)].view(
+        np.bool_
+    )
+
+
+def text_array(texts: Sequence[str | None]) -> pa.Array:
+    """Texts; None is missing."""
+    valid, words = None, texts
+    if None in texts:
+        valid = pa.py_buffer(np.packbits([text is not None for text in texts], bitorder="little"))
+        words = [text or "" for text in texts]
+    joined = "".join(words)  # type: ignore[arg-type]
+    lengths: Iterable[int] = map(len, words if joined.isascii() else [word.encode() for word in words])  # type: ignore[union-attr,arg-type]
+    ends = np.zeros(len(texts) + 1, np.int32)
+    np.cumsum(np.fromiter(lengths, np.int32, len(texts)), out=ends[1:])
+    return pa.Array.from_buffers(pa.string(), len(texts), [valid, pa.py_buffer(ends), pa.py_buffer(joined.encode())])
+
+
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
@@ -203,28 +250,41 @@ def is_time(kind: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 
+def repeats(kind: pa.DataType) -> bool:
+    """Whether few bytes may stand for many texts: of a dictionary, and of views."""
+    return bool(pa.types.is_dictionary(kind) or pa.types.is_string_view(kind))
+
+
 def text_bytes(column: pa.Array) -> int:
-    """Bytes of all texts of a column, each written out for every row that has it. No text is made."""
-    if pa.types.is_dictionary(column.type):
-        codes = column.indices.cast(pa.int64()).drop_null().to_numpy()
-        lengths = _lengths(column.dictionary)
-        views = lengths.sum() if pa.types.is_string_view(column.type.value_type) else 0  # they may lie on each other
-        return int(lengths[codes].sum() + views)
-    return int(_lengths(column).sum())
+    """Bytes of all texts of a column that `repeats`, each written out for every row that has it. No text is made."""
+    if not pa.types.is_dictionary(column.type):
+        return int(_lengths(column).sum())
+    lengths = _lengths(column.dictionary)
+    views = lengths.sum() if pa.types.is_string_view(column.type.value_type) else 0  # they may lie on each other
+    return int(np.append(lengths, 0)[_places(column.indices)].sum() + views)
 
 
 def _lengths(texts: pa.Array) -> npt.NDArray[np.int64]:
     """Bytes of each text; 0 where it is missing."""
-    rows = len(texts)
-    valid, data = texts.buffers()[:2]
+    data = texts.buffers()[1]
     if data is None:
-        return np.zeros(rows, np.int64)
+        return np.zeros(len(texts), np.int64)
     if pa.types.is_string_view(texts.type):
-        lengths: npt.NDArray[Any] = np.frombuffer(data, "<i4")[::4][texts.offset :][:rows].astype(np.int64)
+        lengths: npt.NDArray[Any] = np.frombuffer(data, "<i4")[::4][texts.offset :][: len(texts)].astype(np.int64)
     else:
         width = "<i8" if pa.types.is_large_string(texts.type) else "<i4"
-        lengths = np.diff(np.frombuffer(data, width)[texts.offset :][: rows + 1].astype(np.int64))
-    return lengths if valid is None else np.where(texts.is_valid().to_numpy(zero_copy_only=False), lengths, 0)
+        lengths = np.diff(np.frombuffer(data, width)[texts.offset :][: len(texts) + 1].astype(np.int64))
+    if texts.null_count:
+        lengths[~present(texts)] = 0
+    return lengths
+
+
+def _places(indices: pa.Array) -> npt.NDArray[np.int64]:
+    """Indices of a dictionary, -1 where one is missing."""
+    places = flat(indices).astype(np.int64)
+    if indices.null_count:
+        places[~present(indices)] = -1
+    return places
 
 
 class Coded(NamedTuple):
@@ -232,6 +292,12 @@ class Coded(NamedTuple):
 
     codes: npt.NDArray[np.int64]
     values: list[str]
+    """Some may be no row's."""
+
+    def row_of(self, place: int) -> int:
+        """The first row that has this value; -1 when none has it."""
+        rows = np.flatnonzero(self.codes == place)
+        return int(rows[0]) if len(rows) else -1
 
     def put(self, texts: Sequence[Any], missing: Any) -> npt.NDArray[np.object_]:
         """For each row what stands for its value in `texts`."""
@@ -242,24 +308,24 @@ class Coded(NamedTuple):
 
 
 def coded(column: pa.Array) -> Coded:
-    """A column of text (see `is_text`) or of nulls by its distinct values; of a dictionary only those that are used."""
+    """A column of text (see `is_text`) or of nulls by its values; of a large dictionary only those that are used."""
     if pa.types.is_null(column.type):
         return Coded(np.full(len(column), -1), [])
     column = _plain(column)
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-        codes = column.indices.cast(pa.int64()).fill_null(-1).to_numpy()
-        return Coded(codes, column.dictionary.to_pylist())
-    codes = column.indices.cast(pa.int64()).fill_null(-1).to_numpy()
-    used, codes = np.unique(codes, return_inverse=True)
-    if len(used) and used[0] == -1:
-        used, codes = used[1:], codes - 1
-    values = column.dictionary.take(pa.array(used)).to_pylist() if len(used) else []
-    if None in values:  # a dictionary may have a null in it
-        keep = [at for at, value in enumerate(values) if value is not None]
+    codes, words = _places(column.indices), column.dictionary
+    if len(words) > len(codes):
+        used, codes = np.unique(codes, return_inverse=True)
+        if used[0] == -1:
+            used, codes = used[1:], codes - 1
+        words = words.take(numbers_array(used))
+    values = words.to_pylist()
+    if words.null_count:
+        kept = [at for at, value in enumerate(values) if value is not None]
         place = np.full(len(values) + 1, -1)
-        place[keep] = np.arange(len(keep))
-        codes, values = place[codes], [values[at] for at in keep]
+        place[kept] = np.arange(len(kept))
+        codes, values = place[codes], [values[at] for at in kept]
     return Coded(codes, values)
 
 
@@ -272,8 +338,11 @@ def numbers(column: pa.Array) -> npt.NDArray[Any]:
         column = column.cast(pa.string()).cast(pa.float64())  # by way of the text: the nearest double
     elif pa.types.is_boolean(kind):
         column = column.cast(pa.uint8())
-    found: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return found
+    values = flat(column)
+    if column.null_count:
+        values = values.astype(np.float64 if values.dtype.kind in "iu" else values.dtype)
+        values[~present(column)] = np.nan
+    return values
 
 
 class Moments(NamedTuple):
@@ -301,13 +370,12 @@ class Moments(NamedTuple):
 
 def moments(column: pa.Array) -> Moments:
     """A column of timestamps or dates. One without a zone is in UTC, as a text without an offset is."""
-    kind = column.type
-    missing = column.is_null().to_numpy(zero_copy_only=False)
+    kind, missing = column.type, ~present(column)
     per_second = _PER_SECOND[kind.unit if pa.types.is_timestamp(kind) else "ms" if pa.types.is_date64(kind) else "s"]
-    whole = column.cast(pa.int32()) if pa.types.is_date32(kind) else column
-    found = whole.cast(pa.int64()).fill_null(0).to_numpy()
+    found = flat(column.cast(pa.int32() if pa.types.is_date32(kind) else pa.int64())).astype(np.int64)
+    found[missing] = 0
     if pa.types.is_date32(kind):
-        found = found * 86_400
+        found *= 86_400
     if per_second > 1_000_000:
         us, outside = found // (per_second // 1_000_000), np.zeros(len(found), bool)
     else:
@@ -321,10 +389,8 @@ def json_values(column: pa.Array) -> list[Any]:
     """The values of a column that the door accepted, as JSON has them; NaN is null."""
     if is_time(column.type):
         return moments(column).texts()
-    if pa.types.is_decimal(column.type):
+    if pa.types.is_decimal(column.type) or pa.types.is_floating(column.type):
         return _without_nan(numbers(column))
-    if pa.types.is_floating(column.type):
-        return _without_nan(column.to_numpy(zero_copy_only=False))
     found: list[Any] = column.to_pylist()
     return found
 

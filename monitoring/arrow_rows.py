@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from monitoring.arrow import FAULTS, json_values, read, written
+from monitoring.arrow import FAULTS, flat, json_values, numbers_array, read, text_array, written
 
 GIVEN: Final = "given"
 MADE: Final = "made"
@@ -34,13 +34,20 @@ def answer_stream(
 
     `names` are those of its columns: of the ids, the predictions, and each class's probabilities.
     """
-    columns = [pa.array(ids, pa.string())]
+    columns = [text_array(ids)]
     if output.ndim == 1:
-        columns.append(pa.array(output.astype(np.float64)))
+        columns.append(numbers_array(output.astype(np.float64)))
     else:
-        columns.append(pa.array(list(classes)).take(pa.array(output.argmax(axis=1))))
-        columns += [pa.array(column) for column in output.astype(np.float64).T]
+        columns.append(_class_array(classes).take(numbers_array(output.argmax(axis=1))))
+        columns += map(numbers_array, output.astype(np.float64).T)
     return written(names, columns, told)
+
+
+def _class_array(classes: Sequence[str | int | bool]) -> pa.Array:
+    if isinstance(classes[0], str):
+        return text_array([str(one) for one in classes])
+    array = numbers_array(np.array(classes, np.int64))
+    return array.cast(pa.bool_()) if isinstance(classes[0], bool) else array
 
 
 class Rows(NamedTuple):
@@ -66,7 +73,7 @@ def rows_of(answer: bytes | memoryview, request: bytes | memoryview) -> Rows:
         predictions = _lines(json_values(answered.column(1)))
         probabilities = None
         if answered.num_columns > 2:
-            chances = [column.to_numpy() for column in answered.columns[2:]]
+            chances = list(map(flat, answered.columns[2:]))
             probabilities = _lines(np.column_stack(chances).tolist())
         adaptation = told.get("adaptation")
         found = Rows(

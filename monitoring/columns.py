@@ -5,7 +5,7 @@ No object is made of a row: numbers go from column to column, and of texts only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,6 +24,8 @@ from monitoring.arrow import (
     moments,
     numbers,
     one_batch,
+    repeats,
+    text_array,
     text_bytes,
     written,
 )
@@ -42,7 +44,6 @@ _TAKEN: Final[dict[str, tuple[str, Callable[[pa.DataType], bool]]]] = {
     "categorical": ("strings, or a dictionary of strings", is_text),
     "datetime": ("timestamps, dates, or ISO-8601 strings", lambda kind: is_time(kind) or is_text(kind)),
 }
-_EXTRA: Final = "strings, numbers or bool"
 
 
 class ArrowBatch:
@@ -101,11 +102,11 @@ def read_arrow(
     `most_bytes` bounds what is compressed within the stream, unpacked, and its texts, written out for each row.
     `recorded` says what the record keeps of a column that no model sees, by its name and values: None is nothing.
     """
-    spread = 0
+    spread, repeated = 0, list[int]()
 
     def check_texts(batch: pa.RecordBatch) -> None:
         nonlocal spread
-        spread += sum(text_bytes(column) for column in batch.columns if is_text(column.type))
+        spread += sum(text_bytes(batch.column(at)) for at in repeated)
         _check_bytes(spread, most_bytes, "with its texts written out for each row")
 
     try:
@@ -115,7 +116,9 @@ def read_arrow(
             raise InvalidRequest(413, f"the body has {inside.batches} batches; send fewer", "too many batches")
         _check_bytes(inside.size, most_bytes, "unpacked")
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
-            with_ids = _check_columns(decoder, reader.schema)
+            found = reader.schema
+            with_ids = _check_columns(decoder, found.names, found.types)
+            repeated = [at for at, kind in enumerate(found.types) if repeats(kind)]
             batch = one_batch(reader, check_texts)
         if batch.num_rows != inside.rows:
             raise ValueError(f"{inside.rows} rows announced, {batch.num_rows} found")
@@ -135,37 +138,35 @@ def _check_bytes(size: int, most: int, what: str) -> None:
         raise InvalidRequest(413, message, "too many bytes")
 
 
-def _check_columns(decoder: RequestDecoder, found: pa.Schema) -> bool:
+def _check_columns(decoder: RequestDecoder, names: list[str], kinds: list[pa.DataType]) -> bool:
     """Whether there is a column of ids. Raises `InvalidRequest` for a column that is missing, unknown, or no fit."""
     known = {feature.name: feature for feature in decoder.schema.features}
-    repeated = first_repeated(found.names)
+    repeated = first_repeated(names)
     if repeated is not None:
         raise InvalidRequest(400, f"column {shown(repeated)}: sent twice", "a column twice")
-    with_ids = decoder.named_by in found.names
-    for column in found:
-        where, kind = f"column {shown(column.name)}", column.type
-        feature = known.get(column.name)
+    for name, kind in zip(names, kinds, strict=True):
+        feature = known.get(name)
         if feature is not None:
             expected, fits = _TAKEN[feature.kind]
-            _check_type(where, kind, f"a {feature.kind} feature", expected, fits(kind))
-        elif column.name == decoder.named_by:
-            _check_type(where, kind, "the ids", "strings", is_text(kind))
-        elif column.name in decoder.extra:
-            fit = is_text(kind) or is_number(kind) or pa.types.is_boolean(kind)
-            _check_type(where, kind, "a column for the record", _EXTRA, fit)
+            what = f"a {feature.kind} feature"
+        elif name == decoder.named_by:
+            what, expected, fits = "the ids", "strings", is_text
+        elif name in decoder.extra:
+            what, expected, fits = "a column for the record", "strings, numbers or bool", _is_plain
         else:
-            raise decoder.unknown(where, column.name, "column")
+            raise decoder.unknown(f"column {shown(name)}", name, "column")
+        if not fits(kind) and not pa.types.is_null(kind):
+            message = f"column {shown(name)}: {what} takes {expected}; got Arrow's {str(kind)[:60]}"
+            raise InvalidRequest(400, message, "a column of another type")
     for name in known:
-        if name not in found.names:
+        if name not in names:
             message = f"column {shown(name)}: missing; send nulls when its values are unknown"
             raise InvalidRequest(400, message, "a column is missing")
-    return with_ids
+    return decoder.named_by in names
 
 
-def _check_type(where: str, kind: pa.DataType, what: str, expected: str, fits: bool) -> None:
-    if not fits and not pa.types.is_null(kind):
-        message = f"{where}: {what} takes {expected}; got Arrow's {str(kind)[:60]}"
-        raise InvalidRequest(400, message, "a column of another type")
+def _is_plain(kind: pa.DataType) -> bool:
+    return is_text(kind) or is_number(kind) or bool(pa.types.is_boolean(kind))
 
 
 def _checked(
@@ -190,9 +191,9 @@ def _checked(
             matrix[:, at[feature.name]] = _days(feature, column, decoder.max_chars)
         else:
             matrix[:, at[feature.name]] = _numbers(feature, column, decoder.max_chars)
-    if others := [name for name in columns if name not in schema.names]:
+    if others := [name for name in columns if name in decoder.extra]:
         kept = {name: recorded(name, _extra(name, columns.pop(name), decoder.max_chars)) for name in others}
-        columns |= {name: pa.array(values, pa.string()) for name, values in kept.items() if values is not None}
+        columns |= {name: text_array(values) for name, values in kept.items() if values is not None}
     if others or body is None:
         body = written(list(columns), columns.values())
     return ArrowBatch(schema, ids, matrix, texts, body)
@@ -213,7 +214,8 @@ def _numbers(feature: Feature, column: pa.Array, max_chars: int) -> npt.NDArray[
     # The other types hold no finite number beyond.
     bad = np.abs(values) >= FLOAT32_LIMIT if values.dtype == np.float64 else np.isinf(values)
     if bad.any():
-        _refuse(feature, int(np.argmax(bad)), values, max_chars)
+        row = int(np.argmax(bad))
+        _refuse(feature, row, values[row].item(), max_chars)
     return values
 
 
@@ -231,9 +233,10 @@ def _days(feature: Feature, column: pa.Array, max_chars: int) -> npt.NDArray[np.
 def _days_of_texts(feature: Feature, texts: Coded, max_chars: int) -> npt.NDArray[np.float64]:
     days = np.full(len(texts.values) + 1, np.nan)
     for at, text in enumerate(texts.values):
-        if value_problem(feature, text, max_chars):
-            _refuse(feature, int(np.argmax(texts.codes == at)), [*texts.values, None], max_chars, texts.codes)
-        days[at] = days_since_epoch(text)
+        if not value_problem(feature, text, max_chars):
+            days[at] = days_since_epoch(text)
+        elif (row := texts.row_of(at)) >= 0:
+            _refuse(feature, row, text, max_chars)
     found: npt.NDArray[np.float64] = days[texts.codes]
     return found
 
@@ -241,21 +244,15 @@ def _days_of_texts(feature: Feature, texts: Coded, max_chars: int) -> npt.NDArra
 def _texts(feature: Feature, column: pa.Array, max_chars: int) -> Coded:
     texts = coded(column)
     if max(map(len, texts.values), default=0) > max_chars:
-        at = next(at for at, text in enumerate(texts.values) if len(text) > max_chars)
-        _refuse(feature, int(np.argmax(texts.codes == at)), [*texts.values, None], max_chars, texts.codes)
+        for at, text in enumerate(texts.values):
+            if len(text) > max_chars and (row := texts.row_of(at)) >= 0:
+                _refuse(feature, row, text, max_chars)
     return texts
 
 
-def _refuse(
-    feature: Feature,
-    row: int,
-    values: Sequence[Any] | npt.NDArray[Any],
-    max_chars: int,
-    codes: npt.NDArray[np.int64] | None = None,
-) -> None:
-    """Raise the words that JSON has for the value in this row."""
-    value = values[row if codes is None else codes[row]]
-    problem = value_problem(feature, value.item() if isinstance(value, np.generic) else value, max_chars)
+def _refuse(feature: Feature, row: int, value: Any, max_chars: int) -> None:
+    """Raise the words that JSON has for this value in this row."""
+    problem = value_problem(feature, value, max_chars)
     assert problem is not None, "what is refused here does not fit"
     raise problem.at(f"records[{row}]{step(feature.name)}", f"records[]{step(feature.name)}")
 
