@@ -9,6 +9,8 @@ import io
 import json
 import random
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
@@ -24,9 +26,11 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from monitoring import store
+from monitoring.arrow import look_into
 from monitoring.drain import Drainer
+from monitoring.erase import Subject, blank_spool, entry_test, find
 from monitoring.feature import Task
-from monitoring.record import COLUMNS, MAGIC, PREDICTION, Entry, iter_entries
+from monitoring.record import COLUMNS, MAGIC, PREDICTION, Entry, dead_letter, iter_entries
 from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
@@ -727,6 +731,27 @@ def test_batches_of_all_kinds_and_labels_are_drained_in_small_batches_exactly_on
         assert again.drain(time.time()).predictions == 0
 
 
+def test_a_batch_with_a_value_that_is_to_be_forgotten_leaves_the_open_segment_too(place: Place) -> None:
+    assert place.post(stream(table_of([{**GOOD, "city": "Anna's own"}, GOOD])), ARROW).status_code == 200
+    assert place.post(stream(table_of(FOUR)), ARROW).status_code == 200
+    anna = Subject(feature="city", value="Anna's own")
+    assert place.drain().predictions == 6 and len(find(place.engine, anna, time.time()).rows) == 1
+
+    test = entry_test(anna, frozenset(), time.time())
+    assert blank_spool(place.settings.spool_dir, place.engine, test) == 1
+
+    assert [entry.rows for entry in place.entries()] == [0, 4]
+    assert b"Anna" not in b"".join(path.read_bytes() for path in place.settings.spool_dir.glob("*.s*"))
+
+
+def test_a_batch_that_only_the_database_refuses_is_kept_as_text_in_which_values_are_found(place: Place) -> None:
+    assert place.post(stream(table_of(FOUR, list("abcd"))), ARROW).status_code == 200
+
+    letter = dead_letter(place.entries()[0], 1 << 40, "the database refuses it")
+
+    assert letter.kind == COLUMNS and letter.payload.decode().splitlines()[3].startswith('d {"a":1.5,"n":7,')
+
+
 def test_columns_for_the_record_alone_are_hashed_or_dropped_and_no_value_of_them_stays(
     tmp_path: Path, binary: Path, sqlite_url: str
 ) -> None:
@@ -803,3 +828,58 @@ def test_a_refused_batch_is_recorded_as_a_count_without_any_value(place: Place) 
         "records[].a: expected a number, got a string",
         "records[].a: outside float32",
     ]
+
+
+def test_who_sends_no_arrow_pays_for_none_and_who_does_not_for_pandas(binary: Path) -> None:
+    program = (
+        "import sys, pathlib, json\n"
+        "from service.serving.front import Front; from service.serving import worker, group, wire\n"
+        "from monitoring.decode import RequestDecoder; from monitoring.schema import FeatureSchema\n"
+        "from training.artefact import verify; from training.twin import Twin\n"
+        "folder = pathlib.Path(sys.argv[1]); twin = Twin(folder, verify(folder))\n"
+        "schema = FeatureSchema.from_json((folder / 'schema.json').read_bytes())\n"
+        "decoder = RequestDecoder(schema, 500)\n"
+        "twin.predict(decoder.decode(json.dumps({'records': [schema.example()]}).encode()))\n"
+        "assert not {'pyarrow', 'pandas'} & sys.modules.keys()\n"
+        "from monitoring.columns import read_arrow; from monitoring.arrow_rows import answer_stream\n"
+        "batch = read_arrow(decoder, sys.stdin.buffer.read(), 10**7)\n"
+        "answer_stream(['id', 'prediction', '0', '1'], batch.ids, twin.predict(batch), schema.classes, {})\n"
+        "assert 'pyarrow' in sys.modules and 'pandas' not in sys.modules\n"
+    )
+    records = records_of(20)
+    body = stream(table_of(records, [f"id-{row}" for row in range(20)], city=pa.dictionary(pa.int8(), pa.string())), 7)
+    command = [sys.executable, "-W", "ignore", "-c", program, str(binary)]
+    done = subprocess.run(command, input=body, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_generated_streams_are_told_from_their_heads_as_pyarrow_reads_them() -> None:
+    """The bound on what a stream unpacks to stands on this."""
+    dice = random.Random(3)
+    for _ in range(60):
+        records = records_of(dice.randrange(1, 60), dice.randrange(10**6))
+        table = table_of(records, city=dice.choice([pa.string(), pa.dictionary(pa.int16(), pa.string())]))
+        size, packing = dice.randrange(1, 30), dice.choice([None, "zstd", "lz4"])
+        inside = look_into(stream(table, size, compression=packing))
+        batches = -(-len(records) // size)
+        plain = look_into(stream(table, size))
+        assert (inside.rows, inside.batches) == (len(records), batches)
+        assert inside.packed == (packing is not None)
+        assert inside.size <= plain.size <= inside.size + 64 * 2 * len(TYPES) * 2 * batches  # buffers end on 64 bytes
+
+
+def test_the_examples_of_the_document_are_true(place: Place) -> None:
+    document = run(place.front, ("GET", "/docs.json", {}))[0].json()
+    predict = document["paths"]["/predict"]["post"]
+    asked, answered = predict["requestBody"]["content"], predict["responses"]["200"]["content"]
+    assert sorted(asked) == sorted(answered) == sorted([JSON, ARROW, CSV, NDJSON])
+
+    for kind in (CSV, NDJSON):
+        answer = place.post(asked[kind]["example"].encode(), kind)
+        assert answer.status_code == 200, answer.text
+        example = httpx.Response(200, text=answered[kind]["example"], headers={"content-type": kind})
+        (found, shown) = (read_answer(one) for one in (answer, example))
+        assert found[0] == shown[0] == ["order-17"]
+        assert len(found[2][0]) == len(shown[2][0]) == 2  # type: ignore[index]
+    headers = predict["responses"]["200"]["headers"]
+    assert {name.lower() for name in headers} >= {name for name in answer.headers if name.startswith("evergreen-")}
