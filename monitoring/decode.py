@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter
 from types import GenericAlias
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, NoReturn, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -142,6 +142,9 @@ class Batch:
         """One tuple a row, in the order of the schema's `categorical_names`; missing is None."""
         return list(map(self._decoder._get_categorical, self.records))
 
+    def coded(self) -> None:
+        """Its texts are not coded (those of an Arrow body are)."""
+
     def frame(self) -> pd.DataFrame:
         """The canonical frame of `FeatureSchema.canonical`: n rows, the features in schema order."""
         import pandas as pd
@@ -187,6 +190,7 @@ class RequestDecoder:
             "categorical": text | None,
             "datetime": Annotated[str, msgspec.Meta(max_length=INSTANT_CHARS)] | None,
         }
+        self.extra = tuple(extra)
         self._features: dict[str, Feature] = {feature.name: feature for feature in schema.features}
         fields = {feature.name: f"f{position}" for position, feature in enumerate(schema.features)}
         self._extra = {name: f"x{position}" for position, name in enumerate(extra)}
@@ -207,6 +211,11 @@ class RequestDecoder:
             ],
             forbid_unknown_fields=True,
         )
+        line = self._record
+        if self.named_by is not None:
+            named = ("id", ident | msgspec.UnsetType, msgspec.UNSET)
+            line = msgspec.defstruct("Line", [named], bases=(line,), forbid_unknown_fields=True, gc=False)
+        self._decode_lines = cast(Callable[[bytes], list[Any]], msgspec.json.Decoder(line).decode_lines)
         self._columns = msgspec.defstruct(
             "Columns",
             [(fields[feature.name], GenericAlias(list, (types[feature.kind],))) for feature in schema.features],
@@ -239,61 +248,106 @@ class RequestDecoder:
         except (ValueError, OverflowError) as error:
             self._refuse(body, error)
 
-    def from_columns(self, columns: dict[str, list[Any]], ids: list[str] | None = None) -> Batch:
-        """The batch of one list of JSON values for each feature, all of one length; NaN counts as missing.
+    def decode_lines(self, body: bytes) -> Batch:
+        """The batch in NDJSON: a record on each line, beside its features perhaps its id (see `named_by`).
 
-        Raises `InvalidRequest` for the same faults as `decode`; its messages name the input: `input "age"[3]: …`.
+        Raises `InvalidRequest`, and nothing else, for the same faults as `decode`, in the same words.
         """
         try:
-            lists = self._get_columns(msgspec.convert(columns, self._columns))
+            lines = self._decode_lines(body)
+        except (ValueError, RecursionError) as error:
+            self._refuse_lines(body, error)
+        self.check_count(len(lines), "records")
+        # msgspec takes any white space for the end of a line.
+        plain = body.count(b"\n") + (not body.endswith(b"\n")) == len(lines)
+        if not plain and sum(1 for line in body.split(b"\n") if line.strip()) != len(lines):
+            self._refuse_lines(body)
+        records, ids = lines, None
+        if self.named_by is not None:
+            ids = [line.id for line in lines if line.id is not msgspec.UNSET] or None
+        if ids is not None:
+            if len(ids) != len(lines) or not "".join(ids).isprintable():
+                self._refuse_lines(body)
+            records = [self._record(*msgspec.structs.astuple(line)[:-1]) for line in lines]
+        try:
+            return Batch(self, records, ids, self._with_instants(records) if self._instants else None)
+        except (ValueError, OverflowError) as error:
+            self._refuse_lines(body, error)
+
+    @property
+    def named_by(self) -> str | None:
+        """Name of the column, or of a line's key, that gives the ids; None where a feature or other column has it."""
+        return None if "id" in self._features or "id" in self._extra else "id"
+
+    def from_columns(
+        self, columns: dict[str, list[Any]], ids: list[str] | None = None, noun: Literal["input", "column"] = "input"
+    ) -> Batch:
+        """The batch of one list of JSON values for each feature, all of one length; NaN counts as missing.
+
+        Raises `InvalidRequest` for the same faults as `decode`; its messages name the input: `input "age"[3]: …`, or,
+        of a `noun` "column", the value in its row: `records[3].age: …`.
+        """
+        given = {name: columns[name] for name in self._features if name in columns}
+        others = [columns.get(name) if noun == "column" else None for name in self._extra]
+        try:
+            if len(given) + len(others) - others.count(None) != len(columns):
+                self._checked(columns, noun)
+            lists = self._get_columns(msgspec.convert(given, self._columns))
             for at in self._texts:
                 "".join(filter(None, lists[at])).encode()  # refuses lone surrogates, which no JSON body can carry on
         except (ValueError, RecursionError):
-            lists = self._get_columns(msgspec.convert(self._checked(columns), self._columns))
+            lists = self._get_columns(msgspec.convert(self._checked(columns, noun), self._columns))
         rows = len(lists[0])
         if not 1 <= rows <= self.max_records:
-            self._check_count(rows, "inputs")
+            self.check_count(rows, "inputs" if noun == "input" else "records")
         if any(len(values) != rows for values in lists):
-            self._checked(columns)
+            self._checked(columns, noun)
         if ids is not None:
-            problem = _ids_problem(ids, rows)
+            problem = ids_problem(ids, rows)
             if problem:
                 raise problem
-        records = list(map(self._record, *lists))
+        for name, values in zip(self._extra, others, strict=True):
+            for row, value in enumerate(values or ()):
+                wrong = extra_problem(value, self.max_chars)
+                if wrong:
+                    raise wrong.at(f"records[{row}]{step(name)}", "records[]: an extra column")
+        records = list(map(self._record, *lists, *(repeat(None) if one is None else one for one in others)))
         if not self._instants:
             return Batch(self, records, ids)
         try:
             return Batch(self, records, ids, self._with_instants(records))
         except (ValueError, OverflowError):
-            self._checked(columns)
+            self._checked(columns, noun)
             raise
 
-    def _checked(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """The columns with null for NaN; raises `InvalidRequest` for the first fault in them."""
+    def _checked(self, columns: dict[str, list[Any]], noun: str) -> dict[str, list[Any]]:
+        """The features' columns with null for NaN; raises `InvalidRequest` for the first fault in them."""
         for name in columns:
-            if name not in self._features:
-                raise self._unknown(f"input {_shown(name)}", name, "input")
+            if name not in self._features and (noun == "input" or name not in self._extra):
+                raise self.unknown(f"{noun} {_shown(name)}", name, noun)
         first = next(iter(self._features))
         checked = {}
         for name, feature in self._features.items():
-            where = f"input {_shown(name)}"
+            where = f"{noun} {_shown(name)}"
             if name not in columns:
-                message = f"{where}: missing; send one input for each feature: {self._names()}"
+                message = f"{where}: missing; send one {noun} for each feature: {self._names()}"
                 raise InvalidRequest(400, message, f"{where}: missing")
             values = columns[name]
             if not isinstance(values, list):
                 raise InvalidRequest(400, f"{where}: expected a list, got {_shown(values)}", f"{where}: not a list")
             if len(values) != len(columns[first]):
                 message = (
-                    f"{where}: {len(values)} values, but input {_shown(first)} has {len(columns[first])}; "
-                    "every input needs one value for each row"
+                    f"{where}: {len(values)} values, but {noun} {_shown(first)} has {len(columns[first])}; "
+                    f"every {noun} needs one value for each row"
                 )
-                raise InvalidRequest(400, message, "inputs of unequal length")
+                raise InvalidRequest(400, message, f"{noun}s of unequal length")
             checked[name] = [None if value != value else value for value in values]
             for row, value in enumerate(checked[name]):
-                problem = _value_problem(feature, value, self.max_chars)
-                if problem:
+                problem = value_problem(feature, value, self.max_chars)
+                if problem and noun == "input":
                     raise problem.at(f"{where}[{row}]", where)
+                if problem:
+                    raise problem.at(f"records[{row}]{step(name)}", f"records[]{step(name)}")
         return checked
 
     def _with_instants(self, records: list[Any]) -> npt.NDArray[np.float32]:
@@ -334,6 +388,31 @@ class RequestDecoder:
         # Reached only if the strict reader refuses what the slow one has no words for.
         raise InvalidRequest(400, f"the body was refused: {error}; {self._expected()}", "refused") from None
 
+    def _refuse_lines(self, body: bytes, error: Exception | None = None) -> NoReturn:
+        """The same, of NDJSON."""
+        if error is not None and len(body) > LOOK_BYTES:
+            raise self._in_short(error) from None
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        self.check_count(len(lines), "records")
+        named = self.named_by
+        ids = []
+        for index, line in enumerate(lines):
+            path = f"records[{index}]"
+            try:
+                record = _parse(line, "each line is one record, an object")
+            except InvalidRequest as problem:
+                raise InvalidRequest(400, f"{path}: {problem.message}", problem.reason) from None
+            except RecursionError:
+                raise InvalidRequest(400, f"{path}: nested too deeply", "nested too deeply") from None
+            if isinstance(record, _Object):
+                ids += [value for key, value in record if key == named]
+                record = _Object(pair for pair in record if pair[0] != named)
+            self._check_record(path, record)
+        problem_of_ids = ids_problem(ids, len(lines)) if ids else None
+        if problem_of_ids is not None:
+            raise problem_of_ids
+        raise InvalidRequest(400, f"the body was refused: {error}; send one record a line", "refused") from None
+
     def _in_short(self, error: Exception) -> InvalidRequest:
         """What the strict decoder says, for a body that is too large to be read a second time."""
         words, _, place = str(error).partition(" - at `$")
@@ -366,17 +445,18 @@ class RequestDecoder:
                     raise InvalidRequest(
                         400, f"records: expected a list of objects, got {_shown(value)}", "records: not a list"
                     )
-                self._check_count(len(value), "records")
+                self.check_count(len(value), "records")
                 rows = len(value)
                 for index, record in enumerate(value):
                     self._check_record(f"records[{index}]", record)
         for key, value in body:
             if key == "ids" and value is not None:
-                problem = _ids_problem(value, rows)
+                problem = ids_problem(value, rows)
                 if problem:
                     raise problem
 
-    def _check_count(self, count: int, what: str) -> None:
+    def check_count(self, count: int, what: str) -> None:
+        """Raise `InvalidRequest` for no rows, or for too many."""
         if count == 0:
             raise InvalidRequest(400, f"{what}: empty; send at least one record", f"{what}: empty")
         if count > self.max_records:
@@ -397,25 +477,26 @@ class RequestDecoder:
         for name, value in record:
             feature = self._features.get(name)
             if feature is None and name in self._extra:
-                problem = _extra_problem(value, self.max_chars)
+                problem = extra_problem(value, self.max_chars)
                 if problem:
-                    raise problem.at(path + _step(name), "records[]: an extra column")
+                    raise problem.at(path + step(name), "records[]: an extra column")
                 continue
             if feature is None:
-                raise self._unknown(path + _step(name), name, "feature")
+                raise self.unknown(path + step(name), name, "feature")
             present.add(name)
-            problem = _value_problem(feature, value, self.max_chars)
+            problem = value_problem(feature, value, self.max_chars)
             if problem:
-                raise problem.at(path + _step(name), "records[]" + _step(name))
+                raise problem.at(path + step(name), "records[]" + step(name))
         for name in self._features:
             if name not in present:
                 raise InvalidRequest(
                     400,
-                    f"{path}{_step(name)}: missing; send null when the value is unknown",
-                    f"records[]{_step(name)}: missing",
+                    f"{path}{step(name)}: missing; send null when the value is unknown",
+                    f"records[]{step(name)}: missing",
                 )
 
-    def _unknown(self, path: str, name: str, noun: str) -> InvalidRequest:
+    def unknown(self, path: str, name: str, noun: str) -> InvalidRequest:
+        """What a client is told of a name that is no feature's."""
         return InvalidRequest(
             400,
             f"{path}: unknown {noun}; the features are {self._names()}{_nearest(name, list(self._features))}",
@@ -474,7 +555,7 @@ def _number(text: str) -> Any:
     return int(text) if text.lstrip("-").isdigit() and len(text) < 20 else value
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """What is wrong with one value, before it is known where it stands."""
 
     status: int
@@ -485,7 +566,7 @@ class _Problem(NamedTuple):
         return InvalidRequest(self.status, f"{path}: {self.message}", f"{where}: {self.reason}")
 
 
-def _value_problem(feature: Feature, value: Any, max_chars: int) -> _Problem | None:
+def value_problem(feature: Feature, value: Any, max_chars: int) -> Problem | None:
     """Why one JSON value does not fit its feature, or None."""
     if value is None:
         return None
@@ -500,10 +581,10 @@ def _value_problem(feature: Feature, value: Any, max_chars: int) -> _Problem | N
         problem = _text_problem(value, max_chars if feature.kind == "categorical" else INSTANT_CHARS)
         if problem or feature.kind == "categorical" or _is_instant(value):
             return problem
-    return _Problem(400, f"expected {expected}, got {_shown(value)}", f"expected {expected}, got {_type_name(value)}")
+    return Problem(400, f"expected {expected}, got {_shown(value)}", f"expected {expected}, got {_type_name(value)}")
 
 
-def _extra_problem(value: Any, max_chars: int) -> _Problem | None:
+def extra_problem(value: Any, max_chars: int) -> Problem | None:
     """Why one JSON value cannot stand in a column that no model sees, or None."""
     if value is None or isinstance(value, bool):
         return None
@@ -511,27 +592,27 @@ def _extra_problem(value: Any, max_chars: int) -> _Problem | None:
         return _number_problem(value, "send numbers up to ±3.4e38")
     if isinstance(value, str):
         return _text_problem(value, max_chars)
-    return _Problem(400, f"expected text, a number, true, false or null, got {_shown(value)}", "another type")
+    return Problem(400, f"expected text, a number, true, false or null, got {_shown(value)}", "another type")
 
 
-def _number_problem(value: Any, remedy: str) -> _Problem | None:
+def _number_problem(value: Any, remedy: str) -> Problem | None:
     if isinstance(value, _Literal) and value.lstrip("-") in ("NaN", "Infinity"):
-        return _Problem(400, f"{value} is not JSON; send null when the value is unknown", str(value))
+        return Problem(400, f"{value} is not JSON; send null when the value is unknown", str(value))
     if feature_number(value):
         return None
-    return _Problem(422, f"{_shown(value)} is too large; {remedy}", "outside float32")
+    return Problem(422, f"{_shown(value)} is too large; {remedy}", "outside float32")
 
 
-def _text_problem(value: str, max_chars: int) -> _Problem | None:
+def _text_problem(value: str, max_chars: int) -> Problem | None:
     if not _is_unicode(value):
         message = f"{_shown(value)} has half of a surrogate pair (\\ud800 to \\udfff); send whole characters"
-        return _Problem(400, message, "lone surrogate")
+        return Problem(400, message, "lone surrogate")
     if len(value) > max_chars:
-        return _Problem(400, f"{len(value):,} characters; send at most {max_chars:,}", "too long")
+        return Problem(400, f"{len(value):,} characters; send at most {max_chars:,}", "too long")
     return None
 
 
-def _ids_problem(ids: Any, rows: int) -> InvalidRequest | None:
+def ids_problem(ids: Any, rows: int) -> InvalidRequest | None:
     if not isinstance(ids, list) or isinstance(ids, _Object):
         return InvalidRequest(
             400, f"ids: expected a list of strings (one for each record) or null, got {_shown(ids)}", "ids: not a list"
@@ -609,7 +690,7 @@ def _key(name: str) -> str:
     return name if name.isidentifier() and len(name) <= SHOWN_CHARS else _shown(name)
 
 
-def _step(name: str) -> str:
+def step(name: str) -> str:
     return f".{name}" if name.isidentifier() and len(name) <= SHOWN_CHARS else f"[{_shown(name)}]"
 
 

@@ -41,6 +41,10 @@ class Privacy:
                 record[name] = msgspec.Raw(msgspec.json.encode(hidden))
         return msgspec.json.encode(request)
 
+    def column(self, name: str, values: list[Any]) -> list[str | None] | None:
+        """The values of one of its columns as the record keeps them; None: not at all."""
+        return None if name in self.drop else list(map(self.hidden, values))
+
     def hidden(self, value: Any) -> str | None:
         """A hashed column's value as it is recorded; null stays null."""
         if value is None:

@@ -1,18 +1,21 @@
 """What one prediction, one label and one rejection are, and how they lie in a spool segment.
 
-A segment is a sequence of entries. An entry is a header and one or two parts of JSON, exactly as they travelled over
-HTTP: the hot path encodes nothing, the drain slices the rows out of the text.
+A segment is a sequence of entries. An entry is a header and one or two parts, JSON or Arrow exactly as they travelled
+over HTTP: the hot path encodes nothing, the drain makes the rows.
 
     magic 4 | crc32 4 | payload length 4 | first part's length 4 | kind 1 | parts 1 | rows 2 | at 8 | payload
 
 Little endian. The checksum covers everything behind it. The magic starts with 0xC1, a byte that never occurs in UTF-8
-and so never in a payload: after damage the next entry is found by looking for it.
+and so never in a payload (a batch in Arrow that has it is recorded as JSON): after damage the next entry is found by
+looking for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Annotated, Final, NamedTuple
 from zlib import crc32
 
@@ -30,7 +33,9 @@ FEEDBACK: Final = 2
 `{"source"}`."""
 REJECTION: Final = 3
 """One part: `{"route", "status", "count", "reason"}`."""
-TABLES: Final = {PREDICTION: "predictions", FEEDBACK: "labels", REJECTION: "rejections"}
+COLUMNS: Final = 4
+"""Predictions, too. Parts: the answer, the request, both as Arrow streams (see `arrow_rows.py`)."""
+TABLES: Final = {PREDICTION: "predictions", FEEDBACK: "labels", REJECTION: "rejections", COLUMNS: "predictions"}
 """Kind -> the table that its rows are stored in."""
 
 MAGIC: Final = b"\xc1EG1"
@@ -309,6 +314,8 @@ def decode_entry(entry: Entry, segment: int, into: TableRows) -> None:
             _decode_prediction(entry, segment, into)
         elif entry.kind == FEEDBACK:
             _decode_feedback(entry, segment, into)
+        elif entry.kind == COLUMNS:
+            _decode_columns(entry, segment, into)
         elif entry.kind == REJECTION:
             refused = _refused.decode(entry.parts[0])
             key = row_key(segment, entry.offset)
@@ -322,8 +329,13 @@ def decode_entry(entry: Entry, segment: int, into: TableRows) -> None:
 
 
 def dead_letter(entry: Entry, segment: int, reason: str) -> DeadLetter:
-    """The whole entry as a dead letter."""
+    """The whole entry as a dead letter; of columns that can be read the rows in JSON, where erasure finds values."""
     payload = b"\n".join(part.tobytes() for part in entry.parts)
+    if entry.kind == COLUMNS:
+        with contextlib.suppress(ValueError, IndexError):
+            rows = TableRows()
+            _decode_columns(entry, segment, rows)
+            payload = "\n".join(f"{row.id} {row.features}" for row in rows.predictions).encode()
     if len(payload) > MAX_DEAD_BYTES:
         reason = f"{reason} (the first {MAX_DEAD_BYTES} of {len(payload)} bytes are kept)"
     key = row_key(segment, entry.offset)
@@ -376,6 +388,26 @@ def _decode_prediction(entry: Entry, segment: int, into: TableRows) -> None:
         )
         for row in range(rows)
     ]
+
+
+def _decode_columns(entry: Entry, segment: int, into: TableRows) -> None:
+    from monitoring.arrow_rows import rows_of
+
+    answer, request = entry.parts
+    found = rows_of(answer, request)
+    rows = len(found.ids)
+    if rows != entry.rows:
+        raise ValueError(f"{entry.rows} rows announced, {rows} found")
+    day, _, first = row_key(segment, entry.offset)
+    chances = repeat(None) if found.probabilities is None else found.probabilities
+    into.predictions += map(
+        Prediction._make,
+        zip(
+            repeat(day), repeat(segment), range(first, first + rows), found.ids, repeat(entry.at),
+            repeat(found.version, rows), found.features, found.predictions, chances,
+            repeat(found.adaptation), repeat(found.trace_id),
+        ),
+    )  # fmt: skip
 
 
 def _decode_feedback(entry: Entry, segment: int, into: TableRows) -> None:

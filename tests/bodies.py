@@ -7,6 +7,8 @@ drain, window, check, training, report, export and erasure. Nothing there may ra
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 import struct
 import time
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -199,9 +202,77 @@ def infer_binary() -> st.SearchStrategy[tuple[str, bytes]]:
     return st.builds(body, st.floats(), texts)
 
 
+def lines() -> st.SearchStrategy[tuple[str, bytes]]:
+    """(path#content type, body) of records in NDJSON."""
+
+    def body(some: list[tuple[Any, str]], with_ids: bool) -> tuple[str, bytes]:
+        named = [{**record, "id": id_} if with_ids else record for record, id_ in some]
+        return "/predict#application/x-ndjson", b"\n".join(map(_body, named))
+
+    return st.builds(body, st.lists(st.tuples(records, ids), min_size=1, max_size=3), st.booleans())
+
+
+def table_in_csv() -> st.SearchStrategy[tuple[str, bytes]]:
+    """(path#content type, body) of records in CSV."""
+
+    def body(some: list[dict[str, Any]], with_who: bool) -> tuple[str, bytes]:
+        text = io.StringIO()
+        names = ["a", "n", "member", "city", "joined", *(["who"] if with_who else [])]
+        writer = csv.writer(text)
+        writer.writerows([names, *([record.get(name) for name in names] for record in some)])
+        return "/predict#text/csv", text.getvalue().encode("utf-8", "surrogatepass")
+
+    return st.builds(body, st.lists(records, min_size=1, max_size=3), st.booleans())
+
+
+def arrow() -> st.SearchStrategy[tuple[str, bytes]]:
+    """(path#content type, body) of Arrow streams with columns of many types."""
+    edges = [-(2**63), -1, 0, 1, 2**53 + 1, 2**63 - 1]
+    whole = st.sampled_from(edges) | st.integers(-1000, 1000)
+    floats = mostly(st.floats(-1e38, 1e38) | st.just(float("nan")), st.floats())
+    moments = mostly(st.integers(-(10**9), 10**9), st.sampled_from(edges))
+    spelled = texts.filter(lambda text: SURROGATE not in text)
+    exact = st.decimals(-1e9, 1e9, places=3)
+    days = st.integers(-719162, 2932896)
+    clock = [pa.timestamp(unit, zone) for unit in ("s", "ms", "us", "ns") for zone in (None, "UTC", "-05:00")]
+    word = [pa.string(), pa.large_string(), pa.string_view()]
+    columns = {
+        "a": [(pa.float64(), floats), (pa.float32(), st.floats(width=32)), (pa.uint64(), st.integers(0, 2**64 - 1))],
+        "n": [(pa.int64(), whole), (pa.int8(), st.integers(-128, 127)), (pa.decimal128(38, 3), exact)],
+        "member": [(pa.bool_(), st.booleans())],
+        "city": [(kind, spelled) for kind in (*word, *(pa.dictionary(pa.int32(), kind) for kind in word[:2]))],
+        "joined": [*((kind, moments) for kind in clock), (pa.date32(), days), (pa.string(), times)],
+        "who": [(pa.int16(), st.integers(0, 9)), (pa.string(), spelled), (pa.bool_(), st.booleans())],
+    }  # fmt: skip
+
+    @st.composite
+    def stream(draw: st.DrawFn) -> tuple[str, bytes]:
+        rows = draw(st.integers(1, 4))
+        found = {}
+        for name, choices in columns.items():
+            if name != "who" or draw(st.booleans()):
+                kind, values = draw(st.sampled_from(choices))
+                values = st.lists(st.none() | values, min_size=rows, max_size=rows)
+                plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+                column = pa.array(draw(values), plain)
+                found[name] = column.dictionary_encode() if pa.types.is_dictionary(kind) else column
+        if draw(st.booleans()):
+            spelled_ids = ids.filter(lambda text: SURROGATE not in text)
+            found["id"] = pa.array(draw(st.lists(spelled_ids, min_size=rows, max_size=rows)), pa.string())
+        sink = io.BytesIO()
+        table = pa.table(found)
+        packing = pa.ipc.IpcWriteOptions(compression=draw(st.sampled_from([None, None, "zstd", "lz4"])))
+        with pa.ipc.new_stream(sink, table.schema, options=packing) as writer:
+            writer.write_table(table, draw(st.sampled_from([1, 2, 8])))
+        return "/predict#application/vnd.apache.arrow.stream", sink.getvalue()
+
+    return stream()
+
+
 def bodies(task: Task) -> st.SearchStrategy[tuple[str, bytes]]:
     """(path, body) of any kind."""
-    return st.one_of(predict(), predict(), feedback(task), feedback(task), infer(), infer_binary())
+    plain = (predict(), predict(), feedback(task), feedback(task), infer(), infer_binary())
+    return st.one_of(*plain, lines(), table_in_csv(), arrow(), arrow())
 
 
 def _body(value: Any) -> bytes:
@@ -273,8 +344,9 @@ class Place:
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the lane's answer."""
         path, _, head = path.partition("#")
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        headers += [(b"inference-header-content-length", head.encode())] if head else []
+        kind = head.encode() if "/" in head else b"application/json"
+        headers = [(b"content-type", kind), (b"accept", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers += [(b"inference-header-content-length", head.encode())] if head.isdigit() else []
         answer: list[Any] = []
 
         async def receive() -> dict[str, Any]:

@@ -31,6 +31,15 @@ Engine = Literal["auto", "onnx"]
 """What may answer: compiled trees where there are any, or ONNX alone."""
 
 
+class Coded(Protocol):
+    """A column of text: for each row the place of its value, -1 where it is missing."""
+
+    @property
+    def codes(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def values(self) -> Sequence[str]: ...
+
+
 class Encoded(Protocol):
     """What a twin reads of a decoded request (`monitoring.decode.Batch` is one)."""
 
@@ -38,6 +47,10 @@ class Encoded(Protocol):
     def n(self) -> int: ...
     def numeric(self) -> npt.NDArray[np.float32]: ...
     def categorical(self) -> Sequence[Row]: ...
+    def coded(self) -> Sequence[Coded] | None:
+        """The categorical columns by their distinct values, where they came so."""
+        ...
+
     def tuples(self) -> list[tuple[Any, ...]] | None:
         """Each row's values in the schema's order; None when some are not what a matrix takes."""
         ...
@@ -172,9 +185,21 @@ class Twin:
         places = self._places
         tuples = None if places is None else batch.tuples()
         if places is None or tuples is None:
+            coded = batch.coded() if self._encoded else None
+            if coded is not None:
+                return self._of_codes(batch.numeric(), coded)
             return self.encode(batch.numeric(), batch.categorical() if self._encoded else ())
         matrix = np.empty((len(tuples), self._width), np.float32)
         self._compiled(tuples, places, self._tables, matrix)
+        return matrix
+
+    def _of_codes(self, numeric: npt.NDArray[np.float32], categorical: Sequence[Coded]) -> npt.NDArray[Any]:
+        matrix = np.empty((len(numeric), self._width), self._dtype)
+        matrix[:, self._numbers_to] = numeric[:, self._numbers_from]
+        for to, source, codes in self._encoded:
+            column = categorical[source]
+            table = np.array([*map(codes.__getitem__, column.values), codes[None]], self._dtype)
+            matrix[:, to] = table[column.codes]
         return matrix
 
     def encode(self, numeric: npt.NDArray[np.float32], categorical: Sequence[Row]) -> npt.NDArray[Any]:
@@ -248,6 +273,9 @@ class Rows:
 
     def tuples(self) -> None:
         return None  # its numbers are a matrix already
+
+    def coded(self) -> None:
+        return None
 
     def categorical(self) -> list[tuple[str | None, ...]]:
         return self._categorical

@@ -32,11 +32,13 @@ from service.serving.large import check_values
 from service.serving.predictor import ServedModel
 from service.serving.request import FORWARDED, Reject, content_length
 from service.serving.sources import Kind, OverLimit
+from service.serving.unpack import unpacked
 from service.serving.worker import Worker
 from service.settings import Scope as TokenScope
 
 if TYPE_CHECKING:
     from monitoring.decode import Batch
+    from monitoring.log import NewEntry
 
 Answers = tuple[list[Any], list[list[float]] | None]
 """Predictions, and the probabilities of a classifier."""
@@ -87,7 +89,7 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Asked(NamedTuple):
-    """A decoded request: `body` is what the record keeps of it, `{"records": [...], "ids": ...}` in JSON."""
+    """A decoded request: `body` is what the record keeps of it, `{"records": [...], "ids": ...}` in JSON, or Arrow."""
 
     batch: Batch
     body: bytes
@@ -153,7 +155,7 @@ class Lane:
             return 200, await self.predict(model, Asked(batch, body, started, source, self.trace_of(traceparent)))
 
         def work() -> tuple[Batch, Answers, Trace | None, float]:
-            most = self._most_values(model)
+            most = self.most_values(model)
             check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
             batch = model.decoder.decode(body)
             trace = self.trace_of(traceparent)
@@ -166,7 +168,7 @@ class Lane:
         self.count_source("predictions", source, batch.n)  # here: counters are written by the event loop alone
         return 200, self.settle(model, (Asked(batch, body, started, source, trace),), *found, begun)[0]
 
-    def _most_values(self, model: ServedModel) -> int:
+    def most_values(self, model: ServedModel) -> int:
         """In a body of `/predict`: one for each feature and other column of each record, its id, and a few around."""
         return self.max_records * (len(model.schema.names) + len(self.worker.settings.privacy.names) + 1) + 8
 
@@ -236,23 +238,38 @@ class Lane:
             records.append((batch.n, (answer, body if self._redact is None else self._redact(body))))
             start = end
         encoded = 0.0 if tracer is None else time.perf_counter()
-        if self.log is not None:
-            kept = self.log.append_all(PREDICTION, time.time(), records)
-            self.worker.recorded.inc(kept)
-            if kept < start:
-                self.worker.dropped.inc(start - kept)
+        self.keep(PREDICTION, model, requests, records, start, (begun, predicted, encoded))
         if len(records[-1][1][1]) <= INLINE_BYTES:  # it is kept, to warm up the next version with
             self.worker.model.recent_body = records[-1][1][1]
+        return answers
+
+    def keep(
+        self,
+        kind: int,
+        model: ServedModel,
+        requests: Sequence[Asked],
+        records: Sequence[NewEntry],
+        rows: int,
+        times: tuple[float, float, float],
+    ) -> None:
+        """Record answered requests of together `rows` rows with one write, and count them.
+
+        `times`, for their spans: when the model began, when it had answered, and when the answers were written.
+        """
+        if self.log is not None:
+            kept = self.log.append_all(kind, time.time(), records)
+            self.worker.recorded.inc(kept)
+            if kept < rows:
+                self.worker.dropped.inc(rows - kept)
         try:
-            self._predictions[model.version].inc(start)
+            self._predictions[model.version].inc(rows)
         except KeyError:
             self._predictions[model.version] = HotCounter(self.worker.metrics.predictions.labels(str(model.version)))
-            self._predictions[model.version].inc(start)
+            self._predictions[model.version].inc(rows)
         now = time.perf_counter()
         self.worker.prediction_seconds.observe(*[now - request.started for request in requests])
-        if tracer is not None:
-            self._tell(requests, model.version, (begun, predicted, encoded, now))
-        return answers
+        if self.tracer is not None:
+            self._tell(requests, model.version, (*times, now))
 
     def _tell(self, requests: Sequence[Asked], version: int, times: tuple[float, float, float, float]) -> None:
         """Put down what took how long, of the requests that get spans."""
@@ -297,8 +314,8 @@ class Lane:
         return labels
 
     @asynccontextmanager
-    async def whole_body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
-        """The body of a request, which is in flight from the moment it is whole to the end of the block.
+    async def whole_body(self, scope: Scope, receive: Receive, encoding: bytes = b"") -> AsyncIterator[bytes]:
+        """The body of a request, unpacked; it is in flight from the moment it is whole to the end of the block.
 
         Raises `Reject` when it is too large, or there is no room for it; ConnectionResetError when the client left.
         """
@@ -323,9 +340,15 @@ class Lane:
                     turn = True
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
+            if encoding and not turn:  # however small it is now
+                await self._take_turn(unfinished=False)
+                turn = True
             self.admit(1)
             self.in_flight += 1
             try:
+                if encoding:
+                    packed = body
+                    body = await self.in_thread(lambda: unpacked(packed, encoding, self.max_bytes))
                 yield body
             finally:
                 self.in_flight -= 1

@@ -28,7 +28,10 @@ WORDS: Final[dict[str, tuple[str, str]]] = {
     "410": ("It has been deleted since", "the rows of check 17 were deleted by retention"),
     "413": ("Too many records, or too many bytes", "the body has 9000000 bytes or more; send fewer"),
     "414": ("The path and query are too long", "the URL is longer than 16384 bytes: send the data in the body"),
-    "415": ("Another content type than named here, or a compressed body", "content encoding 'gzip': send it as it is"),
+    "415": (
+        "Another content type than named here, or another compression",
+        "content encoding 'br': send the body in gzip or zstd, or without Content-Encoding",
+    ),
     "422": ("Well formed, but a value that the model cannot take", "version 1 cannot take these records"),
     "429": ("Too many rows or labels from this source in this hour", "1000 rows an hour are the most for this source"),
     "431": ("The headers are too long", "the headers are longer than 16384 bytes together: send fewer, or shorter"),

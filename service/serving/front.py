@@ -9,7 +9,17 @@ from typing import Final
 from service.serving.answer import JSON, Lane
 from service.serving.asgi import App, Message, Receive, Scope, Send
 from service.serving.ids import new_request_id
-from service.serving.request import TRACEPARENT, Reject, check_content_encoding, check_content_type, echoed
+from service.serving.request import (
+    ACCEPT,
+    KINDS,
+    TRACEPARENT,
+    Reject,
+    answer_kind,
+    body_encoding,
+    body_kind,
+    echoed,
+)
+from service.serving.request import JSON as IN_JSON
 from service.serving.routes import answer, template
 from service.serving.tryout import predict_json
 from service.serving.wire import LaneProtocol
@@ -56,28 +66,37 @@ class Front:
         if path not in ("/predict", "/feedback"):
             await self._elsewhere(lane, path, scope, receive, send)
             return
-        request_id = traceparent = b""
+        request_id = traceparent = accept = encoding = b""
+        kind, kinds = IN_JSON, KINDS if path == "/predict" else (IN_JSON,)
         try:
             if scope["method"] != "POST":
                 raise Reject(405, f"{path} takes POST, not {scope['method']}")
             for name, value in scope["headers"]:
                 if name == b"content-type":
-                    check_content_type(value)
+                    kind = body_kind(value, kinds)
                 elif name == b"content-encoding":
-                    check_content_encoding(value)
+                    encoding = body_encoding(value)
+                elif name == ACCEPT:
+                    accept = value
                 elif name == b"x-request-id":
                     request_id = echoed(value)
                 elif name == TRACEPARENT:
                     traceparent = value
             source = lane.source("predict" if path == "/predict" else "feedback", scope)
-            async with lane.whole_body(scope, receive) as content:
-                if path == "/predict":
+            wanted, told = answer_kind(accept, kind) if accept else kind, [JSON]
+            async with lane.whole_body(scope, receive, encoding) as content:
+                if path == "/feedback":
+                    status, body = await lane.take_labels(content, source)
+                elif kind == wanted == IN_JSON:
                     status, body = 200, await predict_json(lane, content, source, traceparent)
                 else:
-                    status, body = await lane.take_labels(content, source)
+                    from service.serving.tables import predict_table
+
+                    status = 200
+                    told, body = await predict_table(lane, kind, wanted, content, source, traceparent)
             lane.count(path, status)
             named = (b"x-request-id", request_id or new_request_id())
-            headers = [JSON, (b"content-length", b"%d" % len(body)), named]
+            headers = [*told, (b"content-length", b"%d" % len(body)), named]
             if lane.worker.stopping:
                 headers.append((b"connection", b"close"))
         except ConnectionResetError:

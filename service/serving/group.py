@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 from monitoring.decode import Batch, MoreAsked
 from service.serving.answer import INLINE_ROWS, Asked, unpredictable
 from service.serving.asgi import Headers
-from service.serving.request import RARE, TRACEPARENT, check_content_encoding, check_content_type, echoed
+from service.serving.request import (
+    ACCEPT,
+    ANY_ANSWER,
+    JSON,
+    RARE,
+    TRACEPARENT,
+    answer_kind,
+    body_encoding,
+    body_kind,
+    echoed,
+)
 
 if TYPE_CHECKING:
     from service.serving.answer import Lane
@@ -50,7 +60,7 @@ class Group:
         self._rows = 0
 
     def take(self, connection: Connection, headers: Headers, body: bytes) -> bool:
-        """Answer this request, now or at the end of the turn; False when it needs a thread, and nothing was done."""
+        """Answer this request, now or at the end of the turn; False when it goes the long way, and nothing was done."""
         started = time.perf_counter()
         lane, request_id, authorization, known, traceparent = self._lane, b"", b"", connection.known, b""
         model = lane.worker.model.current
@@ -59,15 +69,20 @@ class Group:
         try:
             for name, value in headers:
                 if name == b"content-type":
-                    check_content_type(value)
+                    if value != JSON and body_kind(value) != JSON:
+                        return False
                 elif name == b"x-request-id":
                     request_id = echoed(value)
                 elif name == b"content-encoding":
-                    check_content_encoding(value)
+                    if body_encoding(value):
+                        return False
                 elif name == b"authorization":
                     authorization = value
                 elif name in RARE:
-                    if name == TRACEPARENT:
+                    if name == ACCEPT:
+                        if value not in ANY_ANSWER and answer_kind(value, JSON) != JSON:
+                            return False
+                    elif name == TRACEPARENT:
                         traceparent = value
                     else:
                         known = lane.worker.keys.open_to("")

@@ -33,10 +33,13 @@ def new_request_id() -> bytes:
 _LAST_DIGITS: Final = tuple(f"{number:03x}" for number in range(4096))
 
 
-def new_ids(n: int) -> list[str]:
-    """n prediction ids, UUID version 7 (RFC 9562), growing within the list and with time."""
+def new_ids(n: int, noise_bytes: bytes = b"") -> list[str]:
+    """n prediction ids, UUID version 7 (RFC 9562), growing within the list and with time.
+
+    In another thread than the event loop's they need `noise_bytes`, ten random ones.
+    """
     stamp = time.time_ns() // 1_000_000
-    noise = int.from_bytes(_noise(), "big")
+    noise = int.from_bytes(noise_bytes or _noise(), "big")
     head = f"{stamp:012x}"
     third = f"7{noise >> 68 & 0xFFF:03x}"
     fourth = f"{0x8000 | noise >> 48 & 0x3FFF:04x}"

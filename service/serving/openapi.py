@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from monitoring.fits import ID_CHARS, INSTANT_CHARS
 from monitoring.json_schema import json_schema
-from service.serving import openapi_v2
+from service.serving import openapi_tables, openapi_v2
 from service.serving.described import (
     ADAPTATION,
     BODY,
@@ -87,6 +87,26 @@ REQUEST_ID: Final = {
 ECHOED: Final = {"X-Request-Id": {"description": "As it was sent", "schema": {"type": "string"}}}
 
 
+ENCODING: Final = {
+    "name": "Content-Encoding",
+    "in": "header",
+    "description": "How the body is compressed; unpacked it is bounded by `serve.max_request_bytes`, too",
+    "schema": {"type": "string", "enum": ["gzip", "zstd", "identity"]},
+}
+ACCEPT: Final = {
+    "name": "Accept",
+    "in": "header",
+    "description": "Which kind the answer is; one that names none of them gets the kind of the body",
+    "schema": {"type": "string"},
+}
+_PREDICT: Final = """At most {most} records. Each prediction is recorded under its id, for the label to come.
+
+The body is JSON, an Arrow IPC stream, CSV or NDJSON, by its `Content-Type`; all are checked alike, and the answer comes
+in the same kind unless `Accept` names another of the four. Errors are JSON. In the three others a column (or key) `id`
+holds the ids, unless the model has a feature of that name.
+"""
+
+
 def _predict(of: Described) -> JsonObject:
     body = {"records": [of.record]}
     answer = {"model": of.model.name, "version": of.model.version, "ids": ["order-17"], "predictions": [of.answered]}
@@ -98,12 +118,13 @@ def _predict(of: Described) -> JsonObject:
         "operationId": "predict",
         "tags": ["predictions"],
         "summary": "Predict records; a batch is answered whole or refused whole",
-        "description": f"At most {of.most} records. Each prediction is recorded under its id, for the label to come.",
+        "description": _PREDICT.format(most=of.most),
         "security": of.security,
-        "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+        "parameters": [{"$ref": "#/components/parameters/RequestId"}, ENCODING, ACCEPT],
         "requestBody": {
             "required": True,
             "content": {
+                **openapi_tables.bodies(of),
                 "application/json": {
                     "schema": ref("PredictRequest"),
                     "examples": {
@@ -114,14 +135,14 @@ def _predict(of: Described) -> JsonObject:
                             "value": {**body, "record": False, "warnings": True},
                         },
                     },
-                }
+                },
             },
         },
         "responses": {
             "200": {
                 "description": "The answers, in the order of the records",
-                "headers": ECHOED,
-                "content": json_content(ref("PredictAnswer"), answer),
+                "headers": {**ECHOED, **openapi_tables.HEADERS},
+                "content": {**json_content(ref("PredictAnswer"), answer), **openapi_tables.answers(of)},
             },
             **errors(*BODY, "422", messages=messages),
         },

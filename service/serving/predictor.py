@@ -30,8 +30,12 @@ from service.handover import Live, LiveAdaptation, LiveVersion
 if TYPE_CHECKING:
     import numpy as np
 
+    from monitoring.columns import ArrowBatch
     from monitoring.decode import Batch, RequestDecoder
     from training.adaptation import Adapter
+
+    Decoded = Batch | ArrowBatch
+    Run = Callable[[Decoded], np.ndarray]
 
 logger = logging.getLogger("evergreen.predictor")
 
@@ -74,13 +78,13 @@ class ServedModel:
     schema: FeatureSchema
     decoder: RequestDecoder
     engine: Engine
-    run: Callable[[Batch], np.ndarray]
+    run: Run
     classes: tuple[Any, ...]
     folder: Path
     """Of its artefact."""
     row_by_row: bool = False
     """Whether a row's answer is the same to the last bit whatever other rows are predicted with it."""
-    run_with_matrix: Callable[[Batch], tuple[np.ndarray, np.ndarray]] | None = None
+    run_with_matrix: Callable[[Decoded], tuple[np.ndarray, np.ndarray]] | None = None
     """The version's own output, and the matrix (n by columns, float32) that an adaptation reads beside it."""
     adaptation: int | msgspec.UnsetType = msgspec.UNSET
     """Number of the adaptation that `run` applies."""
@@ -90,7 +94,7 @@ class ServedModel:
         both, apply, columns = self.run_with_matrix, adapter.apply, adapter.adaptation.columns
         assert both is not None
 
-        def run(batch: Batch) -> np.ndarray:
+        def run(batch: Decoded) -> np.ndarray:
             output, matrix = both(batch)
             return apply(output, matrix if columns else None)
 
@@ -108,6 +112,16 @@ class ServedModel:
                 raise Unpredictable(self.version, 0)
             return [self.classes[row.index(max(row))]], [row]
         self._check_finite(output)
+        return self.answers(output)
+
+    def output(self, batch: ArrowBatch) -> np.ndarray:
+        """What `run` answers, every number of it finite. Raises `Unpredictable`."""
+        output = self.run(batch)
+        self._check_finite(output)
+        return output
+
+    def answers(self, output: np.ndarray) -> tuple[list[Any], list[list[float]] | None]:
+        """The predictions that an output stands for in JSON values, and the probabilities of a classifier."""
         if output.ndim == 1:
             return output.tolist(), None
         classes = self.classes
@@ -146,8 +160,8 @@ def load(
     if private := [column for column in extra if column in schema.names]:
         raise PrivateFeature(wanted.version, private)
     answers: Engine
-    run: Callable[[Batch], np.ndarray]
-    run_with_matrix: Callable[[Batch], tuple[np.ndarray, np.ndarray]]
+    run: Run
+    run_with_matrix: Callable[[Decoded], tuple[np.ndarray, np.ndarray]]
     if manifest.twin is not None:
         from training.twin import Twin
 
@@ -170,7 +184,7 @@ def load(
     )
 
 
-def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...]) -> Callable[[Batch], np.ndarray]:
+def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...]) -> Run:
     """Prediction by scikit-learn, which is slower, for estimators whose ONNX twin was not proven equal."""
     from threadpoolctl import threadpool_limits
 
@@ -182,7 +196,7 @@ def _scikit_learn(folder: Path, schema: FeatureSchema, trusted: tuple[str, ...])
     return lambda batch: predict(pipeline, batch.frame(), schema)
 
 
-def _beside_numbers(run: Callable[[Batch], np.ndarray]) -> Callable[[Batch], tuple[np.ndarray, np.ndarray]]:
+def _beside_numbers(run: Run) -> Callable[[Decoded], tuple[np.ndarray, np.ndarray]]:
     return lambda batch: (run(batch), batch.numeric())
 
 

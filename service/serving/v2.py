@@ -17,7 +17,7 @@ from monitoring.decode import InvalidRequest
 from service.serving.answer import INLINE_BYTES, INLINE_ROWS, MOST_TEXT_BYTES, Asked
 from service.serving.asgi import Receive, Scope, Send
 from service.serving.large import check_values
-from service.serving.request import LENGTH_DIGITS, TRACEPARENT, Reject, check_content_encoding
+from service.serving.request import LENGTH_DIGITS, TRACEPARENT, Reject, body_encoding
 from service.serving.routes import JSON, respond, template
 from service.serving.tensors import BINARY, TAKEN, VERSION, metadata, output_type
 
@@ -104,16 +104,16 @@ def _model(lane: Lane, name: str, version: str | None) -> ServedModel:
 
 
 async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive) -> bytes:
-    header, traceparent = None, b""
+    header, traceparent, encoding = None, b"", b""
     for name, value in scope["headers"]:
         if name == b"inference-header-content-length":
             header = value
         elif name == TRACEPARENT:
             traceparent = value
         elif name == b"content-encoding":
-            check_content_encoding(value)
+            encoding = body_encoding(value)
     source = lane.source("predict", scope)
-    async with lane.whole_body(scope, receive) as body:
+    async with lane.whole_body(scope, receive, encoding) as body:
         started = time.perf_counter()
 
         def read() -> tuple[InferRequest, Asked]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from monitoring.drain import Drainer
@@ -69,6 +71,33 @@ def test_every_answer_is_the_champion_s_output_adapted(
     assert answer["probabilities"] == expected(artefact, adaptation, asked)
     assert answer["predictions"] == [int(np.argmax(row)) for row in answer["probabilities"]]
     assert answer["probabilities"] != expected(artefact, None, asked)
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+def test_an_answer_in_arrow_is_adapted_and_stored_so(
+    adapted: Worker, artefact: Path, adaptation: Adaptation, rows: int
+) -> None:
+    asked = records(rows)["records"]
+    table = pa.Table.from_pylist(asked)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    kind = {"content-type": "application/vnd.apache.arrow.stream"}
+    answer = post(Front(beyond, lambda: adapted), "/predict", sink.getvalue(), **kind)
+
+    assert answer.headers["evergreen-adaptation"] == "17"
+    with pa.ipc.open_stream(answer.content) as reader:
+        found = reader.read_all()
+    assert found.schema.metadata[b"adaptation"] == b"17"
+    chances = [list(row) for row in zip(*(found[name].to_pylist() for name in found.schema.names[2:]), strict=True)]
+    assert chances == expected(artefact, adaptation, asked)
+    engine = open_store(adapted.settings.store_url)
+    with Drainer(adapted.settings.spool_dir, engine) as drainer:
+        assert drainer.drain(1.0).predictions == rows
+    schema = FeatureSchema.from_json((artefact / SCHEMA_FILE).read_bytes())
+    assert set(read_window(engine, schema)["_adaptation"]) == {17}
+    engine.dispose()
 
 
 def test_the_number_stands_behind_the_version_and_is_absent_without_one(

@@ -152,8 +152,8 @@ def badly_asked(talk: Talk, document: Document) -> None:
                 talk.request(method, path, b"{"),
                 talk.request(method, path, b"[]"),
                 whole.replace(b"content-length: %d" % len(good), b"content-length: 99999999999"),
-                talk.request(method, path, good, content_encoding="gzip"),
-                talk.request(method, path, good, content_type="text/csv"),
+                talk.request(method, path, good, content_encoding="br"),
+                talk.request(method, path, good, content_type="text/xml"),
                 talk.request(method, path, b'{"why": 5}'),
             ]
         talk.ask(method, path, *sent)

@@ -191,8 +191,8 @@ def test_the_stand_in_asks_for_the_token_as_the_service_does(both: Both, path: s
 
 
 @pytest.mark.parametrize("path", ["/predict", "/feedback"])
-def test_the_stand_in_takes_json_only_as_the_service_does(both: Both, path: str) -> None:
-    real, other = asked(both, "POST", path, b"a,b", **{"content-type": "text/csv"})
+def test_the_stand_in_refuses_other_content_as_the_service_does(both: Both, path: str) -> None:
+    real, other = asked(both, "POST", path, b"<a/>", **{"content-type": "text/xml"})
 
     assert (real.status_code, other.status_code) == (415, 415)
     assert differences(real.json(), other.json()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import re
@@ -52,7 +53,12 @@ CONVERSATION = [
     request({"records": [example_record(age="old")]}, x_request_id="def"),
     request({"records": []}),
     request(b""),
+    request(records(1), content_type="text/xml"),
     request(records(1), content_type="text/csv"),
+    request(gzip.compress(json.dumps(records(2)).encode()), content_encoding="gzip"),
+    request({**records(2), "ids": ["x", "y"]}, accept="text/html, text/csv;q=0.5"),
+    request(json.dumps({**example(), "id": "one"}).encode(), content_type="application/x-ndjson"),
+    request(records(1), accept="*/*"),
     request(records(1), path="/predict?a=1"),
     request(b"", path="/schema", method="GET"),
     request(b"", path="/nowhere", method="GET"),
@@ -89,7 +95,7 @@ def test_however_a_conversation_is_cut_up_it_is_answered_as_on_the_long_way_and_
 
     assert [comparable(answer) for answer in answers] == [comparable(long_way[number]) for number in order]
     statuses = [answer.status for answer in long_way]
-    assert statuses.count(200) == 7 and {202, 400, 404, 405, 415} <= set(statuses)
+    assert statuses.count(200) == 11 and {202, 400, 404, 405, 415} <= set(statuses)
 
 
 def test_many_connections_at_once_each_get_the_answer_they_would_get_alone(worker: Worker) -> None:
