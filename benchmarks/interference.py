@@ -40,14 +40,17 @@ CLIENTS: Final = 32
 SHARE: Final = 0.3
 LABELLED_ROWS: Final = 3000
 CAPACITY_S: Final = 4.0
+CHECK_OF_PHASE: Final = 0.8
+"""Seconds between two checks, of a phase beside open pages: begun after one, it has the whole of the next."""
 
 DOES_NOT_SHOW: Final = (
     "One row a request on loopback; the load generator runs on the same cores and is disturbed as well, which these "
     "numbers count as the server's.",
     "A training on the sample's few thousand rows: much larger ones press on memory bandwidth and cache, too.",
-    "Beside trainings no checks (drift, quality) are scheduled; they run in the controller. Beside open pages there is "
-    "one every minute, as by default, in the phases without a page, too. The browsers are on other machines: what asks "
-    "here in their place gives way to everything else.",
+    "Beside trainings no checks (drift, quality) are scheduled; they run in the controller. Beside open pages each "
+    "phase, also those without a page, begins after one check has ended and lasts until the next one has: by default "
+    "there is one every minute only. The browsers are on other machines: what asks here in their place gives way to "
+    "everything else.",
 )
 
 
@@ -119,6 +122,13 @@ def send_labelled_rows(server: Server, schema: FeatureSchema, seed: int) -> None
             client.feedback([{"id": i, "label": int(label)} for i, label in pairs])
 
 
+def after_a_check(server: Server) -> None:
+    """Return when a check has just ended: it takes a core for a second or two, which no phase may have more often."""
+    with server.client() as client:
+        last = [check["id"] for check in client.drift(1)]
+        wait_until("a check", lambda: [check["id"] for check in client.drift(1)] != last, 120)
+
+
 def phase(
     generator: Generator, target: Target, rate: float, seconds: float, other: Disturbance
 ) -> tuple[Measured, float]:
@@ -141,12 +151,16 @@ def run(
     repeats: int = 4,
     trials: int = 12,
     pages: int = 0,
+    checks: bool = True,
     workers: int = 2,
     seed: int = SEED,
     json_to: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Measure and print; 1 when a request failed, else 0. With `pages` they are what disturbs, else trainings."""
+    """Measure and print; 1 when a request failed, else 0. With `pages` they are what disturbs, else trainings.
+
+    `checks`: whether each phase beside pages has one.
+    """
     machine = report.machine()
     family = Family()
     phases: dict[str, list[Measured]] = {"without": [], "with": []}
@@ -162,7 +176,7 @@ def run(
             environ=family.environ,
             SERVE__WORKERS=str(workers),
             TRAINING__TRIALS=str(trials),
-            **({} if pages else {"SCHEDULE__CHECK_INTERVAL_S": "3600"}),
+            SCHEDULE__CHECK_INTERVAL_S=str(CHECK_OF_PHASE * seconds if pages and checks else 3600),
         )
         try:
             say("evergreen starts and trains its first version")
@@ -184,9 +198,13 @@ def run(
             for repeat in range(repeats):
                 say(f"repeat {repeat + 1} of {repeats}: without {what}")
                 other: Disturbance = OpenPages(server, pages) if pages else Trainings(server, family)
+                if pages and checks:
+                    after_a_check(server)
                 phases["without"].append(phase(generator, target, rate, seconds, other)[0])
                 say(f"repeat {repeat + 1} of {repeats}: with {what}")
                 other.start()
+                if pages and checks:
+                    after_a_check(server)
                 found, share = phase(generator, target, rate, seconds, other)
                 phases["with"].append(found)
                 shares.append(share)
@@ -252,6 +270,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--trials", type=int, default=12, help="of each training")
     parser.add_argument("--pages", type=int, default=0, metavar="N", help="open pages instead of trainings")
+    parser.add_argument(
+        "--checks", action=argparse.BooleanOptionalAction, default=True, help="one in each phase beside open pages"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -261,6 +282,7 @@ def main() -> int:
         repeats=given.repeats,
         trials=given.trials,
         pages=given.pages,
+        checks=given.checks,
         workers=given.workers,
         seed=given.seed,
         json_to=given.json,

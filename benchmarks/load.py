@@ -49,20 +49,24 @@ WRONG: Final = "wrong answer"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go. `bodies` are sent in turn; JSON each."""
+    """Where requests go. `bodies` are sent in turn, of one type each; `headers` are further ones, the same for all."""
 
     port: int
     path: str
     bodies: tuple[bytes, ...]
     host: str = "127.0.0.1"
+    content_type: str = "application/json"
+    accept: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
     def requests(self) -> list[bytes]:
         """The whole requests, ready for the socket."""
+        further = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
         head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\n"
-            "Accept: application/json\r\nContent-Length: {}\r\n\r\n"
+            f"POST {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: {self.content_type}\r\n"
+            f"Accept: {self.accept}\r\n{further}Content-Length: "
         )
-        return [head.format(len(body)).encode() + body for body in self.bodies]
+        return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in self.bodies]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Peer:
         body: a request with these records.
         positive: the probabilities of the second class in an answer, one a record.
         command: arguments of its Python, from (port, model).
-        model: what it serves: the pipeline (joblib) or the champion's artefact folder.
+        serves: the pipeline (joblib), its bare estimator (joblib), or the champion's artefact folder.
     """
 
     name: str

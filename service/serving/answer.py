@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -29,6 +30,8 @@ from service.serving.asgi import Headers, Receive, Scope
 from service.serving.feedback import check_labels
 from service.serving.ids import new_ids, new_request_id
 from service.serving.large import check_values
+from service.serving.pieces import Answered, answer_in_pieces
+from service.serving.predict_answer import PredictAnswer
 from service.serving.predictor import ServedModel
 from service.serving.request import FORWARDED, Reject, content_length
 from service.serving.sources import Kind, OverLimit
@@ -63,19 +66,6 @@ MOST_TEXT_BYTES: Final = 12 * LONGEST_CATEGORY
 REJECTIONS_EVERY_S: Final = 1.0
 JSON: Final = (b"content-type", b"application/json")
 FEEDBACK_EXAMPLE: Final = '{"labels": [{"id": "...", "label": value}]}'
-
-
-class PredictAnswer(msgspec.Struct, omit_defaults=True):
-    """The body of a 200 of `/predict`. The record keeps exactly these bytes."""
-
-    model: str
-    version: int
-    adaptation: int | msgspec.UnsetType  # without a default, so that it stands here; UNSET leaves it out
-    ids: list[str]
-    predictions: list[Any]
-    probabilities: list[list[float]] | None = None
-    classes: tuple[Any, ...] | None = None
-    trace_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True):
@@ -154,19 +144,27 @@ class Lane:
             batch = model.decoder.decode(body)
             return 200, await self.predict(model, Asked(batch, body, started, source, self.trace_of(traceparent)))
 
-        def work() -> tuple[Batch, Answers, Trace | None, float]:
+        noise = os.urandom(10)
+
+        def work() -> Answered:
             most = self.most_values(model)
             check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
-            batch = model.decoder.decode(body)
-            trace = self.trace_of(traceparent)
-            return batch, model.predict(batch), trace, trace.since if trace is not None else 0.0
+            return answer_in_pieces(model, body, noise, lambda: self.trace_of(traceparent), self._redact)
 
         try:
-            batch, found, trace, begun = await self.in_thread(work)
+            answered = await self.in_thread(work)
         except ValueError as error:
             raise unpredictable(model, error) from error
-        self.count_source("predictions", source, batch.n)  # here: counters are written by the event loop alone
-        return 200, self.settle(model, (Asked(batch, body, started, source, trace),), *found, begun)[0]
+        self.count_source("predictions", source, answered.rows)  # here: counters are written by the event loop alone
+        for entry in answered.entries:
+            self._record(PREDICTION, (entry,), entry[0])
+            await asyncio.sleep(0)  # requests of a few rows get their turn
+        self._warm_with(answered.entries[-1][1][1])
+        self._count_rows(model.version, answered.rows)
+        now = time.perf_counter()
+        self.worker.prediction_seconds.observe(now - started)
+        self._tell(answered.trace, model.version, answered.rows, (started, *answered.times, now))
+        return 200, answered.body
 
     def most_values(self, model: ServedModel) -> int:
         """In a body of `/predict`: one for each feature and other column of each record, its id, and a few around."""
@@ -239,8 +237,7 @@ class Lane:
             start = end
         encoded = 0.0 if tracer is None else time.perf_counter()
         self.keep(PREDICTION, model, requests, records, start, (begun, predicted, encoded))
-        if len(records[-1][1][1]) <= INLINE_BYTES:  # it is kept, to warm up the next version with
-            self.worker.model.recent_body = records[-1][1][1]
+        self._warm_with(records[-1][1][1])
         return answers
 
     def keep(
@@ -256,34 +253,48 @@ class Lane:
 
         `times`, for their spans: when the model began, when it had answered, and when the answers were written.
         """
+        self._record(kind, records, rows)
+        self._count_rows(model.version, rows)
+        now = time.perf_counter()
+        self.worker.prediction_seconds.observe(*[now - request.started for request in requests])
+        if self.tracer is not None:
+            for request in requests:
+                self._tell(request.trace, model.version, request.batch.n, (request.started, *times, now))
+
+    def _record(self, kind: int, records: Sequence[NewEntry], rows: int) -> None:
         if self.log is not None:
             kept = self.log.append_all(kind, time.time(), records)
             self.worker.recorded.inc(kept)
             if kept < rows:
                 self.worker.dropped.inc(rows - kept)
-        try:
-            self._predictions[model.version].inc(rows)
-        except KeyError:
-            self._predictions[model.version] = HotCounter(self.worker.metrics.predictions.labels(str(model.version)))
-            self._predictions[model.version].inc(rows)
-        now = time.perf_counter()
-        self.worker.prediction_seconds.observe(*[now - request.started for request in requests])
-        if self.tracer is not None:
-            self._tell(requests, model.version, (*times, now))
 
-    def _tell(self, requests: Sequence[Asked], version: int, times: tuple[float, float, float, float]) -> None:
-        """Put down what took how long, of the requests that get spans."""
-        assert self.tracer is not None
+    def _warm_with(self, body: bytes) -> None:
+        """Keep what the next version is warmed up with."""
+        if len(body) <= INLINE_BYTES:
+            self.worker.model.recent_body = body
+
+    def _count_rows(self, version: int, rows: int) -> None:
+        try:
+            self._predictions[version].inc(rows)
+        except KeyError:
+            self._predictions[version] = HotCounter(self.worker.metrics.predictions.labels(str(version)))
+            self._predictions[version].inc(rows)
+
+    def _tell(
+        self, trace: Trace | None, version: int, rows: int, times: tuple[float, float, float, float, float]
+    ) -> None:
+        """Put down what took how long, if the request gets spans.
+
+        `times`: it was whole, the model began and had answered, the answer was written, and was recorded.
+        """
+        if self.tracer is None or trace is None or not trace.sampled:
+            return
         to_epoch = self.tracer.offset
-        begun, predicted, encoded, now = (moment + to_epoch for moment in times)
-        for request in requests:
-            trace = request.trace
-            if trace is None or not trace.sampled:
-                continue
-            started, decoded = request.started + to_epoch, trace.since + to_epoch
-            parts = (Part("decode", started, decoded), Part("predict", begun, predicted), Part("record", encoded, now))
-            facts = {"http.response.status_code": 200, "evergreen.version": version, "evergreen.rows": request.batch.n}
-            self.tracer.take(Told("POST predict", trace.trace_id, trace.parent, started, now, parts, facts))
+        started, begun, predicted, encoded, now = (moment + to_epoch for moment in times)
+        decoded = trace.since + to_epoch
+        parts = (Part("decode", started, decoded), Part("predict", begun, predicted), Part("record", encoded, now))
+        facts = {"http.response.status_code": 200, "evergreen.version": version, "evergreen.rows": rows}
+        self.tracer.take(Told("POST predict", trace.trace_id, trace.parent, started, now, parts, facts))
 
     async def take_labels(self, body: bytes, source: str) -> tuple[int, bytes]:
         """Status and answer of a whole request of `/feedback`: its labels are in the record."""

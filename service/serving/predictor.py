@@ -64,6 +64,7 @@ class Unpredictable(EvergreenError, ValueError):
 
     def __init__(self, version: int, row: int) -> None:
         super().__init__(f"records[{row}]: version {version} has no finite answer; are its numbers in a usual range?")
+        self.row = row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
