@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 if TYPE_CHECKING:
     from service.serving.predictor import ServedModel
 
@@ -18,8 +20,11 @@ TAKEN: Final = {
     "datetime": frozenset({"BYTES"}),
 }
 BINARY: Final = {
-    "FP64": "d", "FP32": "f", "BOOL": "?", "INT64": "q", "INT32": "i", "INT16": "h", "INT8": "b",
-    "UINT64": "Q", "UINT32": "I", "UINT16": "H", "UINT8": "B",
+    name: np.dtype(code)
+    for name, code in {
+        "FP64": "<f8", "FP32": "<f4", "BOOL": "?", "INT64": "<i8", "INT32": "<i4", "INT16": "<i2", "INT8": "i1",
+        "UINT64": "<u8", "UINT32": "<u4", "UINT16": "<u2", "UINT8": "u1",
+    }.items()
 }  # fmt: skip
 
 

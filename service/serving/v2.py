@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
+import numpy as np
 
 from monitoring.decode import InvalidRequest
 from service.serving.answer import INLINE_BYTES, INLINE_ROWS, MOST_TEXT_BYTES, Asked
@@ -235,17 +236,18 @@ def _binary(tensor: Tensor, data: memoryview) -> list[Any]:
         except (struct.error, UnicodeDecodeError) as error:
             raise _bad(tensor, f"its binary strings cannot be read: {error}") from error
         return values
-    code = BINARY.get(tensor.datatype)
-    if code is None:
+    kind = BINARY.get(tensor.datatype)
+    if kind is None:
         raise _bad(
             tensor, f"datatype {tensor.datatype[:20]!r} has no binary form here; there are {', '.join(BINARY)}, BYTES"
         )
-    width = struct.calcsize(code)
+    width = kind.itemsize
     if len(data) != tensor.shape[0] * width:
         raise _bad(
             tensor, f"{len(data)} bytes; shape {tensor.shape} of {tensor.datatype} has {tensor.shape[0] * width}"
         )
-    return list(struct.unpack(f"<{len(data) // width}{code}", data))
+    found: list[Any] = np.frombuffer(data, kind).tolist()
+    return found
 
 
 def _bad(tensor: Tensor, problem: str, status: int = 400) -> InvalidRequest:
