@@ -19,8 +19,8 @@ from monitoring.delimited import read_csv
 from monitoring.record import COLUMNS, MAGIC, PREDICTION
 from service.serving.answer import INLINE_BYTES, MOST_TEXT_BYTES, Asked, unpredictable
 from service.serving.ids import new_ids
-from service.serving.predict_answer import PredictAnswer
 from service.serving.large import check_values
+from service.serving.predict_answer import PredictAnswer
 from service.serving.request import ARROW, CSV, JSON
 from service.serving.tryout import predict_json
 
