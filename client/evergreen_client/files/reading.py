@@ -25,7 +25,7 @@ MISSING: Final = (
 )
 """Texts of a CSV file that mean that a value is missing: those of `pandas.read_csv`."""
 
-_BLOCK_BYTES: Final = 4 << 20
+_BLOCK_BYTES: Final = 1 << 20
 _PIECE_ROWS: Final = 16_384
 _STAMPS: Final = ("ETag", "etag", "mtime", "LastModified", "last_modified", "md5Hash", "generation", "updated")
 _PASSWORD: Final = re.compile(r"(://[^/\s:@]*:)[^@\s]*(?=@)")
