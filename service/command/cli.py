@@ -863,10 +863,12 @@ def predict(
     Stopped or killed, the same command goes on where it was. The output has a line for each row: id, prediction,
     probabilities, version and adaptation.
     """
-    from evergreen_client.files import Asked
+    from contextlib import nullcontext
+
+    from evergreen_client.files import Asked, telling
 
     from service.command.predict import predict as predict_file
-    from service.command.predict import print_scored, shown_progress
+    from service.command.predict import print_scored
 
     settings = _settings(config)
     if _Umask.of_the_user is not None:
@@ -884,7 +886,7 @@ def predict(
         record=not no_record,
         force=force,
     )
-    with shown_progress(quiet or as_json) as on_progress:
+    with nullcontext() if quiet or as_json else telling() as on_progress:
         done = predict_file(
             settings,
             file,

@@ -5,13 +5,10 @@ home. Reading, writing, order and going on after a kill are `evergreen_client.fi
 from __future__ import annotations
 
 import asyncio
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from evergreen_client import AsyncClient, Wanted
 from evergreen_client.files import Asked, Dialect, Progress, Scored, Service, Table, open_table, score
@@ -31,9 +28,6 @@ if TYPE_CHECKING:
     from service.serving.predictor import ServedModel
     from service.settings import Settings
 
-LINES_EVERY_S: Final = 10.0
-"""Seconds between the lines that say how far a run is, where there is no terminal."""
-
 
 def predict(
     settings: Settings,
@@ -44,7 +38,7 @@ def predict(
     token: str = "",
     version: int | None = None,
     retry_s: float = 300.0,
-    on_progress: Callable[[Progress], None] = lambda now: None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Scored:
     """Score a file by the service at `url`, or by a version of this home; `asked.out` "." stands for beside the file.
 
@@ -66,7 +60,7 @@ async def _predict(
     token: str,
     version: int | None,
     retry_s: float,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[Progress], None] | None,
 ) -> Scored:
     if version is not None:
         return await score(table, offline(settings, version), asked, on_progress)
@@ -103,7 +97,7 @@ class Offline:
 
     async def wanted(self) -> Wanted:
         schema = self.model.schema
-        kinds = {feature.name: feature.kind for feature in schema.features}
+        kinds: dict[str, str] = {feature.name: feature.kind for feature in schema.features}
         return Wanted(kinds, schema.target, schema.task, schema.classes)
 
     def batch_rows(self, wanted: Wanted) -> int:
@@ -135,55 +129,6 @@ def offline(settings: Settings, version: int) -> Answerer:
     wanted = LiveVersion(version, str(folder))
     trusted, name = settings.security.trusted, settings.model.name
     return Offline(load(name, wanted, serve.max_records, trusted, (), serve.max_category_chars, serve.engine))
-
-
-# -- what is shown ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def shown_progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """Told how far a run is: a bar on a terminal, lines at times elsewhere (stderr both), nothing when quiet."""
-    if quiet:
-        yield lambda now: None
-    elif sys.stderr.isatty():
-        with _bar() as told:
-            yield told
-    else:
-        yield _lines()
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
-    from rich import progress as bars
-
-    columns = (
-        bars.BarColumn(),
-        bars.TaskProgressColumn(),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[note]}"),
-    )
-    with bars.Progress(*columns, console=show.open_console(stderr=True)) as shown:
-        task = shown.add_task("rows", total=1.0, note="")
-        yield lambda now: shown.update(task, completed=now.share, note=_words(now))
-
-
-def _lines() -> Callable[[Progress], None]:
-    due = time.monotonic() + LINES_EVERY_S
-
-    def told(now: Progress) -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            due += LINES_EVERY_S
-            print(f"{now.share:4.0%} {_words(now)}", file=sys.stderr, flush=True)
-
-    return told
-
-
-def _words(now: Progress) -> str:
-    of = f" of {now.of:,}" if now.of is not None else ""
-    rate = f", {now.new / now.seconds:,.0f} rows/s" if now.seconds else ""
-    refused = f", {now.refused:,} refused" if now.refused else ""
-    return f"{now.rows:,}{of} rows{rate}{refused}, version {', '.join(map(str, now.versions)) or '-'}"
 
 
 def print_scored(done: Scored, as_json: bool) -> None:

@@ -52,12 +52,14 @@ def test_a_value_that_fits_is_sent_in_its_form(kind: str, column: Any, expected:
     assert (found.to_pylist(), faults) == (expected, {})
 
 
-@pytest.mark.parametrize(("kind", "column", "expected"), FITTING)
-def test_the_service_reads_of_it_what_training_reads_of_the_same_column(
-    kind: Any, column: Any, expected: list[Any]
-) -> None:
-    if kind in ("numeric", "boolean") and pa.types.is_string(fitted_type(column)):
-        pytest.skip("of a CSV file pandas makes numbers of it before training sees it")
+def of_a_csv_file(kind: str, column: Any) -> bool:
+    """Whether pandas would make numbers of it before training sees it."""
+    plain = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return kind in ("numeric", "boolean") and bool(pa.types.is_string(plain))
+
+
+@pytest.mark.parametrize(("kind", "column"), [one[:2] for one in FITTING if not of_a_csv_file(*one[:2])])
+def test_the_service_reads_of_it_what_training_reads_of_the_same_column(kind: Any, column: Any) -> None:
     schema = FeatureSchema((Feature(name="x", kind=kind),), target="y", task="regression")
     trained = schema.canonical(pd.DataFrame({"x": column.to_pandas()}))["x"]
 
@@ -65,10 +67,6 @@ def test_the_service_reads_of_it_what_training_reads_of_the_same_column(
     served = RequestDecoder(schema, 100).from_columns({"x": sent}).frame()["x"]
 
     pd.testing.assert_series_equal(served, trained, check_names=False)
-
-
-def fitted_type(column: Any) -> Any:
-    return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 import evergreen_client.calls as calls
 from evergreen_client.answers import Answers, Wanted
-from evergreen_client.errors import Refused
+from evergreen_client.errors import NotEvergreen, Refused
+from evergreen_client.files.errors import FileError
 
-MOST_ROWS: Final = 1000
-_BODY_VALUES: Final = 30_000
-"""Values in one JSON body, some 0.7 MB of it: larger ones take turns at the server."""
+ARROW: Final = "application/vnd.apache.arrow.stream"
+
+JSON_ROWS: Final = 1000
+JSON_VALUES: Final = 30_000
+ARROW_ROWS: Final = 5000
+ARROW_VALUES: Final = 90_000
+"""Values in one body, some 0.7 MB in either kind: those above a megabyte take turns at the server."""
+
+T = TypeVar("T")
 
 
 class Answer(NamedTuple):
@@ -59,33 +66,108 @@ class Answerer(Protocol):
 class Caller(Protocol):
     """What `Service` needs of an `AsyncClient`."""
 
+    url: str
+
     async def wanted(self) -> Wanted: ...
-    async def _do(self, call: calls.Call[Answers]) -> Answers: ...
+    async def _do(self, call: calls.Call[T]) -> T: ...
 
 
 class Service:
-    """A running Evergreen. What is not the fault of one row is raised as the client raises it."""
+    """A running Evergreen: asked in Arrow where it takes that, else in JSON.
+
+    What is not the fault of one row is raised as the client raises it.
+    """
 
     name = "a service"
 
     def __init__(self, client: Caller, *, record: bool = True) -> None:
         self.client = client
         self.record = record
+        self.arrow = False
+        self.most_rows = 1
 
     async def wanted(self) -> Wanted:
-        return await self.client.wanted()
+        """As of an `Answerer`. Raises `FileError` when rows are not to be recorded, and the service always does."""
+        wanted = await self.client.wanted()
+        told = await self.client._do(calls.get("/docs.json", dict))
+        takes = told["paths"]["/predict"]["post"]["requestBody"]["content"]
+        asked = told["components"]["schemas"]["PredictRequest"]["properties"]
+        if not self.record and "record" not in asked:
+            raise FileError(
+                f"{self.client.url} records every answer: leave --no-record out, or give it a newer release"
+            )
+        self.most_rows = int(asked["records"]["maxItems"])
+        self.arrow = ARROW in takes and "id" not in wanted.kinds and self.record
+        self.classes = {f"probability_{_word(each)}": each for each in wanted.classes}
+        return wanted
 
     def batch_rows(self, wanted: Wanted) -> int:
-        return max(1, min(MOST_ROWS, _BODY_VALUES // max(len(wanted.kinds), 1)))
+        rows, values = (ARROW_ROWS, ARROW_VALUES) if self.arrow else (JSON_ROWS, JSON_VALUES)
+        return max(1, min(rows, values // max(len(wanted.kinds), 1), self.most_rows))
 
     async def answer(self, columns: Mapping[str, Any], ids: Sequence[str]) -> Answer:
-        body = json_body(columns, ids, {} if self.record else {"record": False})
         try:
-            said = await self.client._do(calls.Call("POST", "/predict", _decode, body, calls.JSON))
+            found, theirs = await (self._in_arrow(columns, ids) if self.arrow else self._in_json(columns, ids))
         except Refused as refused:
             raise refused_row(refused.said) or refused from None
+        if theirs != ids:
+            raise NotEvergreen(
+                f"{self.client.url}/predict: the answers have other ids than the rows: is a proxy between?"
+            )
+        return found
+
+    async def _in_json(self, columns: Mapping[str, Any], ids: Sequence[str]) -> tuple[Answer, list[str]]:
+        body = json_body(columns, ids, {} if self.record else {"record": False})
+        said = await self.client._do(calls.Call("POST", "/predict", _decode, body, calls.JSON))
         by_class = None if said.probabilities is None else list(zip(*said.probabilities, strict=True))
-        return Answer(said.predictions, by_class, said.classes, said.version, said.adaptation)
+        return Answer(said.predictions, by_class, said.classes, said.version, said.adaptation), said.ids
+
+    async def _in_arrow(self, columns: Mapping[str, Any], ids: Sequence[str]) -> tuple[Answer, list[str]]:
+        body = arrow_body({**columns, "id": ids})
+        headers = {"Content-Type": ARROW, "Accept": ARROW}
+        return await self.client._do(calls.Call("POST", "/predict", self._read, body, headers))
+
+    def _read(self, body: bytes) -> tuple[Answer, list[str]]:
+        """An answer in Arrow, and its ids. Raises `ValueError` when it is none."""
+        import pyarrow as pa
+
+        with pa.ipc.open_stream(body) as reader:
+            batch = pa.concat_batches(list(reader))
+        told = {name.decode(): text.decode() for name, text in (batch.schema.metadata or {}).items()}
+        adaptation = told.get("adaptation")
+        named = batch.schema.names[2:]
+        answer = Answer(
+            batch.column("prediction"),
+            batch.columns[2:] if named else None,
+            [self.classes.get(name, name) for name in named] or None,
+            int(told["version"]),
+            None if adaptation is None else int(adaptation),
+        )
+        return answer, batch.column("id").to_pylist()
+
+
+def arrow_body(columns: Mapping[str, Any]) -> bytes:
+    """An Arrow IPC stream of these columns; of texts in Arrow arrays each different one is sent once."""
+    import pyarrow as pa
+
+    arrays = [
+        pa.array(column, pa.string())
+        if not isinstance(column, pa.Array)
+        else column.dictionary_encode()
+        if pa.types.is_string(column.type)
+        else column
+        for column in columns.values()
+    ]
+    batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _word(value: Any) -> str:
+    """A class as it stands in the name of a column."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 _PLACE: Final = re.compile(r"(?:version \d+ cannot take these records: )?(records|ids)\[(\d+)\]")

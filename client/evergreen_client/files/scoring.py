@@ -54,6 +54,14 @@ class Progress:
     refused: int
     versions: Mapping[int, int]
     seconds: float
+    """Of this process."""
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the rest will take at the pace of this process; None while nobody knows."""
+        if self.of is not None:
+            return (self.of - self.rows) * self.seconds / self.new if self.new else None
+        return (1 - self.share) * self.seconds / self.share if self.share and self.new == self.rows else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ class Asked:
 
 
 async def score(
-    table: Table, answerer: Answerer, asked: Asked, on_progress: Callable[[Progress], None] = lambda now: None
+    table: Table, answerer: Answerer, asked: Asked, on_progress: Callable[[Progress], None] | None = None
 ) -> Scored:
     """Score every row of `table`; `on_progress` is called after each batch.
 
@@ -199,7 +207,7 @@ class _Run:
         if journal.refused_bytes:
             self.list = output.Appended(_refused_path(asked.out), journal.refused_bytes)
 
-    async def go(self, on_progress: Callable[[Progress], None]) -> Scored:
+    async def go(self, on_progress: Callable[[Progress], None] | None) -> Scored:
         """Answer what is left, and put the output in its place."""
         assert self.output is not None
         try:
@@ -232,7 +240,7 @@ class _Run:
             refused_file=_refused_path(self.asked.out) if journal.refused else None,
         )
 
-    async def _answer_all(self, on_progress: Callable[[Progress], None]) -> None:
+    async def _answer_all(self, on_progress: Callable[[Progress], None] | None) -> None:
         batches = self._batches()
         under_way: deque[asyncio.Task[tuple[_Batch, Answer | None]]] = deque()
         more = True
@@ -247,7 +255,8 @@ class _Run:
                     batch, answer = await under_way[0]
                     under_way.popleft()
                     await asyncio.to_thread(self._put, batch, answer)
-                    on_progress(self._progress(batch.share))
+                    if on_progress is not None:
+                        on_progress(self._progress(batch.share))
         finally:
             for task in under_way:
                 task.cancel()

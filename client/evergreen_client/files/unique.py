@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import evergreen_client.files.values as values
@@ -54,7 +54,7 @@ def check_ids(
                 pile.close()
 
 
-def _put(pairs: Any, piles: list[IO[bytes]]) -> None:
+def _put(pairs: Any, piles: Sequence[IO[bytes]]) -> None:
     import numpy as np
 
     which = (pairs[:, 0].astype(np.uint64) >> np.uint64(56)).astype(np.int64)
@@ -66,7 +66,7 @@ def _put(pairs: Any, piles: list[IO[bytes]]) -> None:
             piles[number].write(ordered[start:end].tobytes())
 
 
-def _same_hashes(piles: list[IO[bytes]]) -> list[tuple[int, int]]:
+def _same_hashes(piles: Sequence[IO[bytes]]) -> list[tuple[int, int]]:
     """Pairs of rows whose ids have one hash."""
     import numpy as np
 

@@ -23,7 +23,7 @@ def fitted(column: Any, kind: str, decimal: str = ".") -> tuple[Any, Faults]:
 
     column = plain(column)
     if pa.types.is_null(column.type):
-        return column.cast(pa.string() if kind in ("categorical", "datetime") else pa.float64()), {}
+        return column.cast({"numeric": pa.float64(), "boolean": pa.bool_()}.get(kind, pa.string())), {}
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         column = column.cast(pa.string())
     return _KINDS[kind](column, decimal)
