@@ -22,4 +22,4 @@ class BadRow(FileError):
 
     def __init__(self, source: str, row: int, problem: str) -> None:
         self.row, self.problem = row, problem
-        super().__init__(f"{source}, row {row:,}: {problem}")
+        super().__init__(f"{source}, row {row:,}: {problem}; correct it, or let such rows be skipped (--bad-rows skip)")

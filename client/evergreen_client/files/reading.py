@@ -130,8 +130,10 @@ def open_table(source: str, dialect: Dialect | None = None) -> Table:
         wanted = [one for one in found if one.lower().endswith(PARQUET)]
         kind = "parquet" if wanted else "csv"
         wanted = wanted or [one for one in found if _bare(one).endswith(TEXT)]
-        if not found:
+        if not found and not files.isdir(path):
             raise Unreadable(f"{said} does not exist: give a file, a folder, a glob or a URL")
+        if not wanted and files.isdir(path):
+            raise Unreadable(f"{said} is a folder without Parquet or CSV files: give one that has them")
         if not wanted:
             takes = ", ".join((*PARQUET, *TEXT))
             raise Unreadable(f"{said} is none of {takes} (CSV with {', '.join(PACKED)} behind it or not)")
