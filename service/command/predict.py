@@ -154,7 +154,7 @@ def print_scored(done: Scored, as_json: bool) -> None:
         ("refused", f"{done.refused:,}" + (f", listed in {done.refused_file}" if done.refused_file else "")),
         ("versions", ", ".join(f"{version} ({rows:,} rows)" for version, rows in done.versions.items()) or "none"),
         ("took", f"{done.seconds:.1f} s, {done.rows_per_second:,.0f} rows/s"),
-        ("run", done.run),
+        *([("run", done.run)] if done.run else []),
         ("output", str(done.out)),
     ]
     width = max(len(name) for name, _ in lines)

@@ -70,7 +70,7 @@ class Scored:
 
     out: Path
     run: str
-    """What made ids begin with."""
+    """What made ids begin with; "" when they come from a column."""
     rows: int
     refused: int
     versions: Mapping[int, int]
@@ -231,7 +231,7 @@ class _Run:
         journal = self.journal
         return Scored(
             out=self.asked.out,
-            run=journal.run,
+            run="" if self.asked.ids else journal.run,
             rows=journal.rows,
             refused=journal.refused,
             versions=journal.versions,

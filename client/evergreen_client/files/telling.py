@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ _BAR_CHARS: Final = 30
 def telling(to: TextIO | None = None, *, every_s: float = LINES_EVERY_S) -> Iterator[Callable[[Progress], None]]:
     """An `on_progress` that tells on `to` (stderr): on a terminal by a bar, else by a line every `every_s` seconds."""
     out = to or sys.stderr
-    terminal = out.isatty()
+    terminal = out.isatty() and os.environ.get("TERM") != "dumb"
     pause = BARS_EVERY_S if terminal else every_s
     due = time.monotonic() + pause
 
