@@ -195,7 +195,9 @@ def _dataset(files: Any, paths: list[str], folder: str | None) -> Any:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-    how: dict[str, Any] = {"filesystem": files, "format": "parquet"}
+    # What is read ahead in whole is kept until the end of the file: the memory would grow with it.
+    piece_by_piece = ds.ParquetFileFormat(pre_buffer=False, use_buffered_stream=True, buffer_size=_BLOCK_BYTES)
+    how: dict[str, Any] = {"filesystem": files, "format": piece_by_piece}
     if folder is not None:
         how |= {"partitioning": "hive", "partition_base_dir": folder}
     found = ds.dataset(paths, **how)
