@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import io
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.client.between import between
 from tests.client.conftest import Served
 from tests.client.test_client import stored
 from tests.places import world
+from tests.real_server import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
@@ -131,6 +133,23 @@ def evergreen_get(path: str) -> Any:
     from evergreen_client import calls
 
     return calls.get(path, dict)
+
+
+def test_it_waits_for_the_store_so_that_the_spool_does_not_fill(
+    served: Served, call: Call, source: Path, tmp_path: Path
+) -> None:
+    waiting, done = served.worker.metrics.log_spool_bytes, []
+    waiting.set(2**30)
+    with between(served.url) as relay:
+        run = threading.Thread(target=lambda: done.append(call(relay.url, source, tmp_path / "out.csv", run="r")))
+        run.start()
+        wait_until("two looks", lambda: [path for _, path, _ in relay.seen].count("/metrics") >= 2, 60)
+        sent = [path for _, path, _ in relay.seen]
+        waiting.set(2**20)
+        run.join(60)
+
+    assert "/predict" not in sent
+    assert [each.rows for each in done] == [N] and len(stored(served)) == N
 
 
 def test_both_clients_have_it_with_one_signature() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -10,7 +13,7 @@ import msgspec
 
 import evergreen_client.calls as calls
 from evergreen_client.answers import Answers, Wanted
-from evergreen_client.errors import NotEvergreen, Refused
+from evergreen_client.errors import NotEvergreen, Refused, StatusError
 from evergreen_client.files.errors import FileError
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -20,6 +23,13 @@ JSON_VALUES: Final = 30_000
 ARROW_ROWS: Final = 5000
 ARROW_VALUES: Final = 90_000
 """Values in one body, some 0.7 MB in either kind: those above a megabyte take turns at the server."""
+
+MOST_WAITING_BYTES: Final = 512 << 20
+"""Of recorded rows that are not in the store yet: a file is answered faster than rows are stored, and from a full
+spool rows would be dropped."""
+LOOK_EVERY_S: Final = 2.0
+WAIT_S: Final = 0.5
+MOST_WAIT_S: Final = 600.0
 
 T = TypeVar("T")
 
@@ -85,6 +95,9 @@ class Service:
         self.record = record
         self.arrow = False
         self.most_rows = 1
+        self.most_waiting_bytes = MOST_WAITING_BYTES
+        self._looking = asyncio.Lock()
+        self._look_at = time.monotonic() if record else math.inf
 
     async def wanted(self) -> Wanted:
         """As of an `Answerer`. Raises `FileError` when rows are not to be recorded, and the service always does."""
@@ -106,6 +119,8 @@ class Service:
         return max(1, min(rows, values // max(len(wanted.kinds), 1), self.most_rows))
 
     async def answer(self, columns: Mapping[str, Any], ids: Sequence[str]) -> Answer:
+        if time.monotonic() >= self._look_at:
+            await self._let_the_store_follow()
         try:
             found, theirs = await (self._in_arrow(columns, ids) if self.arrow else self._in_json(columns, ids))
         except Refused as refused:
@@ -115,6 +130,32 @@ class Service:
                 f"{self.client.url}/predict: the answers have other ids than the rows: is a proxy between?"
             )
         return found
+
+    async def _let_the_store_follow(self) -> None:
+        """Wait while too many recorded rows are not in the store yet. Of a service that does not say it, nothing.
+
+        Raises `FileError` when the store takes up none of them for ten minutes.
+        """
+        async with self._looking:
+            least, since = math.inf, time.monotonic()
+            while time.monotonic() >= self._look_at:
+                try:
+                    page = await self.client._do(calls.text("/metrics"))
+                except StatusError:
+                    self._look_at = math.inf
+                    return
+                waiting, now = sum(map(float, _WAITING.findall(page))), time.monotonic()
+                if waiting <= self.most_waiting_bytes:
+                    self._look_at = now + LOOK_EVERY_S
+                    return
+                if waiting < least:
+                    least, since = waiting, now
+                elif now - since > MOST_WAIT_S:
+                    raise FileError(
+                        f"{self.client.url} has {waiting / 2**20:,.0f} MB of recorded rows that its store has not taken "
+                        "up for ten minutes: see `evergreen status`, then give the same command again"
+                    )
+                await asyncio.sleep(WAIT_S)
 
     async def _in_json(self, columns: Mapping[str, Any], ids: Sequence[str]) -> tuple[Answer, list[str]]:
         body = json_body(columns, ids, {} if self.record else {"record": False})
@@ -170,6 +211,7 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
+_WAITING: Final = re.compile(r"^evergreen_log_spool_bytes(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 _PLACE: Final = re.compile(r"(?:version \d+ cannot take these records: )?(records|ids)\[(\d+)\]")
 _decode: Final = msgspec.json.Decoder(Answers).decode
 
