@@ -13,8 +13,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from evergreen_client import AsyncClient, Client, Unreachable
-from evergreen_client.files import BadRow, FileError, Progress, Scored, telling
+from evergreen_client import AsyncClient, Client, Unreachable, Wanted
+from evergreen_client.files import (
+    Asked,
+    BadRow,
+    FileError,
+    Progress,
+    Scored,
+    Service,
+    open_table,
+    score,
+    telling,
+)
 
 from service.place import free_port
 from tests.client.between import between
@@ -133,6 +143,38 @@ def evergreen_get(path: str) -> Any:
     from evergreen_client import calls
 
     return calls.get(path, dict)
+
+
+def test_in_arrow_and_in_json_the_answers_are_the_same_to_the_last_bit(
+    served: Served, source: Path, tmp_path: Path
+) -> None:
+    async def ask(arrow: bool) -> bytes:
+        async with AsyncClient(served.url) as client:
+            service = Service(client)
+            if not (await service.wanted() and service.arrow):
+                pytest.skip("this service takes JSON alone")
+
+            class InOne(Service):
+                async def wanted(self) -> Wanted:
+                    found = await super().wanted()
+                    self.arrow = arrow
+                    return found
+
+            out = tmp_path / f"{arrow}.csv"
+            asked = Asked(out, run="r", batch_rows=50, bad_rows="skip")
+            assert (await score(open_table(str(source)), InOne(client), asked)).refused == 4
+            return out.read_bytes() + out.with_name(f"{out.name}.refused.csv").read_bytes()
+
+    frame = world(N, 1).astype({"income": object})
+    frame.loc[[7, 8], "purpose"] = None
+    frame.loc[9, "purpose"] = "unseen"
+    frame.loc[10, "income"] = None
+    frame.loc[[11, 120], "purpose"] = "x" * 2000
+    frame.loc[12, "income"] = 1e39
+    frame.loc[13, "income"] = "much"
+    frame.to_csv(source, index=False)
+
+    assert asyncio.run(ask(True)) == asyncio.run(ask(False))
 
 
 def test_it_waits_for_the_store_so_that_the_spool_does_not_fill(
