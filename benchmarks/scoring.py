@@ -2,10 +2,10 @@
 
     python -m benchmarks.scoring --rows 10000000 --json scoring.json
 
-A real server with one worker, everything recorded. The file is scored once undisturbed, then once more while
-`evergreen predict` is killed with SIGKILL at a third and at two thirds of its rows and begun again. The two outputs
-must be equal byte for byte. Exit code 1 when they are not, or when a row is missing, twice, or under a second id in
-the record.
+A real server with one worker, everything recorded. The file is scored once undisturbed. Then it is scored once more:
+`evergreen predict` is killed with SIGKILL at a third and at two thirds of its rows and begun again, and the whole
+server is killed at half and started again. The two outputs must be equal byte for byte. Exit code 1 when they are not,
+or when a row is missing, twice, or under a second id in the record.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -117,22 +116,39 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
+def reach(process: subprocess.Popen[bytes], out: Path, rows: int) -> int:
+    """The rows that are done once they are so many or more, and the process goes on."""
+    wait_until(f"{rows:,} rows", lambda: rows_done(out) >= rows or process.poll() is not None, 86_400)
+    if process.poll() is not None:
+        raise SystemExit(f"it ended with {process.returncode} before it was disturbed: give more --rows")
+    return rows_done(out)
+
+
 def disturbed(server: Server, file: Path, out: Path, rows: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Killed at one third and at two thirds, then to the end: where, and what the last process said."""
-    killed = []
-    for share in (1, 2):
-        process = command(server, file, out)
-        try:
-            wait_until(f"{share}/3 of the rows", lambda: rows_done(out) >= rows * share // 3 or process.poll(), 86_400)  # noqa: B023
-            assert process.poll() is None, "it ended before it was killed: give more --rows"
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        killed.append(rows_done(out))
-        say(f"killed; the journal has {killed[-1]:,} rows")
+    """Killed at a third and at two thirds, the server killed and started again at half: where, and how it ended."""
+    at: dict[str, int] = {}
     process = command(server, file, out)
-    said, _ = process.communicate()
-    return {"killed_at_rows": killed, "last": json.loads(said), "exit_code": process.returncode}
+    try:
+        at["sender killed"] = reach(process, out, rows // 3)
+        process.kill()
+        process.wait()
+        process = command(server, file, out)
+        at["server killed"] = reach(process, out, rows // 2)
+        assert server.process is not None
+        for each in (server.process, *server.children()):
+            each.kill()
+        server.end()
+        server.start().wait_ready()
+        at["sender killed again"] = reach(process, out, rows * 2 // 3)
+        process.kill()
+        process.wait()
+        say(f"rows in the journal as it was disturbed: {at}")
+        process = command(server, file, out)
+        said, _ = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    return {"at_rows": at, "last": json.loads(said)}
 
 
 def recorded(server: Server) -> dict[str, int]:

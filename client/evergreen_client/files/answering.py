@@ -24,9 +24,9 @@ ARROW_ROWS: Final = 5000
 ARROW_VALUES: Final = 90_000
 """Values in one body, some 0.7 MB in either kind: those above a megabyte take turns at the server."""
 
-MOST_WAITING_BYTES: Final = 512 << 20
-"""Of recorded rows that are not in the store yet: a file is answered faster than rows are stored, and from a full
-spool rows would be dropped."""
+MOST_WAITING_BYTES: Final = 3 << 30
+"""Of recorded rows that are not in the store yet. A file is answered faster than its rows are stored, and a full spool
+([log] max_spool_bytes, 4 GiB unless it is set) drops rows."""
 LOOK_EVERY_S: Final = 2.0
 WAIT_S: Final = 0.5
 MOST_WAIT_S: Final = 600.0
@@ -152,8 +152,8 @@ class Service:
                     least, since = waiting, now
                 elif now - since > MOST_WAIT_S:
                     raise FileError(
-                        f"{self.client.url} has {waiting / 2**20:,.0f} MB of recorded rows that its store has not taken "
-                        "up for ten minutes: see `evergreen status`, then give the same command again"
+                        f"{self.client.url}: {waiting / 2**20:,.0f} MB of recorded rows wait for its store, which has "
+                        "taken up none for ten minutes: see `evergreen status`, then give the same command again"
                     )
                 await asyncio.sleep(WAIT_S)
 
