@@ -27,6 +27,7 @@ WORDS: Final = (
     (r"\bawait ", ""),
     (r"\bAsyncClient\b", "Client"),
     (r"\baclose\b", "close"),
+    (r"\bfiles\.answered\b", "files.answered_in_threads"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
 )
 

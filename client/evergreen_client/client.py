@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
@@ -42,6 +43,8 @@ from evergreen_client.repeats import pause_before_repeat
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from evergreen_client.files import BadRows, Dialect, Progress, Scored
 
 T = TypeVar("T")
 
@@ -132,6 +135,50 @@ class Client:
         except Refused:
             self._wanted = None  # a new version may want other features
             raise
+
+    def predict_file(
+        self,
+        source: str | Path,
+        out: str | Path,
+        *,
+        ids: str = "",
+        keep: Sequence[str] = (),
+        bad_rows: BadRows = "stop",
+        record: bool = True,
+        batch_rows: int = 0,
+        connections: int = 4,
+        run: str = "",
+        force: bool = False,
+        dialect: Dialect | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Scored:
+        """Answer every row of a file, in its order and each row once, into the file `out`; pyarrow is needed.
+
+        Killed, or ended by an error, the same call goes on where it was. Give the client a `retry_s` that outlasts a
+        restart of the service.
+
+        Args:
+            source: CSV or Parquet file, folder of such files, glob, or fsspec URL.
+            out: `.csv` or `.parquet`; it appears once it is complete. A line for each row: id, prediction, the
+                probability of each class, version, adaptation.
+            ids: column of the ids, in which each stands once; "": ids are made of `run` and the number of the row.
+            keep: columns of the source that `out` has, too.
+            bad_rows: "stop" raises `BadRow` at a row that cannot be answered; "skip" leaves its answer empty and lists
+                it in `out` + `.refused.csv`.
+            record: False for a try-out, as of `predict`.
+            batch_rows: rows a request; 0: chosen.
+            connections: requests that the service works on at a time, half of those under way.
+            run: what made ids begin with; "": chosen from the time.
+            force: begin anew and replace `out`.
+            dialect: how a CSV file is written, when not with commas and in UTF-8.
+            on_progress: called after each batch; `evergreen_client.files.telling` makes one that shows a bar.
+
+        Raises a `FileError`, and what `predict` raises.
+        """
+        import evergreen_client.files as files
+
+        asked = files.Asked(Path(out), ids, tuple(keep), bad_rows, batch_rows, connections, run, record, force)
+        return files.answered_in_threads(self, str(source), asked, dialect, on_progress)
 
     def feedback(self, labels: Sequence[Mapping[str, Any]]) -> int:
         """How many of `labels` (`{"id", "label", "observed_at"?}`) were accepted: all of them, or none."""

@@ -5,6 +5,10 @@ EvergreenClientError
     Unreachable       no answer: nobody listens, the connection broke, or it took too long
     NotEvergreen      an answer that no Evergreen gives
     NotFinished       a run takes longer than the caller would wait
+    FileError         a file that cannot be scored as asked, or its output not written
+        Unreadable    it cannot be read, or lacks a column
+        CannotResume  the output exists already, or was begun from another input or otherwise
+        BadRow        a row that cannot be answered; `.row` counts from 1
     StatusError       an answer other than 2xx; `.status` is its number
         Refused       400, 409, 415, 422 …: change the request; `.row` and `.column` say where
         Denied        401, 403: no token, or one that may not do this

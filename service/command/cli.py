@@ -821,6 +821,86 @@ def drain(
     raise typer.Exit(FAILED if drained.rows_left else OK)
 
 
+# Rows to answer
+
+
+@command("predict")
+def predict(
+    file: Annotated[str, typer.Argument(help="CSV or Parquet file, folder, glob or URL")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File for the answers, .csv or .parquet (default: beside FILE)", show_default=False),
+    ] = None,
+    ids: Annotated[
+        str, typer.Option("--id", help="Column of the ids (default: they are made)", show_default=False)
+    ] = "",
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Columns of FILE to have in the output, too: COL,COL", show_default=False)
+    ] = None,
+    bad_rows: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a row that cannot be answered: stop, or list it and go on")
+    ] = "stop",
+    no_record: Annotated[bool, typer.Option("--no-record", help="Answers that are not recorded")] = False,
+    version: Annotated[
+        int | None,
+        typer.Option(help="Ask no server, but this version of the store here; nothing is recorded", show_default=False),
+    ] = None,
+    connections: Annotated[int, typer.Option(help="To the service", min=1, max=64)] = 4,
+    batch: Annotated[
+        int | None, typer.Option(help="Rows a request (default: what the service likes)", min=1, show_default=False)
+    ] = None,
+    retry: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer", min=0)] = 300.0,
+    run: Annotated[str, typer.Option(help="What made ids begin with (default: the time)", show_default=False)] = "",
+    force: Annotated[bool, typer.Option("--force", help="Begin anew and replace the output")] = False,
+    url: UrlOption = "",
+    token: Annotated[str, typer.Option("--token", help="Token with the scope predict", show_default=False)] = "",
+    config: ConfigOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but errors")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer every row of a file: in its order, each row once.
+
+    Stopped or killed, the same command goes on where it was. The output has a line for each row: id, prediction,
+    probabilities, version and adaptation.
+    """
+    from contextlib import nullcontext
+
+    from evergreen_client.files import Asked, telling
+
+    from service.command.predict import predict as predict_file
+    from service.command.predict import print_scored
+
+    settings = _settings(config)
+    if _Umask.of_the_user is not None:
+        os.umask(_Umask.of_the_user)  # a file of the user's own
+    if version is not None and (url or no_record):
+        raise typer.BadParameter("with --version no server is asked and nothing is recorded", param_hint="--version")
+    asked = Asked(
+        out=out or Path(),
+        ids=ids,
+        keep=tuple(_columns(keep)),
+        bad_rows=bad_rows,
+        batch_rows=batch or 0,
+        connections=connections,
+        run=run,
+        record=not no_record,
+        force=force,
+    )
+    with nullcontext() if quiet or as_json else telling() as on_progress:
+        done = predict_file(
+            settings,
+            file,
+            asked,
+            url=url or settings.address,
+            token=token,
+            version=version,
+            retry_s=retry,
+            on_progress=on_progress,
+        )
+    if not quiet or as_json:
+        print_scored(done, as_json)
+
+
 # Traffic
 
 

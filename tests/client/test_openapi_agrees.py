@@ -100,7 +100,7 @@ def operation(found: dict[str, Any], one: Asked) -> dict[str, Any] | None:
 def test_every_method_of_the_client_is_called_here() -> None:
     public = {name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")}
 
-    assert public - {"close"} == set(CALLS)
+    assert public - {"close", "predict_file"} == set(CALLS)  # its own tests are beside this file
 
 
 def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
