@@ -49,8 +49,8 @@ release: $(READY)
 # The documents as a site that opens from disk. What builds it is locked apart, so that nobody who installs Evergreen has it.
 DOCS := build/docs
 docs: $(DOCS)/env/.ready
-	$(DOCS)/env/bin/mkdocs build --strict --quiet
-	$(DOCS)/env/bin/python deploy/docs/outside.py $(DOCS)/site
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/env/bin/mkdocs build --strict --quiet
+	@$(DOCS)/env/bin/python deploy/docs/outside.py $(DOCS)/site
 
 $(DOCS)/env/.ready: deploy/requirements.docs.lock
 	@test -n "$(PYTHON)" || { echo "the documents need Python 3.11 or newer; none was found on PATH"; exit 1; }

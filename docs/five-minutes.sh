@@ -9,7 +9,7 @@ evergreen --version
 
 evergreen example
 evergreen init --data flights.csv --target late --time scheduled
-evergreen train --first 20%
+evergreen train --first 40%
 
 evergreen serve >server.log 2>&1 &
 trap 'kill $! 2>/dev/null; wait' EXIT
@@ -22,7 +22,7 @@ curl -sf "localhost:$port/predict" -H 'content-type: application/json' -d '{"ids
 echo
 curl -sf "localhost:$port/feedback" -H 'content-type: application/json' -d '{"labels": [{"id": "flight-1", "label": 1}]}'
 echo
-evergreen traffic --from 20% --rate 0 --label-delay 1
+evergreen traffic --from 40% --rate 0 --label-delay 1
 
 evergreen status
 evergreen retrain --why "the summer is over" --wait || test $? = 3   # 3: a gate kept the champion

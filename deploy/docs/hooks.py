@@ -1,4 +1,4 @@
-"""A hook of MkDocs: the first use of each word of the glossary on a page leads there.
+"""Hooks of MkDocs: the first use of each word of the glossary on a page leads there; `no-run` is for the tests alone.
 
 Only running text is looked at: no code, no headings, no links, no comments, and not the glossary itself. Words that are
 plain English as well (to *run*, to *check*, at *home*) count as ours behind an article: a run, the store, each home.
@@ -17,7 +17,7 @@ PLAIN: Final = frozenset({"drain", "home", "label", "record", "reference", "run"
 
 _PROTECTED: Final = re.compile(
     r"^(`{3,}).*?^\1\s*$"  # a block of code
-    r"|<!--.*?-->|`[^`\n]*`|^#+ .*$|!?\[(?:[^\[\]]|\[[^\]]*\])*\]\([^)]*\)|<[^>\n]+>",
+    r"|<!--.*?-->|`[^`\n]*`|^#+ [^\n]*$|!?\[(?:[^\[\]]|\[[^\]]*\])*\]\([^)]*\)|<[^>\n]+>",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -54,4 +54,5 @@ def linked(text: str, page: str, words: list[str]) -> str:
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     """What MkDocs calls for each page."""
     words = terms((Path(config["docs_dir"]) / GLOSSARY).read_text())
+    markdown = re.sub(r'^(```console) no-run="[^"]*"$', r"\1", markdown, flags=re.MULTILINE)
     return linked(markdown, page.file.src_uri, words)
