@@ -46,7 +46,7 @@ $uv pip check -q --python "$work/server/bin/python"
 said=$(cd "$work" && server/bin/evergreen --version)
 test "$said" = "evergreen $version (${revision:0:12}$changed)" || { echo "release.sh: the wheel says '$said'" >&2; exit 1; }
 (cd "$work" && mkdir shop && cd shop && ../server/bin/evergreen example && ../server/bin/evergreen init --data flights.csv \
-    --target late --time scheduled >/dev/null && ../server/bin/evergreen train --first 20%)
+    --target late --time scheduled >/dev/null && ../server/bin/evergreen train --first 40%)
 deploy/sbom.sh "$work/tools/bin/cyclonedx-py" "$work/server/bin/python" pyproject.toml \
     "dist/evergreen_serving-$version.cdx.json"
 

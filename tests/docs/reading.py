@@ -1,8 +1,9 @@
-"""One reader of one page: an empty folder, a shell, and the servers that the page starts."""
+"""One reader of one page: an empty folder, a shell in a terminal, and the servers that the page starts."""
 
 from __future__ import annotations
 
 import os
+import pty
 import re
 import select
 import signal
@@ -37,22 +38,25 @@ class Reader:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "BENTOML_"))}
         self.env = kept | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}",
             "EVERGREEN_SERVE__PORT": str(self.port),
             "OMP_NUM_THREADS": "1",
+            "TERM": "dumb",  # people see tables and cut lines, but no bars that move
             "COLUMNS": "120",
         }
         self.server: subprocess.Popen[bytes] | None = None
         self.log = folder.parent / f"{folder.name}.log"
+        self.terminal, theirs = pty.openpty()
         self.shell = subprocess.Popen(
             ["bash", "--noprofile", "--norc"],
             cwd=folder,
             env=self.env,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=theirs,
+            stderr=theirs,
             start_new_session=True,
         )
+        os.close(theirs)
 
     def __enter__(self) -> Self:
         return self
@@ -61,9 +65,13 @@ class Reader:
         self.stop()
         self.shell.kill()
         self.shell.wait()
-        for pipe in (self.shell.stdin, self.shell.stdout):
-            assert pipe is not None
-            pipe.close()
+        assert self.shell.stdin is not None
+        self.shell.stdin.close()
+        os.close(self.terminal)
+
+    def write(self, name: str, text: str) -> None:
+        """A file that the page shows."""
+        (self.folder / name).write_text(SHOWN_PORT.sub(rf"\1:{self.port}", text))
 
     def run(self, step: Step) -> tuple[int, str]:
         """Exit code and what was printed; of a server 0 once it is ready, and its log until then, or until its end."""
@@ -78,20 +86,20 @@ class Reader:
     def _typed(self, command: str) -> tuple[int, str]:
         typed = self.folder.parent / f"{self.folder.name}.sh"
         typed.write_text(command + "\n")
-        assert self.shell.stdin is not None and self.shell.stdout is not None
+        assert self.shell.stdin is not None
         line = f"(exit ${{status:-0}}); . '{typed}' </dev/null; status=$?; printf '{END}%s{END}' $status\n"
         self.shell.stdin.write(line.encode())
         self.shell.stdin.flush()
         printed, deadline = b"", time.monotonic() + self.patience_s
         while printed.count(END.encode()) < 2:
-            ready, _, _ = select.select([self.shell.stdout], [], [], max(deadline - time.monotonic(), 0.0))
-            more = os.read(self.shell.stdout.fileno(), 65536) if ready else b""
+            ready, _, _ = select.select([self.terminal], [], [], max(deadline - time.monotonic(), 0.0))
+            more = os.read(self.terminal, 65536) if ready else b""
             if not more:
                 raise AssertionError(f"`{command}` did not end within {self.patience_s:.0f} s; until then it printed:\n"
                                      + printed.decode(errors="replace"))  # fmt: skip
             printed += more
         text, status, _ = printed.decode(errors="replace").rsplit(END, 2)
-        return int(status), text
+        return int(status), text.replace("\r\n", "\n")
 
     def _serve(self, command: str) -> None:
         assert self.server is None, f"`{command}`: the page has not stopped the server before"

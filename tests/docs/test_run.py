@@ -29,7 +29,7 @@ def test_a_page_says_what_happens(page: Path, tmp_path: Path) -> None:
             assert status == 0, f"{name}, run first: `{step.command}` ended with {status}:\n{printed}"
         for block in blocks(page):
             if "title" in block.options:
-                (folder / block.options["title"]).write_text(block.text)
+                reader.write(block.options["title"], block.text)
             if block.not_run is not None:
                 NOT_RUN.extend(f"{name}:{step.line} `{step.command}`: {block.not_run}" for step in block.steps)
                 continue
