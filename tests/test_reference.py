@@ -20,7 +20,7 @@ from service.serving import openapi
 from service.serving.described import ANY
 from service.serving.management.application import application
 from service.serving.worker import Worker
-from service.settings import SECTIONS
+from service.settings import SECTIONS, SettingsError
 from service.settings_table import table
 from tests.artefacts import make_artefact
 
@@ -111,6 +111,8 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
+GONE: Final = {"quality.noise_sigmas", "gates.resamples", "training.holdout_share"}
+"""Settings of 0.1.0 that are no more."""
 PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "settings": settings_table,
     "metrics": metrics_table,
@@ -159,11 +161,21 @@ def test_every_setting_the_documents_name_exists() -> None:
         for page, text in documents()
         for key in re.findall(rf"`((?:{sections})\.[a-z_]+)\b(?!\.)[^`]*`", text)
     }
-    gone = {"quality.noise_sigmas", "gates.resamples", "training.holdout_share"}  # the notes of an upgrade name them
     others = {"training.job", "training._trees", "monitoring.schema", "model.skops", "model.onnx"}  # modules, files
     others |= {"quality.raw", "data.search"}  # fields of a check and of a manifest
     assert len(named) > 50
-    assert {(page, key) for page, key in named if key not in known | gone | others} == set()
+    assert {(page, key) for page, key in named if key not in known | GONE | others} == set()
+
+
+def test_what_the_notes_of_an_upgrade_call_gone_is_refused_by_its_name(tmp_path: Path) -> None:
+    notes = (ROOT / "docs" / "operating.md").read_text().partition("**From 0.1.0 to 0.2.0**")[2]
+    for key in sorted(GONE):
+        assert f"`{key}`" in notes
+        section, _, name = key.partition(".")
+        file = tmp_path / f"{section}.toml"
+        file.write_text(f"[{section}]\n{name} = 1\n")
+        with pytest.raises(SettingsError, match=name):
+            load(file, {})
 
 
 def test_the_exit_codes_are_the_command_s() -> None:

@@ -41,6 +41,7 @@ class Reader:
             "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}",
             "EVERGREEN_SERVE__PORT": str(self.port),
             "OMP_NUM_THREADS": "1",
+            "EVERGREEN_TRAINING__NICE": "0",  # on a busy machine a training of low priority takes minutes
             "TERM": "dumb",  # people see tables and cut lines, but no bars that move
             "COLUMNS": "120",
         }
