@@ -25,14 +25,16 @@ COPY training training
 COPY monitoring monitoring
 COPY client client
 COPY deploy/alive.py /opt/evergreen/alive.py
+COPY deploy/sbom.sh deploy/sbom.sh
+ARG REVISION=unknown
 # Tests of the libraries are no part of what runs, nor are headers to build against and extensions of notebooks.
-RUN for project in . client; do \
+RUN echo "$REVISION" >service/revision.txt && for project in . client; do \
         /opt/tools/bin/uv build -q --wheel --no-build-isolation --python /opt/tools/bin/python -o /src/wheel $project \
         || exit 1; done \
     && /opt/tools/bin/uv pip install -q --compile-bytecode --python /opt/evergreen/bin/python --no-deps wheel/*.whl \
     && mkdir -p /usr/share/evergreen \
-    && /opt/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
-        --of JSON -o /usr/share/evergreen/sbom.cdx.json /opt/evergreen/bin/python \
+    && deploy/sbom.sh /opt/tools/bin/cyclonedx-py /opt/evergreen/bin/python pyproject.toml \
+        /usr/share/evergreen/sbom.cdx.json \
     && cd /opt/evergreen/lib/python3.*/site-packages \
     && for library in numpy scipy pandas sklearn statsmodels pyarrow nltk; do \
         find $library -depth -type d \( -name tests -o -name test \) -exec rm -rf {} +; done \

@@ -4,7 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run demo test test-browser test-image test-operations lint bench soak wheel image kubernetes lock clean
+.PHONY: run demo test test-browser test-docs test-image test-operations lint bench soak wheel release docs image kubernetes \
+	lock lock-docs clean
 
 run: $(READY)
 	$(BIN)/evergreen serve
@@ -40,6 +41,25 @@ INSTALLED := set -e; there=$$(mktemp -d); trap 'rm -rf $$there' EXIT; \
 
 wheel: $(READY)
 	@$(INSTALLED); cd $$there && env/bin/evergreen --version && env/bin/evergreen demo
+
+# The wheels of a release, in dist/, with their bills of materials: see deploy/release.sh.
+release: $(READY)
+	deploy/release.sh
+
+# The documents as a site that opens from disk. What builds it is locked apart, so that nobody who installs Evergreen has it.
+DOCS := build/docs
+docs: $(DOCS)/env/.ready
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/env/bin/mkdocs build --strict --quiet
+	@$(DOCS)/env/bin/python deploy/docs/outside.py $(DOCS)/site
+
+$(DOCS)/env/.ready: deploy/requirements.docs.lock
+	@test -n "$(PYTHON)" || { echo "the documents need Python 3.11 or newer; none was found on PATH"; exit 1; }
+	@rm -rf $(DOCS)/env && $(PYTHON) -m venv $(DOCS)/env && \
+		$(DOCS)/env/bin/python -m pip install -q --require-hashes -r deploy/requirements.docs.lock && touch $@
+
+# Every command of README and docs, run as printed in an empty folder for each page; what it answers is compared.
+test-docs: $(READY)
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/docs $(DOCS_TESTS)
 
 # The page of the installed wheel in Debian's Chromium; BROWSER_TESTS="--minutes 30" leaves it open for half an hour,
 # "--pictures docs/images" keeps the pictures of the documents (else they go where pytest's temporary files are).
@@ -93,6 +113,9 @@ lock: $(READY)
 	echo 's3fs>=2024.10' | $(COMPILE) - --generate-hashes -c requirements.lock -o deploy/requirements.image.lock
 	printf '%s\n' 'setuptools>=77' uv cyclonedx-bom | \
 		$(COMPILE) - --generate-hashes -c requirements.lock -o deploy/requirements.build.lock
+
+lock-docs:
+	echo mkdocs-material | $(COMPILE) - --generate-hashes -o deploy/requirements.docs.lock
 
 $(READY): requirements.lock pyproject.toml client/pyproject.toml training/trees.c
 	@test -n "$(PYTHON)" || { echo "evergreen needs Python 3.11 or newer; none was found on PATH"; exit 1; }

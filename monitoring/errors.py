@@ -43,6 +43,7 @@ EvergreenError
     JobStopped                training/subprocess_job.py
     DemoFailed                service/command/demo.py
     TrainRefused              service/command/first_version.py
+    ExampleError              service/command/example.py
     InitError                 service/command/init.py
     RowsError                 service/command/rows.py
     NoStore                   service/command/versions.py

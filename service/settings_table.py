@@ -1,4 +1,4 @@
-"""The settings as a table: the README shows it, and `evergreen init` writes its defaults."""
+"""The settings as a table: docs/reference/settings.md shows it, and `evergreen init` writes its defaults."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _COLUMN: Final[Mapping[int, Literal["float", "string"]]] = {1: "float", 8: "stri
 _OPERATORS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _BRANCHES: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _CLASSES: Final = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
-_TODO: Final = "see README.md, Pushing a model"
+_TODO: Final = "see docs/pushing.md"
 
 
 class OnnxModel:

@@ -249,6 +249,8 @@ def _recorded(made: Made, again: list[LoadedModel], schema: FeatureSchema) -> Re
     engine = connect(made.store)
     try:
         window = read_window(engine, schema, version=made.version, rows=made.rows)
+        if window.empty:
+            return Recorded()
         said = served_of(window, schema)
         numbers = window[ADAPTATION].to_numpy(dtype=np.float64)
         kept, adapters = np.isfinite(said).reshape(len(said), -1).all(axis=1), {}

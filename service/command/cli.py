@@ -164,15 +164,20 @@ def _print_version(asked: bool) -> None:
         import importlib.metadata
 
         from service.process import DISTRIBUTION
+        from service.revision import revision, short
 
-        typer.echo(f"evergreen {importlib.metadata.version(DISTRIBUTION)}")
+        built = f" ({short(made)})" if (made := revision()) else ""
+        typer.echo(f"evergreen {importlib.metadata.version(DISTRIBUTION)}{built}")
         raise typer.Exit(OK)
 
 
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Version of Evergreen", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option(
+            "--version", help="Version of Evergreen, with its revision", is_eager=True, callback=_print_version
+        ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks instead of one-line errors")] = False,
 ) -> None:
@@ -181,6 +186,24 @@ def options(
 
 
 # What runs here
+
+
+@command("example")
+def example(
+    to: Annotated[Path, typer.Argument(help="File to write")] = Path("flights.csv"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file")] = False,
+) -> None:
+    """Write the data set that ships, as CSV: a year of flights from New York, and which of them came late.
+
+    It stands in for a file of your own: real rows in the order of time, with missing values, and a label each.
+    """
+    from service.command.example import ABOUT, TARGET, TIME, write_example
+
+    if _Umask.of_the_user is not None:
+        os.umask(_Umask.of_the_user)  # a file of the user's own
+    rows = write_example(to, force=force)
+    typer.echo(f"wrote {to}: {rows:,} {ABOUT}")
+    typer.echo(f"next: evergreen init --data {to} --target {TARGET} --time {TIME}")
 
 
 @command("init")

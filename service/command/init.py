@@ -44,7 +44,7 @@ USEFUL: Final[dict[str, tuple[str, ...]]] = {
     "logging": ("format", "level"),
     "trace": ("endpoint", "ratio"),
 }
-"""Keys that the written file shows, by section; the README has all of them."""
+"""Keys that the written file shows, by section; docs/reference/settings.md has all of them."""
 
 
 class InitError(EvergreenError, ValueError):

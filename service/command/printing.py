@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,10 @@ def open_console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160  # a pipe has no width of its own
-    return Console(stderr=stderr, width=width, markup=False, highlight=False, soft_wrap=True)
+    height = None
+    if sys.stdout.isatty() and os.environ.get("TERM") in ("dumb", "unknown"):  # rich takes each of them for 80 x 25
+        width, height = shutil.get_terminal_size()
+    return Console(stderr=stderr, width=width, height=height, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(lines: Iterable[str]) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monitoring.feature import SchemaError
 from service import sample
 from service.control.rehearsal import rehearse
-from service.process import INSTALL_ROOT
+from service.revision import revision
 from service.secret_file import home_id
 from service.settings import SAMPLE, Settings, row_at
 from training.data import Prepared, prepare, row_order, seconds_of
@@ -138,18 +137,3 @@ def trusted_rows(settings: Settings, schema: FeatureSchema) -> pd.DataFrame:
         raise DataError(f"data.trusted_holdout: {error}") from error
     rows: pd.DataFrame = prepared.frame
     return rows
-
-
-@lru_cache(maxsize=1)
-def revision() -> str | None:
-    """The git revision of this program where it runs from a checkout, for the manifests."""
-    root = INSTALL_ROOT
-    if not (root / ".git").exists():
-        return None
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return asked.stdout.strip()

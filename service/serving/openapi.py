@@ -294,7 +294,7 @@ def _pages(of: Described) -> JsonObject:
                 "health",
                 "What Prometheus reads",
                 text,
-                description="All processes of this server; the README has a table of the series.",
+                description="All processes of this server; docs/reference/metrics.md has a table of the series.",
             ),
         },
     }

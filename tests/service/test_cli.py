@@ -18,6 +18,7 @@ from service import sample
 from service.command.cli import EXIT_CODES, app
 from service.keys import management_token
 from service.process import DISTRIBUTION
+from service.revision import revision, short
 from service.settings import Settings
 from tests.folders import empty_folder
 from tests.real_server import ROOT
@@ -68,7 +69,25 @@ print("heavy:", *(set(sys.modules) & {heavy!r}))
 
 
 def test_version_is_the_installed_one() -> None:
-    assert evergreen("--version").stdout.strip() == f"evergreen {importlib.metadata.version(DISTRIBUTION)}"
+    said = evergreen("--version").stdout.strip()
+
+    version = importlib.metadata.version(DISTRIBUTION)
+    assert said == (f"evergreen {version} ({short(made)})" if (made := revision()) else f"evergreen {version}")
+
+
+def test_the_revision_is_what_a_release_left_or_what_git_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert revision.__wrapped__() == (asked.stdout.strip() or None)  # a copy without .git has none
+
+    monkeypatch.setattr("service.revision.LEFT", tmp_path / "service" / "revision.txt")
+    assert revision.__wrapped__() is None
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "revision.txt").write_text("0123456789abcdef0123\n")
+    assert revision.__wrapped__() == "0123456789abcdef0123"
+    assert (short("0123456789abcdef0123"), short("0123456789abcdef0123-changed")) == (
+        "0123456789ab",
+        "0123456789ab-changed",
+    )
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_with_a_trusted_source_inverted_labels_of_others_change_nothing(attacked
     assert done.document["data"]["record_rows"] == 1_000  # training sees none of them either
 
 
-def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_readme_says(attacked: Attacked) -> None:
+def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_documents_say(attacked: Attacked) -> None:
     attacked.send(1_000, 1, inverted=False, headers=attacked.crm)
     attacked.send(ROWS, 2, inverted=True, headers={})
 
@@ -162,8 +162,8 @@ def test_by_default_whoever_reaches_feedback_teaches_the_model_as_the_readme_say
 
     assert (run.kind, run.trigger, run.outcome) == ("retrain", "quality", "promoted"), json.dumps(run.document)[:2000]
     assert attacked.place.registry.live().champion == 2
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert "anyone who can reach it can teach the model" in " ".join(readme.split())
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    assert "anyone who can reach it can teach the model" in " ".join(page.split())
 
 
 def test_rows_that_only_the_owner_writes_refuse_what_inverted_labels_teach(attacked: Attacked, tmp_path: Path) -> None:

@@ -76,6 +76,12 @@ def test_versions_are_made_again_bit_for_bit_and_so_is_what_they_answered_adapte
     assert files_of(tmp_path / "home") == before  # nothing is left behind
 
 
+def test_a_version_that_has_answered_nothing_is_made_again(place: Place) -> None:
+    made = again(place, 1)
+
+    assert (made.rows, made.same, made.recorded.rows) == (500, True, 0)
+
+
 def test_answers_whose_adaptation_is_gone_are_left_out_and_counted(lived: Place) -> None:
     with lived.engine.begin() as connection:
         connection.exec_driver_sql("delete from adaptations where version = 2 and number = 1")
