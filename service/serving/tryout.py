@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from monitoring.decode import MoreAsked
-from service.serving.answer import Asked, PredictAnswer
+from service.serving.answer import Asked
 from service.serving.ids import new_ids
+from service.serving.predict_answer import PredictAnswer
 from service.serving.request import Reject
 from service.serving.seen import seen
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from service.serving.predictor import ServedModel
 
 
-async def predict_json(
-    lane: Lane, body: bytes, source: str, traceparent: bytes, *, may_warn: bool = True
-) -> bytes:
+async def predict_json(lane: Lane, body: bytes, source: str, traceparent: bytes, *, may_warn: bool = True) -> bytes:
     """The answer to a whole request of `/predict` in JSON, whatever it asks for; `source` is the name of its token.
 
     Raises `Reject` for warnings that are asked for where the answer has no room for them: not `may_warn`.
