@@ -2,8 +2,8 @@
 
 `python -m benchmarks.bodies [--rounds N]`
 
-One process, no network: the door, the model, the answer in the kind of the body, one write to the record. The kinds take
-turns in each round; the numbers are processor time a row, and the ratio is the median of those within a round.
+One process, no network: the door, the model, the answer in the kind of the body, one write to the record. The kinds
+take turns in each round; the numbers are processor time a row, and the ratio is the median of those within a round.
 """
 
 from __future__ import annotations

@@ -211,12 +211,15 @@ def flat(column: pa.Array) -> npt.NDArray[Any]:
 
 def present(column: pa.Array) -> npt.NDArray[np.bool_]:
     """Where a column has a value."""
-    bits = column.buffers()[0]
-    if bits is None:
+    if column.buffers()[0] is None:
         return np.full(len(column), column.null_count == 0)
-    return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[column.offset :][: len(column)].view(
-        np.bool_
-    )
+    return _bits(column, 0)
+
+
+def _bits(column: pa.Array, buffer: int) -> npt.NDArray[np.bool_]:
+    """A buffer of bits, one a row."""
+    bits = np.unpackbits(np.frombuffer(column.buffers()[buffer], np.uint8), bitorder="little")
+    return bits[column.offset :][: len(column)].view(np.bool_)
 
 
 def text_array(texts: Sequence[str | None]) -> pa.Array:
@@ -330,16 +333,14 @@ def coded(column: pa.Array) -> Coded:
 
 
 def numbers(column: pa.Array) -> npt.NDArray[Any]:
-    """Numbers, truth values or nulls as NumPy has them: whole ones without gaps as they are, else floats with NaN."""
+    """Numbers, truth values or nulls as floats, missing NaN; whole numbers as the doubles that JSON makes of them."""
     kind = column.type
     if pa.types.is_null(kind):
         return np.full(len(column), np.nan)
     if pa.types.is_decimal(kind):
         column = column.cast(pa.string()).cast(pa.float64())  # by way of the text: the nearest double
-    elif pa.types.is_boolean(kind):
-        column = column.cast(pa.uint8())
-    values = flat(column)
-    if column.null_count:
+    values = _bits(column, 1).astype(np.float32) if pa.types.is_boolean(kind) else flat(column)
+    if column.null_count or values.dtype.kind in "iu":
         values = values.astype(np.float64 if values.dtype.kind in "iu" else values.dtype)
         values[~present(column)] = np.nan
     return values

@@ -31,7 +31,7 @@ from monitoring.arrow import (
 )
 from monitoring.decode import InvalidRequest, RequestDecoder, extra_problem, ids_problem, step, value_problem
 from monitoring.feature import Feature, first_repeated, shown
-from monitoring.fits import FLOAT32_LIMIT, days_since_epoch
+from monitoring.fits import days_since_epoch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,6 +169,7 @@ def _is_plain(kind: pa.DataType) -> bool:
     return is_text(kind) or is_number(kind) or bool(pa.types.is_boolean(kind))
 
 
+@np.errstate(over="ignore")
 def _checked(
     decoder: RequestDecoder,
     columns: dict[str, pa.Array],
@@ -176,7 +177,10 @@ def _checked(
     recorded: Callable[[str, list[Any]], list[str | None] | None],
     body: bytes | None,
 ) -> ArrowBatch:
-    """The batch of columns whose types fit; `body` is what is recorded of it unless that has to be written anew."""
+    """The batch of columns whose types fit; `body` is what is recorded of it unless that has to be written anew.
+
+    NaN is missing, as in JSON null is. A double of `monitoring.fits.FLOAT32_LIMIT` and beyond is infinite as a float32.
+    """
     schema = decoder.schema
     ids = _ids(columns.pop("id")) if with_ids else None
     at = {name: place for place, name in enumerate(schema.numeric_names)}
@@ -190,7 +194,9 @@ def _checked(
         elif feature.kind == "datetime":
             matrix[:, at[feature.name]] = _days(feature, column, decoder.max_chars)
         else:
-            matrix[:, at[feature.name]] = _numbers(feature, column, decoder.max_chars)
+            matrix[:, at[feature.name]] = numbers(column)
+    if np.isinf(matrix).any():
+        _refuse_numbers(schema, columns, decoder.max_chars)
     if others := [name for name in columns if name in decoder.extra]:
         kept = {name: recorded(name, _extra(name, columns.pop(name), decoder.max_chars)) for name in others}
         columns |= {name: text_array(values) for name, values in kept.items() if values is not None}
@@ -208,15 +214,15 @@ def _ids(column: pa.Array) -> list[str]:
     return ids
 
 
-def _numbers(feature: Feature, column: pa.Array, max_chars: int) -> npt.NDArray[Any]:
-    """Numbers and truth values; NaN is missing, as in JSON null is."""
-    values = numbers(column)
-    # The other types hold no finite number beyond.
-    bad = np.abs(values) >= FLOAT32_LIMIT if values.dtype == np.float64 else np.isinf(values)
-    if bad.any():
-        row = int(np.argmax(bad))
-        _refuse(feature, row, values[row].item(), max_chars)
-    return values
+def _refuse_numbers(schema: FeatureSchema, columns: dict[str, pa.Array], max_chars: int) -> None:
+    """Raise the words for the first number that is infinite, or becomes so as a float32."""
+    for feature in schema.features:
+        if feature.kind == "numeric":
+            values = numbers(columns[feature.name])
+            bad = np.isinf(values.astype(np.float32))
+            if bad.any():
+                row = int(np.argmax(bad))
+                _refuse(feature, row, values[row].item(), max_chars)
 
 
 def _days(feature: Feature, column: pa.Array, max_chars: int) -> npt.NDArray[np.float64]:

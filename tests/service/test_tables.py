@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
@@ -27,9 +28,11 @@ from msgspec.structs import replace
 
 from monitoring import store
 from monitoring.arrow import look_into
+from monitoring.columns import read_arrow
 from monitoring.drain import Drainer
 from monitoring.erase import Subject, blank_spool, entry_test, find
 from monitoring.feature import Task
+from monitoring.fits import FLOAT32_LIMIT
 from monitoring.record import COLUMNS, MAGIC, PREDICTION, Entry, dead_letter, iter_entries
 from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
@@ -292,11 +295,15 @@ def test_accept_chooses_the_answer_whatever_the_body_is(place: Place) -> None:
 
 GOOD = {"a": 1.5, "n": 7, "member": True, "city": "Ulm", "joined": "2026-01-31T12:00:00+00:00"}
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+LARGEST = float(np.nextafter(FLOAT32_LIMIT, 0))
 COLUMNS_AND_JSON: dict[str, tuple[str, pa.Array, list[Any]]] = {
     **{f"{kind}": ("a", pa.array([1, None, 100], kind), [1, None, 100])
        for kind in (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())},
     "uint64 beyond int64": ("a", pa.array([2**64 - 1, 2**63 + 1, 3], pa.uint64()), [2**64 - 1, 2**63 + 1, 3]),
     "int64 beyond 2^53": ("a", pa.array([2**53 + 1, -(2**63), 2**63 - 1]), [2**53 + 1, -(2**63), 2**63 - 1]),
+    # As a double it lies in the middle between two of float32, as an integer above it.
+    "int64 that is rounded twice": ("a", pa.array([2**54 + 2**30 + 1, 1, 2]), [2**54 + 2**30 + 1, 1, 2]),
+    "the largest number": ("a", pa.array([LARGEST, 1, 2]), [LARGEST, 1, 2]),
     "float16": ("a", pa.array(np.array([0.1, 65504, np.nan], np.float16)), [float(np.float16(0.1)), 65504.0, None]),
     "float32": ("a", pa.array([0.1, None, 3.4028235e38], pa.float32()),
                 [float(np.float32(0.1)), None, 3.4028234663852886e38]),
@@ -350,6 +357,15 @@ def test_a_column_of_every_type_is_what_its_values_are_in_json(name: str, place:
     whole, cut = place.post(stream(table), ARROW), place.post(stream(table, 2), ARROW)
 
     assert (whole.status_code, cut.status_code) == (200, 200), whole.text + cut.text
+    model = place.worker.model.current
+    assert model is not None
+    read, decoded = (
+        read_arrow(model.decoder, stream(table), MOST),
+        model.decoder.decode(json.dumps({"records": records}).encode()),
+    )
+    assert np.array_equal(read.numeric(), decoded.numeric(), equal_nan=True)
+    assert read.categorical() == decoded.categorical()
+    pd.testing.assert_frame_equal(read.frame(), decoded.frame())
     for answer in (whole, cut):
         assert read_answer(answer)[1:] == (expected["predictions"], expected["probabilities"])
     rows = list(map(comparable, place.stored()))
@@ -433,6 +449,7 @@ REFUSED: dict[str, tuple[str, bytes, int, str]] = {
         422,
         "records[3].a: 1e+39 is too large; the model takes float32 numbers, up to ±3.4e38",
     ),
+    "the smallest number beyond": (ARROW, with_value("a", pa.array([FLOAT32_LIMIT] * 4)), 422, "records[0].a: 3.40"),
     "infinite": (ARROW, with_value("a", pa.array([1, 2, float("-inf"), 1], pa.float32())), 422, "records[2].a: -Inf"),
     "half infinite": (ARROW, with_value("a", pa.array(np.array([1, np.inf] * 2, np.float16))), 422, "records[1].a"),
     "a large decimal": (
