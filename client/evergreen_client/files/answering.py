@@ -13,7 +13,7 @@ import msgspec
 
 import evergreen_client.calls as calls
 from evergreen_client.answers import Answers, Wanted
-from evergreen_client.errors import NotEvergreen, Refused, StatusError
+from evergreen_client.errors import NotEvergreen, Refused, StatusError, TooLarge
 from evergreen_client.files.errors import FileError
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -125,6 +125,9 @@ class Service:
             found, theirs = await (self._in_arrow(columns, ids) if self.arrow else self._in_json(columns, ids))
         except Refused as refused:
             raise refused_row(refused.said) or refused from None
+        except TooLarge as error:
+            fewer = max(1, len(ids) // 4)
+            raise FileError(f"{error}: begin anew with fewer rows a request (--batch {fewer} --force)") from None
         if theirs != ids:
             raise NotEvergreen(
                 f"{self.client.url}/predict: the answers have other ids than the rows: is a proxy between?"
