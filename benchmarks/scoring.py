@@ -193,6 +193,7 @@ def run(*, rows: int, suffix: str, json_to: Path | None, say: Callable[[str], No
                 said = process.communicate()[0]
             undisturbed = json.loads(said)
             say(f"undisturbed: {undisturbed['rows_per_second']:,.0f} rows/s, peak MB by quarter {peaks(seen)}")
+            drained(server)  # else the second run would wait for the rows of the first
             broken = disturbed(server, file, rough, rows, say)
             drained(server)
             result = {

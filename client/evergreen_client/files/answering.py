@@ -24,7 +24,7 @@ ARROW_ROWS: Final = 5000
 ARROW_VALUES: Final = 90_000
 """Values in one body, some 0.7 MB in either kind: those above a megabyte take turns at the server."""
 
-MOST_WAITING_BYTES: Final = 3 << 30
+MOST_WAITING_BYTES: Final = 7 << 29
 """Of recorded rows that are not in the store yet. A file is answered faster than its rows are stored, and a full spool
 ([log] max_spool_bytes, 4 GiB unless it is set) drops rows."""
 LOOK_EVERY_S: Final = 2.0
