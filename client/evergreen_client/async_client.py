@@ -170,7 +170,7 @@ class AsyncClient:
                 it in `out` + `.refused.csv`.
             record: False for a try-out, as of `predict`.
             batch_rows: rows a request; 0: chosen.
-            connections: requests that the service works on at a time, half of those under way.
+            connections: requests under way at a time.
             run: what made ids begin with; "": chosen from the time.
             force: begin anew and replace `out`.
             dialect: how a CSV file is written, when not with commas and in UTF-8.

@@ -126,6 +126,16 @@ def test_a_service_that_is_not_there_ends_the_run_and_the_next_one_goes_on(
     assert len(pd.read_csv(out)) == N
 
 
+def test_batches_that_are_too_large_are_said_with_what_to_do(
+    served: Served, call: Call, source: Path, tmp_path: Path
+) -> None:
+    most = served.worker.settings.serve.max_records
+    world(most + 1, 1).to_csv(source, index=False)
+
+    with pytest.raises(FileError, match=rf"413 .*: begin anew with fewer rows a request \(--batch {(most + 1) // 4} "):
+        call(served.url, source, tmp_path / "out.csv", batch_rows=most + 1)
+
+
 def test_a_file_from_which_nothing_is_recorded_needs_a_service_that_can(
     served: Served, call: Call, source: Path, tmp_path: Path
 ) -> None:

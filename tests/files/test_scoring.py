@@ -16,11 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from evergreen_client.files import Asked, BadRow, CannotResume, FileError, Progress, Unreadable
 
+from monitoring.schema import FeatureSchema
+from service import sample
 from service.command.predict import Offline
 from tests.files.scorers import Killed, killed_after, offline, rows, scored
 from tests.wired import artefact
 from training.artefact import verify
+from training.export import export
 from training.loaded import load_model
+from training.pipeline import build
 
 __all__ = ["artefact"]  # a fixture
 
@@ -73,6 +77,31 @@ def test_the_answers_are_those_of_the_version_bit_for_bit(
             assert set(found["version"]) == {1} and found["adaptation"].isna().all()
             assert (done.rows, done.refused, done.versions, done.before) == (N, 0, {1: N}, 0)
             assert left(out) == [out.name]
+
+
+@pytest.mark.parametrize("target", ["income", "purpose", "owns_home"])
+def test_numbers_texts_and_truth_values_are_predicted(tmp_path: Path, target: str) -> None:
+    frame = rows(600).drop(columns="key")
+    schema = FeatureSchema.infer(frame, target, ignore=[sample.TIME])
+    features, labels = schema.canonical(frame), schema.labels(frame[target])
+    folder = tmp_path / "1"
+    pipeline = build(schema, {"max_iter": 5}, 0).fit(features, labels)
+    export(pipeline, schema, folder, check_frame=features.head(50), manifest={"name": "evergreen"})
+    rows(600).to_parquet(tmp_path / "rows.parquet")
+
+    for ending in (".csv", ".parquet"):
+        scored(offline(folder), tmp_path / "rows.parquet", asked(tmp_path / f"out{ending}"))
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    text = pd.read_csv(tmp_path / "out.csv", float_precision="round_trip")
+
+    expected = load_model(folder, verify(folder), schema).answer(features)
+    words = [str(each).lower() if isinstance(each, bool) else str(each) for each in schema.classes]
+    assert list(found) == ["id", "prediction", *(f"probability_{each}" for each in words), "version", "adaptation"]
+    answers = found.iloc[:, 2:-2].to_numpy() if schema.classes else found["prediction"].to_numpy()
+    assert np.array_equal(answers, expected)
+    if schema.classes:
+        assert found["prediction"].tolist() == [schema.classes[at] for at in expected.argmax(axis=1)]
+    assert text["prediction"].tolist() == found["prediction"].tolist()
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])

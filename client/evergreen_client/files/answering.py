@@ -13,7 +13,7 @@ import msgspec
 
 import evergreen_client.calls as calls
 from evergreen_client.answers import Answers, Wanted
-from evergreen_client.errors import NotEvergreen, Refused, StatusError
+from evergreen_client.errors import NotEvergreen, Refused, StatusError, TooLarge
 from evergreen_client.files.errors import FileError
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
@@ -24,7 +24,7 @@ ARROW_ROWS: Final = 5000
 ARROW_VALUES: Final = 90_000
 """Values in one body, some 0.7 MB in either kind: those above a megabyte take turns at the server."""
 
-MOST_WAITING_BYTES: Final = 3 << 30
+MOST_WAITING_BYTES: Final = 7 << 29
 """Of recorded rows that are not in the store yet. A file is answered faster than its rows are stored, and a full spool
 ([log] max_spool_bytes, 4 GiB unless it is set) drops rows."""
 LOOK_EVERY_S: Final = 2.0
@@ -125,6 +125,9 @@ class Service:
             found, theirs = await (self._in_arrow(columns, ids) if self.arrow else self._in_json(columns, ids))
         except Refused as refused:
             raise refused_row(refused.said) or refused from None
+        except TooLarge as error:
+            fewer = max(1, len(ids) // 4)
+            raise FileError(f"{error}: begin anew with fewer rows a request (--batch {fewer} --force)") from None
         if theirs != ids:
             raise NotEvergreen(
                 f"{self.client.url}/predict: the answers have other ids than the rows: is a proxy between?"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from evergreen_client.errors import EvergreenClientError
 
 
@@ -23,3 +25,11 @@ class BadRow(FileError):
     def __init__(self, source: str, row: int, problem: str) -> None:
         self.row, self.problem = row, problem
         super().__init__(f"{source}, row {row:,}: {problem}; correct it, or let such rows be skipped (--bad-rows skip)")
+
+
+def no_room(path: Path, error: OSError) -> FileError:
+    """An error of the disk in words that say that nothing is lost."""
+    return FileError(
+        f"{path} cannot be written ({error.strerror or error}): make room, then give the same command again; it goes "
+        "on behind the last rows that are safe"
+    )

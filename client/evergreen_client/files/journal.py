@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from evergreen_client.files.errors import CannotResume
+from evergreen_client.files.errors import CannotResume, no_room
 
 ENDING: Final = ".progress"
 FORMAT: Final = 1
@@ -59,15 +59,18 @@ def read(out: Path) -> Journal | None:
 
 
 def write(out: Path, journal: Journal) -> None:
-    """Put the journal on the disk, whole or not at all."""
+    """Put the journal on the disk, whole or not at all. Raises `FileError` when that is full."""
     path = path_of(out)
     beside = path.with_name(path.name + ".writing")
-    with beside.open("wb") as file:
-        file.write(msgspec.json.encode(journal))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    sync_folder(path.parent)
+    try:
+        with beside.open("wb") as file:
+            file.write(msgspec.json.encode(journal))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise no_room(path, error) from error
 
 
 def sync_folder(folder: Path) -> None:

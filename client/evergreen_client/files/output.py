@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from evergreen_client.files.errors import CannotResume, FileError
+from evergreen_client.files.errors import CannotResume, FileError, no_room
 from evergreen_client.files.journal import sync_folder
 
 PARTIAL: Final = ".partial"
@@ -73,14 +73,6 @@ class Appended:
     def close(self) -> None:
         """Another process may write it from here on."""
         os.close(self._to)
-
-
-def no_room(path: Path, error: OSError) -> FileError:
-    """An error of the disk in words that say that nothing is lost."""
-    return FileError(
-        f"{path} cannot be written ({error.strerror or error}): make room, then give the same command again; it goes "
-        "on behind the last rows that are safe"
-    )
 
 
 def kind_of(out: Path) -> str:

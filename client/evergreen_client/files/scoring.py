@@ -166,12 +166,16 @@ def _begin(table: Table, answerer: Answerer, asked: Asked, wanted: Wanted) -> _R
             check_ids(table, asked.ids, nulls=asked.bad_rows == "skip")
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         found = output.Appended(partial)
-        journals.path_of(asked.out).unlink(missing_ok=True)
-        _refused_path(asked.out).unlink(missing_ok=True)
-        found.append(output.head(kind, shape))
-        found.sync()
-        now.bytes = found.size
-        journals.write(asked.out, now)  # before the first row is sent: its id must not change any more
+        try:
+            journals.path_of(asked.out).unlink(missing_ok=True)
+            _refused_path(asked.out).unlink(missing_ok=True)
+            found.append(output.head(kind, shape))
+            found.sync()
+            now.bytes = found.size
+            journals.write(asked.out, now)  # before the first row is sent: its id must not change any more
+        except BaseException:
+            found.close()
+            raise
         return _Run(table, answerer, asked, wanted, kind, shape, now, found)
     journals.check(asked.out, before, now)
     if before.complete and not partial.exists() and asked.out.exists():  # killed before its very last step
@@ -204,14 +208,15 @@ class _Run:
         self.lock = threading.RLock()
         """Held by the thread that writes; whoever stops the run waits for it."""
         self.list: output.Appended | None = None
-        if journal.refused_bytes:
-            self.list = output.Appended(_refused_path(asked.out), journal.refused_bytes)
+        self.gate = asyncio.Semaphore(asked.connections)
 
     async def go(self, on_progress: Callable[[Progress], None] | None) -> Scored:
         """Answer what is left, and put the output in its place."""
         assert self.output is not None
         try:
             if not self.journal.complete:
+                if self.journal.refused_bytes:
+                    self.list = output.Appended(_refused_path(self.asked.out), self.journal.refused_bytes)
                 await self._answer_all(on_progress)
                 self.journal.complete = True
                 self._commit()
@@ -303,7 +308,8 @@ class _Run:
                 columns = {name: column.take(places) for name, column in columns.items()}
                 ids = [ids[row] for row in good]
             try:
-                return batch, await self.answerer.answer(columns, ids)
+                async with self.gate:
+                    return batch, await self.answerer.answer(columns, ids)
             except RowRefused as refused:
                 batch.faults[good[refused.row]] = refused.problem
 
@@ -377,10 +383,7 @@ class _Run:
                 self.list.sync()
             self.journal.bytes, self.journal.refused_bytes = self.good
             self.committed = time.monotonic()
-            try:
-                journals.write(self.asked.out, self.journal)
-            except OSError as error:
-                raise output.no_room(journals.path_of(self.asked.out), error) from error
+            journals.write(self.asked.out, self.journal)
 
     def _finish(self) -> None:
         assert self.output is not None
