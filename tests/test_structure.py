@@ -127,6 +127,19 @@ def test_a_ring_is_seen_and_named() -> None:
     assert any("monitoring.fits" in ring for ring in rings(ours() | {"monitoring/fits.py": "import monitoring.decode"}))
 
 
+def test_a_bento_serves_without_the_client_which_it_does_not_hold() -> None:
+    sources = {module_of(path): source for path, source in ours().items()}
+    reached: set[str] = set()
+    ahead = ["service.app", "service.command.serve"]
+    while ahead:
+        module = ahead.pop()
+        if module not in reached:
+            reached.add(module)
+            ahead += [name for name in imports(sources[module]) if name in sources]
+
+    assert len(reached) > 100 and not any(module.startswith("evergreen_client") for module in reached)
+
+
 def test_what_answers_and_what_acts_meet_in_files_only() -> None:
     wrong = [
         f"{path} imports {name}"

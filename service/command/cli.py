@@ -851,7 +851,7 @@ def traffic(
         str, typer.Option("--time", help="Time column (default: setting data.time)", show_default=False)
     ] = "",
     retry: Annotated[
-        float, typer.Option(help="How many seconds a refused or reset connection is tried again", min=0)
+        float, typer.Option(help="Seconds in which a request that failed on its way is sent again", min=0)
     ] = 0.0,
     ids_out: Annotated[
         Path | None, typer.Option(help="JSON lines of the acknowledged ids and versions", show_default=False)
