@@ -43,6 +43,7 @@ SHOWN_CHARS: Final = 40
 SHOWN_NAMES: Final = 20
 
 _Number = Annotated[float, msgspec.Meta(gt=-FLOAT32_LIMIT, lt=FLOAT32_LIMIT)]
+_KEYS: Final = ("records", "ids", "record", "warnings")
 _EXPECTED: Final = {
     "numeric": "a number",
     "boolean": "true or false",
@@ -65,6 +66,29 @@ class InvalidRequest(EvergreenError):
         self.status = status
         self.message = clean
         self.reason = reason or f"status {status}"
+
+
+class MoreAsked(Exception):
+    """Raised for a good body that asks for more than answers: `record` false, or `warnings`.
+
+    `batch` is what it holds, by this `decoder`; `body` is the same without these keys. An exception, so that others pay
+    nothing for it.
+    """
+
+    def __init__(self, decoder: RequestDecoder, batch: Batch, body: bytes, more: _More) -> None:
+        super().__init__()
+        self.decoder, self.batch, self.body = decoder, batch, body
+        self.record, self.warnings = more.record, more.warnings
+
+
+class _Plain(msgspec.Struct, omit_defaults=True):
+    records: msgspec.Raw
+    ids: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _More(_Plain, forbid_unknown_fields=True):
+    record: bool = True
+    warnings: bool = False
 
 
 class _Body(Protocol):
@@ -208,10 +232,11 @@ class RequestDecoder:
         self._instants = tuple(at for at, name in enumerate(numeric) if self._features[name].kind == "datetime")
 
     def decode(self, body: bytes) -> Batch:
-        """The batch in a JSON body; raises `InvalidRequest`, and nothing else, whatever the bytes are."""
+        """The batch in a JSON body; raises `InvalidRequest`, whatever the bytes are, or `MoreAsked`."""
         try:
             request = self._decode(body)
         except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so is bad UTF-8
+            self._raise_more_asked(body)
             self._refuse(body, error)
         records, ids = request.records, request.ids
         if ids is not None and (len(ids) != len(records) or not "".join(ids).isprintable()):
@@ -334,6 +359,17 @@ class RequestDecoder:
                     row[at] = days_since_epoch(row[at])
         return np.array(rows, dtype=np.float32)
 
+    def _raise_more_asked(self, body: bytes) -> None:
+        """Raise `MoreAsked`, or `InvalidRequest`, when the body asks for more than answers in the right way."""
+        if b'"record"' not in body and b'"warnings"' not in body:
+            return
+        try:
+            more = msgspec.json.decode(body, type=_More)
+        except (ValueError, RecursionError):
+            return
+        plain = msgspec.json.encode(_Plain(more.records, more.ids))
+        raise MoreAsked(self, self.decode(plain), plain, more)
+
     # -- the second, slow reading: what exactly is wrong? --------------------------------------------------------------
 
     def _refuse(self, body: bytes, error: Exception | None = None) -> NoReturn:
@@ -392,16 +428,16 @@ class RequestDecoder:
             raise InvalidRequest(400, f"{self._expected()}; got {_shown(body)}", "body is not an object")
         keys = [key for key, _ in body]
         for key in keys:
-            if key not in ("records", "ids"):
-                raise InvalidRequest(
-                    400,
-                    f"{_key(key)}: unknown key; the keys are records and ids{_nearest(key, ['records', 'ids'])}",
-                    "unknown key",
-                )
+            if key not in _KEYS:
+                known = f"{', '.join(_KEYS[:-1])} and {_KEYS[-1]}"
+                message = f"{_key(key)}: unknown key; the keys are {known}{_nearest(key, _KEYS)}"
+                raise InvalidRequest(400, message, "unknown key")
         if "records" not in keys:
             raise InvalidRequest(400, f"records: missing; {self._expected()}", "records: missing")
         rows = 0
         for key, value in body:
+            if key in ("record", "warnings") and not isinstance(value, bool):
+                raise InvalidRequest(400, f"{key}: expected true or false, got {_shown(value)}", f"{key}: not a bool")
             if key == "records":
                 if not isinstance(value, list) or isinstance(value, _Object):
                     raise InvalidRequest(

@@ -62,6 +62,7 @@ class Metrics:
         """Of requests, their rows and labels, and the model that answers."""
         self.requests = self._counter("requests", "HTTP requests answered", "route", "status")
         self.predictions = self._counter("predictions", "Rows predicted and answered", "version")
+        self.tryouts = self._counter("tryout_rows", "Rows answered and, as the request asked, not recorded")
         self.prediction_seconds = self._histogram(
             "prediction_seconds",
             "Time from the whole request received to the answer encoded and recorded",

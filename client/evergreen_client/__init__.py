@@ -19,7 +19,7 @@ counted twice (`repeats.py`). Errors are an `EvergreenClientError` each (`errors
 `AsyncClient` has the same methods for asyncio. pandas is needed by those only who hand over a DataFrame.
 """
 
-from evergreen_client.answers import Answers, Wanted
+from evergreen_client.answers import Answers, Wanted, Warned
 from evergreen_client.async_client import AsyncClient
 from evergreen_client.client import Client
 from evergreen_client.errors import (
@@ -54,4 +54,5 @@ __all__ = [
     "TooLarge",
     "Unreachable",
     "Wanted",
+    "Warned",
 ]

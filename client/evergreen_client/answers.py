@@ -12,6 +12,18 @@ Task = Literal["binary", "multiclass", "regression"]
 Scalar = bool | int | float | str
 
 
+class Warned(msgspec.Struct, frozen=True):
+    """What of one column lies outside what training saw."""
+
+    column: str
+    kind: Literal["category", "range"]
+    count: int
+    """Rows that it is said of."""
+    rows: list[int]
+    """The first hundred of them, counted from 0."""
+    message: str
+
+
 class Answers(msgspec.Struct, frozen=True):
     """The answers to one request, in the order of its rows."""
 
@@ -29,6 +41,8 @@ class Answers(msgspec.Struct, frozen=True):
     adaptation: int | None = None
     """Number of the adaptation of the version's output that was in force."""
     trace_id: str | None = None
+    warnings: list[Warned] | None = None
+    """None when they were not asked for."""
 
 
 class Wanted(msgspec.Struct, frozen=True):

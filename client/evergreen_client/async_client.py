@@ -112,6 +112,7 @@ class AsyncClient:
         ids: Sequence[str] | None = None,
         *,
         record: bool = True,
+        warnings: bool = False,
     ) -> Answers:
         """The answers to `records`, in their order: all of one version, and all or none.
 
@@ -121,6 +122,7 @@ class AsyncClient:
             ids: one text a row, under which its label will be sent; made here when there are none (UUID version 7). An
                 id that was used before stands for the newest row that has it.
             record: False for a try-out: it is answered, and not recorded; a label for it finds no prediction.
+            warnings: whether the answer tells which categories and numbers lie outside what training saw.
 
         Raises `Refused` (its `row` and `column` say what has to be changed), `TooLarge`, and `BadRecords` before
         anything is sent.
@@ -128,7 +130,7 @@ class AsyncClient:
         if is_frame(records):
             records = records_of(records, (await self.wanted()).kinds)
         try:
-            return await self._do(calls.predict(records, ids, record))
+            return await self._do(calls.predict(records, ids, record, warnings))
         except Refused:
             self._wanted = None  # a new version may want other features
             raise

@@ -58,10 +58,19 @@ class Call(Generic[T]):
             raise NotEvergreen(f"{url}{self.path}: no answer of Evergreen ({words}); is this its address?") from None
 
 
-def predict(records: Sequence[Mapping[str, Any]], ids: Sequence[str] | None, record: bool = True) -> Call[Answers]:
+def predict(
+    records: Sequence[Mapping[str, Any]], ids: Sequence[str] | None, record: bool = True, warnings: bool = False
+) -> Call[Answers]:
     """The call of `/predict`; each record has an id, so that it may be sent again. Raises `BadRecords`."""
     known = new_ids(len(records)) if ids is None else list(ids)
-    content = encoded({"records": list(records), "ids": known, **({} if record else {"record": False})})
+    content = encoded(
+        {
+            "records": list(records),
+            "ids": known,
+            **({} if record else {"record": False}),
+            **({"warnings": True} if warnings else {}),
+        }
+    )
     return Call("POST", "/predict", msgspec.json.Decoder(Answers).decode, content, JSON)
 
 

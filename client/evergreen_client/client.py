@@ -109,6 +109,7 @@ class Client:
         ids: Sequence[str] | None = None,
         *,
         record: bool = True,
+        warnings: bool = False,
     ) -> Answers:
         """The answers to `records`, in their order: all of one version, and all or none.
 
@@ -118,6 +119,7 @@ class Client:
             ids: one text a row, under which its label will be sent; made here when there are none (UUID version 7). An
                 id that was used before stands for the newest row that has it.
             record: False for a try-out: it is answered, and not recorded; a label for it finds no prediction.
+            warnings: whether the answer tells which categories and numbers lie outside what training saw.
 
         Raises `Refused` (its `row` and `column` say what has to be changed), `TooLarge`, and `BadRecords` before
         anything is sent.
@@ -125,7 +127,7 @@ class Client:
         if is_frame(records):
             records = records_of(records, (self.wanted()).kinds)
         try:
-            return self._do(calls.predict(records, ids, record))
+            return self._do(calls.predict(records, ids, record, warnings))
         except Refused:
             self._wanted = None  # a new version may want other features
             raise

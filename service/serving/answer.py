@@ -186,16 +186,18 @@ class Lane:
 
     async def predict(self, model: ServedModel, asked: Asked) -> bytes:
         """Predict, record and count a decoded request: the answer's JSON, as it also stands in the record."""
-        self.count_source("predictions", asked.source, asked.batch.n)
         begun = 0.0 if self.tracer is None else time.perf_counter()
+        return self.settle(model, (asked,), *await self.answers(model, asked), begun)[0]
+
+    async def answers(self, model: ServedModel, asked: Asked) -> Answers:
+        """What the model says of a decoded request, counted for its source and not recorded yet."""
+        self.count_source("predictions", asked.source, asked.batch.n)
         try:
             if asked.batch.n > INLINE_ROWS or model.engine == "scikit-learn":
-                found = await self.in_thread(lambda: model.predict(asked.batch))
-            else:
-                found = model.predict(asked.batch)
+                return await self.in_thread(lambda: model.predict(asked.batch))
+            return model.predict(asked.batch)
         except ValueError as error:
             raise unpredictable(model, error) from error
-        return self.settle(model, (asked,), *found, begun)[0]
 
     def count_source(self, kind: Kind, source: str, rows: int) -> None:
         """Raises `OverLimit`. Rows without a token are counted only when they are limited, too."""

@@ -21,6 +21,7 @@ from service.serving.request import (
 )
 from service.serving.request import JSON as IN_JSON
 from service.serving.routes import answer, template
+from service.serving.tryout import predict_json
 from service.serving.wire import LaneProtocol
 from service.serving.worker import Worker
 from service.settings import TRACED_VARIABLE
@@ -87,7 +88,7 @@ class Front:
                 if path == "/feedback":
                     status, body = await lane.take_labels(content, source)
                 elif kind == wanted == IN_JSON:
-                    status, body = await lane.predict_body(content, source, traceparent)
+                    status, body = 200, await predict_json(lane, content, source, traceparent)
                 else:
                     from service.serving.tables import predict_table
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from monitoring.decode import Batch
+from monitoring.decode import Batch, MoreAsked
 from service.serving.answer import INLINE_ROWS, Asked, unpredictable
 from service.serving.asgi import Headers
 from service.serving.request import (
@@ -94,6 +94,8 @@ class Group:
                 return False
             if source or lane.worker.sources.limited:
                 lane.count_source("predictions", source, batch.n)
+        except MoreAsked:
+            return False
         except Exception as error:  # the same words as on the long way
             connection.refuse(*lane.refusal(PATH, error, request_id, traceparent, started))
             return True

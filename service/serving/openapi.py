@@ -19,6 +19,7 @@ from service.serving.described import (
     page,
     ref,
 )
+from service.serving.seen import MOST_ROWS
 
 if TYPE_CHECKING:
     from service.serving.worker import Worker
@@ -129,6 +130,10 @@ def _predict(of: Described) -> JsonObject:
                     "examples": {
                         "one": {"summary": "One record", "value": body},
                         "named": {"summary": "With an id of yours", "value": {**body, "ids": ["order-17"]}},
+                        "tried": {
+                            "summary": "A try-out, with warnings",
+                            "value": {**body, "record": False, "warnings": True},
+                        },
                     },
                 },
             },
@@ -188,6 +193,11 @@ def _shapes(of: Described) -> JsonObject:
         "ids": ids,
         "predictions": {"type": "array", "items": of.target},
     }
+    answer["warnings"] = {
+        "type": "array",
+        "items": ref("Warned"),
+        "description": "Only when they were asked for, and in JSON",
+    }
     if of.model.classes:
         answer["probabilities"] = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
         answer["classes"] = {"type": "array", "const": list(of.model.classes)}
@@ -211,12 +221,37 @@ def _shapes(of: Described) -> JsonObject:
             "type": "object",
             "required": ["records"],
             "additionalProperties": False,
-            "properties": {"records": records, "ids": {"anyOf": [ids, {"type": "null"}]}},
+            "properties": {
+                "records": records,
+                "ids": {"anyOf": [ids, {"type": "null"}]},
+                "record": {
+                    "type": "boolean",
+                    "default": True,
+                    "description": "false for a try-out: it is answered, and not recorded; a label finds no prediction",
+                },
+                "warnings": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "Whether the answer tells what of the records lies outside what training saw",
+                },
+            },
         },
         "PredictAnswer": {
             "type": "object",
             "required": ["model", "version", "ids", "predictions"],
             "properties": answer,
+        },
+        "Warned": {
+            "type": "object",
+            "description": "What of one column lies outside what training saw",
+            "required": ["column", "kind", "count", "rows", "message"],
+            "properties": {
+                "column": {"type": "string"},
+                "kind": {"enum": ["category", "range"]},
+                "count": {"type": "integer", "description": "Rows that it is said of"},
+                "rows": {"type": "array", "items": {"type": "integer"}, "maxItems": MOST_ROWS},
+                "message": {"type": "string"},
+            },
         },
         "Label": label,
         "FeedbackRequest": {

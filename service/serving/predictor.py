@@ -80,6 +80,8 @@ class ServedModel:
     engine: Engine
     run: Run
     classes: tuple[Any, ...]
+    folder: Path
+    """Of its artefact."""
     row_by_row: bool = False
     """Whether a row's answer is the same to the last bit whatever other rows are predicted with it."""
     run_with_matrix: Callable[[Decoded], tuple[np.ndarray, np.ndarray]] | None = None
@@ -176,6 +178,7 @@ def load(
         engine=answers,
         run=run,
         classes=schema.classes,
+        folder=folder,
         row_by_row=manifest.twin is not None and manifest.twin.row_by_row,
         run_with_matrix=run_with_matrix,
     )

@@ -21,6 +21,7 @@ from service.serving.answer import INLINE_BYTES, MOST_TEXT_BYTES, Asked, Predict
 from service.serving.ids import new_ids
 from service.serving.large import check_values
 from service.serving.request import ARROW, CSV, JSON
+from service.serving.tryout import predict_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ async def predict_table(
     if kind == ARROW:
         return await _predict_arrow(lane, wanted, body, source, traceparent)
     if kind == JSON:
-        _, predicted = await lane.predict_body(body, source, traceparent)
+        predicted = await predict_json(lane, body, source, traceparent)
     else:
         predicted = await _predict_text(lane, kind, body, source, traceparent)
     return await _answer(lane, wanted, predicted)

@@ -203,8 +203,16 @@ EXAMPLE = 'expected an object such as {"records": [{"age": 35, "city": "Bonn", â
         (body(*[GOOD] * 5), 413, "records: 5 records, more than the 4 allowed at once; send smaller batches"),
         (b'{"records":{"age":1}}', 400, "records: expected a list of objects, got an object"),
         (b'{"records":null}', 400, "records: expected a list of objects, got null"),
-        (b'{"recrods":[]}', 400, "recrods: unknown key; the keys are records and ids; did you mean records?"),
-        (body(GOOD, **{"model version": 3}), 400, '"model version": unknown key; the keys are records and ids'),
+        (
+            b'{"recrods":[]}',
+            400,
+            "recrods: unknown key; the keys are records, ids, record and warnings; did you mean records?",
+        ),
+        (
+            body(GOOD, **{"model version": 3}),
+            400,
+            '"model version": unknown key; the keys are records, ids, record and warnings',
+        ),
         (b"{}", 400, f"records: missing; {EXAMPLE}"),
         (b"[]", 400, f"{EXAMPLE}; got a list"),
         (b"3", 400, f"{EXAMPLE}; got 3"),
