@@ -128,7 +128,8 @@ class AsyncClient:
         anything is sent.
         """
         if is_frame(records):
-            records = records_of(records, (await self.wanted()).kinds)
+            wanted = await self.wanted()
+            records = records_of(records, wanted.kinds)
         try:
             return await self._do(calls.predict(records, ids, record, warnings))
         except Refused:

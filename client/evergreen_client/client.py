@@ -125,7 +125,8 @@ class Client:
         anything is sent.
         """
         if is_frame(records):
-            records = records_of(records, (self.wanted()).kinds)
+            wanted = self.wanted()
+            records = records_of(records, wanted.kinds)
         try:
             return self._do(calls.predict(records, ids, record, warnings))
         except Refused:

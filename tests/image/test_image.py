@@ -49,6 +49,7 @@ def test_its_bill_of_materials_names_every_distribution_in_it(image: Image, home
     root = bill["metadata"]["component"]
     named.add((root["name"], root["version"]))
     assert len(installed) > 100 and installed <= named
+    assert {"evergreen-serving", "evergreen-client"} <= {name for name, _ in installed}
     there = image.run(home, "/usr/share/evergreen/sbom.cdx.json", entrypoint="cat")
     assert json.loads(there) == bill
 
