@@ -78,7 +78,7 @@ class MoreAsked(Exception):
     def __init__(self, decoder: RequestDecoder, batch: Batch, body: bytes, more: _More) -> None:
         super().__init__()
         self.decoder, self.batch, self.body = decoder, batch, body
-        self.record, self.warnings = more.record, more.warnings
+        self.record, self.warnings = more.record is not False, more.warnings is True
 
 
 class _Plain(msgspec.Struct, omit_defaults=True):
@@ -87,8 +87,8 @@ class _Plain(msgspec.Struct, omit_defaults=True):
 
 
 class _More(_Plain, forbid_unknown_fields=True):
-    record: bool = True
-    warnings: bool = False
+    record: bool | msgspec.UnsetType = msgspec.UNSET
+    warnings: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Body(Protocol):
@@ -367,6 +367,8 @@ class RequestDecoder:
             more = msgspec.json.decode(body, type=_More)
         except (ValueError, RecursionError):
             return
+        if more.record is msgspec.UNSET and more.warnings is msgspec.UNSET:
+            return  # the words stand elsewhere in it
         plain = msgspec.json.encode(_Plain(more.records, more.ids))
         raise MoreAsked(self, self.decode(plain), plain, more)
 

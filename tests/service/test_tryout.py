@@ -115,6 +115,9 @@ def test_what_is_not_asked_for_may_be_said(tried: Tried) -> None:
         ),
         ({"warnings": True, "ids": ["a", "b"]}, "ids: 2 ids for 1 records; send one for each record"),
         ({"record": False, "records": []}, "records: empty"),
+        ({"records": [{**example_record(), "record": 1}]}, "records[0].record: unknown feature"),
+        ({"records": [{**example_record(), "income": "warnings"}]}, "records[0].income: expected a number"),
+        ({"record": False, "records": [{**example_record(), "record": 1}]}, "records[0].record: unknown feature"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_refused_with_its_place(tried: Tried, change: dict[str, Any], said: str) -> None:
