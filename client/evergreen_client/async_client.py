@@ -35,6 +35,7 @@ from evergreen_client.managed import (
     Comparison,
     ComparisonHere,
     Models,
+    Prediction,
     Replica,
     Run,
     Status,
@@ -214,6 +215,10 @@ class AsyncClient:
     async def status(self) -> Status:
         """What runs where: aliases, workers, record, last check, last runs."""
         return await self._do(calls.get("/manage/status", Status))
+
+    async def prediction(self, id: str) -> Prediction:
+        """What is known of a prediction: when, by which version, and its labels; also of an id that nobody knows."""
+        return await self._do(calls.get(f"/manage/labels/{quote(id, safe='')}", Prediction))
 
     async def models(self) -> Models:
         """`{"model", "champion", "previous", "announced", "models": [...]}`, the newest version first."""

@@ -34,6 +34,7 @@ from evergreen_client.managed import (
     Comparison,
     ComparisonHere,
     Models,
+    Prediction,
     Replica,
     Run,
     Status,
@@ -211,6 +212,10 @@ class Client:
     def status(self) -> Status:
         """What runs where: aliases, workers, record, last check, last runs."""
         return self._do(calls.get("/manage/status", Status))
+
+    def prediction(self, id: str) -> Prediction:
+        """What is known of a prediction: when, by which version, and its labels; also of an id that nobody knows."""
+        return self._do(calls.get(f"/manage/labels/{quote(id, safe='')}", Prediction))
 
     def models(self) -> Models:
         """`{"model", "champion", "previous", "announced", "models": [...]}`, the newest version first."""

@@ -172,6 +172,30 @@ class ComparisonHere(Comparison):
     predictions: None
 
 
+class KeptLabel(TypedDict):
+    """One label of a prediction."""
+
+    label: Any
+    observed_at: float
+    received_at: float
+    source: NotRequired[str]
+    """Name of the token it came with, "" for none."""
+
+
+class Prediction(TypedDict):
+    """What is known of a prediction's id."""
+
+    id: str
+    predictions: int
+    """Rows in the store that have it: 0 when none came yet."""
+    version: int | None
+    """Of the newest of them, which the labels are of."""
+    at: float | None
+    prediction: Any
+    labels: list[KeptLabel]
+    """The one that counts first."""
+
+
 class Adaptations(TypedDict):
     """How the champion's output is adapted, and what happened to its adaptations, the newest first."""
 

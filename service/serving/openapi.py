@@ -193,7 +193,11 @@ def _shapes(of: Described) -> JsonObject:
         "ids": ids,
         "predictions": {"type": "array", "items": of.target},
     }
-    answer["warnings"] = {"type": "array", "items": ref("Warned"), "description": "Only when they were asked for"}
+    answer["warnings"] = {
+        "type": "array",
+        "items": ref("Warned"),
+        "description": "Only when they were asked for, and in JSON",
+    }
     if of.model.classes:
         answer["probabilities"] = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
         answer["classes"] = {"type": "array", "const": list(of.model.classes)}

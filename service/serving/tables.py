@@ -59,7 +59,7 @@ async def predict_table(
     if kind == ARROW:
         return await _predict_arrow(lane, wanted, body, source, traceparent)
     if kind == JSON:
-        predicted = await predict_json(lane, body, source, traceparent, may_warn=wanted == JSON)
+        predicted = await predict_json(lane, body, source, traceparent)
     else:
         predicted = await _predict_text(lane, kind, body, source, traceparent)
     return await _answer(lane, wanted, predicted)

@@ -11,7 +11,6 @@ from monitoring.decode import MoreAsked
 from service.serving.answer import Asked
 from service.serving.ids import new_ids
 from service.serving.predict_answer import PredictAnswer
-from service.serving.request import Reject
 from service.serving.seen import seen
 
 if TYPE_CHECKING:
@@ -19,18 +18,13 @@ if TYPE_CHECKING:
     from service.serving.predictor import ServedModel
 
 
-async def predict_json(lane: Lane, body: bytes, source: str, traceparent: bytes, *, may_warn: bool = True) -> bytes:
-    """The answer to a whole request of `/predict` in JSON, whatever it asks for; `source` is the name of its token.
-
-    Raises `Reject` for warnings that are asked for where the answer has no room for them: not `may_warn`.
-    """
+async def predict_json(lane: Lane, body: bytes, source: str, traceparent: bytes) -> bytes:
+    """The answer to a whole request of `/predict` in JSON, whatever it asks for; `source` is the name of its token."""
     started = time.perf_counter()
     try:
         return (await lane.predict_body(body, source, traceparent))[1]
     except MoreAsked as found:
         more, model = found, lane.model
-    if more.warnings and not may_warn:
-        raise Reject(406, "warnings come with an answer in JSON alone: send Accept: application/json, or ask for none")
     batch = more.batch if more.decoder is model.decoder else model.decoder.decode(more.body)  # a swap came between
     asked = Asked(batch, more.body, started, source, lane.trace_of(traceparent))
     return await predict_more(lane, model, asked, record=more.record, warnings=more.warnings)

@@ -36,6 +36,7 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "metrics": lambda client: client.metrics(),
     "readiness": lambda client: client.readiness(),
     "status": lambda client: client.status(),
+    "prediction": lambda client: client.prediction("loan 1"),
     "models": lambda client: client.models(),
     "version": lambda client: client.version(1),
     "compare": lambda client: client.compare(1, 1),
@@ -212,6 +213,7 @@ def test_the_answer_types_are_those_of_the_documents(served: Served) -> None:
         (managed.Run, answer_of(found, "/manage/runs/{run_id}")),
         (managed.Run, schemas["Run"]),
         (managed.Check, schemas["Check"]),
+        (managed.Prediction, answer_of(found, "/manage/labels/{prediction_id}")),
         (managed.Replica, schemas["Replica"]),
         (Answers, schemas["PredictAnswer"]),
     ]
@@ -252,6 +254,7 @@ def test_the_answers_of_a_worker_are_of_the_types_that_the_client_says(served: S
             (list[managed.Run], client.runs(folded=True)),
             (list[managed.Check], client.drift()),
             (managed.Run, client.run(1)),
+            (managed.Prediction, client.prediction("loan-1")),
             (list[managed.Replica], client.replicas()),
             (managed.Adaptations, client.adaptation()),
         ]

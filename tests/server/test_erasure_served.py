@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pandas as pd
 import pytest
+from evergreen_client import Client
 
 from tests.artefacts import example_record
 from tests.places import files_with
@@ -90,6 +91,6 @@ def test_an_erasure_that_names_nobody_is_refused(server: Server) -> None:
     assert command(server, "erase").returncode == 2
 
 
-def _labels(client: object, id_: str) -> str:
-    found = client._object("GET", f"/manage/labels/{id_}")  # type: ignore[attr-defined]
+def _labels(client: Client, id_: str) -> str:
+    found = client.prediction(id_)
     return "matched" if found["predictions"] and found["labels"] else "waiting"

@@ -125,3 +125,15 @@ def test_what_is_asked_for_wrongly_is_refused_with_its_place(tried: Tried, chang
 
     assert answer.status_code == 400 and answer.json()["error"].startswith(said)
     assert stored(tried) == {}
+
+
+def test_a_try_out_may_be_answered_as_csv(tried: Tried) -> None:
+    body = {"records": [example_record()] * 2, "ids": ["a", "b"], "record": False}
+
+    answer = httpx.post(f"{tried.url}/predict", json=body, headers={"accept": "text/csv"})
+
+    assert answer.headers["content-type"] == "text/csv" and [line[:2] for line in answer.text.splitlines()[1:]] == [
+        "a,",
+        "b,",
+    ]
+    assert stored(tried) == {}
