@@ -23,9 +23,11 @@ fi
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
 
+# What setuptools leaves in build/ would be in the next wheel, too: nothing of before is in this one, and nothing of this stays.
 work=$(mktemp -d)
-trap 'rm -rf "$work" service/revision.txt' EXIT
-rm -rf dist build/lib build/bdist.*
+built="build/lib* build/bdist.* client/build service/revision.txt"
+trap 'rm -rf "$work" $built' EXIT
+rm -rf dist $built
 mkdir -p dist
 distributions=(.)
 test ! -f client/pyproject.toml || distributions+=(client)
