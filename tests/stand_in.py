@@ -337,7 +337,14 @@ def reason(body: bytes) -> str:
 def listening(app: Any, port: int = 0) -> Iterator[str]:
     """The address of a real server on the loopback interface in front of an ASGI application."""
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="critical", lifespan="off", ws="none", access_log=False
+        app,
+        host="127.0.0.1",
+        port=port,
+        log_level="critical",
+        log_config=None,
+        lifespan="off",
+        ws="none",
+        access_log=False,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

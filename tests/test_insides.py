@@ -34,7 +34,7 @@ def connection() -> Iterator[Any]:
         pass
 
     loop = asyncio.new_event_loop()
-    config = uvicorn.Config(answered, log_level="critical", lifespan="off", ws="none")
+    config = uvicorn.Config(answered, log_level="critical", log_config=None, lifespan="off", ws="none")
     config.load()
     made = HttpToolsProtocol(config=config, server_state=ServerState(), app_state={}, _loop=loop)
     made.connection_made(Socket())
@@ -102,7 +102,7 @@ def test_uvicorn_looks_its_protocol_up_in_a_table_under_auto(monkeypatch: pytest
 
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")  # given back after the test
     wire.install()
-    config = uvicorn.Config(lambda: None, log_level="critical")
+    config = uvicorn.Config(lambda: None, log_config=None)
     config.load()
     assert config.http_protocol_class is wire.LaneProtocol
 

@@ -49,6 +49,12 @@ def working(home: Path, artefact: Path, **settings: str) -> Iterator[Worker]:
         worker.close()
 
 
+def stop_following(worker: Worker) -> None:
+    """From now on this worker looks at the live file only when the test says so."""
+    worker._closed.set()
+    worker._thread.join()
+
+
 @pytest.fixture
 def worker(tmp_path: Path, artefact: Path) -> Iterator[Worker]:
     with working(tmp_path, artefact) as made:
@@ -111,6 +117,7 @@ def serving(worker: Worker, *, short: bool = True) -> Iterator[Served]:
         ws="none",
         lifespan="off",
         log_level="critical",
+        log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,

@@ -27,7 +27,18 @@ from service.serving.worker import Worker
 from tests.adapted import leave, make_adaptation, put_in_force
 from tests.artefacts import make_artefact
 from tests.fronts import beyond, post
-from tests.wired import artefact, example, read_answer, records, request, serving, talk, worker, working
+from tests.wired import (
+    artefact,
+    example,
+    read_answer,
+    records,
+    request,
+    serving,
+    stop_following,
+    talk,
+    worker,
+    working,
+)
 from training.adaptation import Adaptation, Adapter
 from training.artefact import read_manifest, write_manifest
 from training.twin import Rows, Twin
@@ -211,6 +222,7 @@ BROKEN = {
 def test_a_broken_one_leaves_what_is_in_force_and_is_retried_later_and_later(
     adapted: Worker, artefact: Path, adaptation: Adaptation, case: str
 ) -> None:
+    stop_following(adapted)
     damage, changes, why = BROKEN[case]
     before = adapted.model.current
     broken = msgspec.structs.replace(adaptation, **{"number": 18, **changes})

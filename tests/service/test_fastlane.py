@@ -339,7 +339,7 @@ async def main():
     while layer is not None:
         layers.append(type(layer).__name__)
         layer = getattr(layer, "app", None)
-    config = uvicorn.Config(application)  # as BentoML's worker makes it: without naming a protocol
+    config = uvicorn.Config(application, log_config=None)  # as BentoML's worker makes it: without naming a protocol
     config.load()
     protocol = config.http_protocol_class
     connection = protocol(config=config, server_state=uvicorn.server.ServerState(), app_state={})

@@ -27,6 +27,7 @@ from tests.wired import (
     records,
     request,
     serving,
+    stop_following,
     talk,
     worker,
     working,
@@ -296,6 +297,7 @@ def test_a_client_that_leaves_before_its_answer_harms_nobody(worker: Worker) -> 
 def test_large_bodies_and_those_of_a_model_without_twin_go_the_long_way(worker: Worker, artefact: Path) -> None:
     from dataclasses import replace
 
+    stop_following(worker)
     body = records(200)
     assert len(json.dumps(body)) < SHORT_BYTES < len(json.dumps(records(400)))
 
