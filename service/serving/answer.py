@@ -38,6 +38,7 @@ from service.serving.sources import Kind, OverLimit
 from service.serving.unpack import unpacked
 from service.serving.worker import Worker
 from service.settings import Scope as TokenScope
+from training.priority import let_first
 
 if TYPE_CHECKING:
     from monitoring.decode import Batch
@@ -55,6 +56,9 @@ INLINE_ROWS: Final = 256
 
 INLINE_BYTES: Final = 128 * 1024
 """Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
+
+BATCH_NICE: Final = 5
+"""Of the thread that answers batches: requests of a few rows, on the event loop, interrupt it."""
 
 LARGE_BYTES: Final = 2**20
 TURN_S: Final = 2.0
@@ -107,7 +111,9 @@ class Lane:
         self.in_flight = 0
         self.log = worker.log
         self.tracer = worker.tracer
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="evergreen-predict")
+        self._threads = ThreadPoolExecutor(
+            1, thread_name_prefix="evergreen-predict", initializer=let_first, initargs=(BATCH_NICE,)
+        )
         self._requests: dict[tuple[str, int], HotCounter] = {}
         self._predictions: dict[int, HotCounter] = {}
         self._rejections: Counter[tuple[str, int, str]] = Counter()

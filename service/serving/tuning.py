@@ -11,7 +11,7 @@ from typing import Final
 
 from training.priority import be_prompt
 
-SWITCH_INTERVAL_S: Final = 0.0005
+SWITCH_INTERVAL_S: Final = 0.0001
 FILES_BESIDE: Final = 256
 """Files a worker has open beside its connections, and those being accepted, at most."""
 
@@ -19,7 +19,7 @@ FILES_BESIDE: Final = 256
 def tune() -> None:
     """Take from the hot path what it should not pay for again and again; called once, when everything is loaded.
 
-    A thread that loads a model or answers `/manage` gives the interpreter back after half a millisecond, not five.
+    A thread that loads a model or answers `/manage` gives the interpreter back after 0.1 ms, not 5.
     Collections of garbage would walk through the hundreds of thousands of objects that the imports left, and uvicorn
     would format a line of access log for each request only to find that nobody listens.
     """
