@@ -61,6 +61,8 @@ CLIENTS: Final = 4
 LARGE_ROWS: Final = 10_000
 SINGLE_CLIENTS: Final = 32
 SHARE: Final = 0.3
+DRAIN_S: Final = 10.0
+"""At most, for what a measurement left behind; the rest is stored beside the next one, at Evergreen's cost."""
 ARROW: Final = "application/vnd.apache.arrow.stream"
 OCTETS: Final = "application/octet-stream"
 
@@ -252,7 +254,7 @@ def measure(ways: Sequence[Way], generator: Generator, seconds: float, repeats: 
             way.measured.append(generator.run(closed_loop, way.target, CLIENTS, seconds))
             way.cpu_s.append(processes.cpu_seconds(way.server.family) - cpu_s)
             if way.server.evergreen is not None:
-                drained(way.server.evergreen, 120)
+                drained(way.server.evergreen, DRAIN_S)
             way.server.family.pause()
 
 
@@ -285,7 +287,7 @@ def single_beside_batches(
         rows.append(found.requests_per_second * LARGE_ROWS)
         phases["beside"][-1].failures.update({f"batch: {kind}": n for kind, n in found.failures.items()})
         assert server.evergreen is not None
-        drained(server.evergreen, 120)
+        drained(server.evergreen, DRAIN_S)
     server.family.pause()
     p99 = {name: Spread.of(found.percentile(0.99) for found in measured) for name, measured in phases.items()}
     pairs = zip(phases["alone"], phases["beside"], strict=True)
