@@ -59,6 +59,10 @@ $(DOCS)/env/.ready: deploy/requirements.docs.lock
 
 # Every command of README and docs, run as printed in an empty folder for each page; what it answers is compared.
 test-docs: $(READY)
+	@command -v curl >/dev/null || { \
+		as=; test "$$(id -u)" = 0 || as=sudo; \
+		$$as apt-get update -qq && $$as apt-get install -y -qq --no-install-recommends curl; \
+	} || { echo "the documents are run with curl, and it could not be installed: apt-get install curl"; exit 1; }
 	$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/docs $(DOCS_TESTS)
 
 # The page of the installed wheel in Debian's Chromium; BROWSER_TESTS="--minutes 30" leaves it open for half an hour,
