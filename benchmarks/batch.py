@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import statistics
 import sys
 import tempfile
@@ -31,7 +32,7 @@ import httpx
 import joblib  # type: ignore[import-untyped]
 import numpy as np
 import pandas as pd
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from benchmarks import processes, report
 from benchmarks.load import Generator, Measured, Target, closed_loop, open_loop
@@ -49,11 +50,11 @@ from benchmarks.serving import (
     check,
     drained,
     question,
+    served_artefact,
     start_evergreen,
     start_peer,
 )
 from monitoring.schema import FeatureSchema
-from service.handover import read_live
 from tests.real_server import Server, wait_until
 from training.trust import load_pipeline
 
@@ -79,13 +80,13 @@ DOES_NOT_SHOW: Final = (
     "The drain: Evergreen's rows are in its spool when it answers, and in the store after the measurement.",
     "The peers record nothing and validate little. On NumPy they get the matrix that the pipeline would make: their "
     "clients did that part of the work, and Evergreen's did not.",
-    "MLServer over gRPC, which needs another load generator.",
+    "MLServer's binary tensors: its REST server (1.7) reads none, and gRPC needs another load generator.",
 )
 
 NUMPY_PEERS: Final = (
     Peer(
         "mlserver-numpy",
-        "MLServer, V2 binary (NumPy)",
+        "MLServer, one tensor (NumPy)",
         "mlserver_matrix.py",
         ("mlserver==1.7.1", "mlserver-sklearn==1.7.1", "uvloop", "httptools", *MODEL),
         records_body,
@@ -138,23 +139,8 @@ def json_way(server: Running, records: Sequence[Record]) -> Way:
     return Way(server, "JSON", server.target([server.body(records)]), lambda answer: server.positive(answer.json()))
 
 
-def _triton(server: Running, inputs: list[InferInput], path: str, of: Callable[[InferResult], Any]) -> Way:
-    """What Triton's own client sends and reads, every tensor in binary."""
-    name = "probabilities" if server.name == EVERGREEN else "predict_proba"
-    outputs = [InferRequestedOutput(name, binary_data=server.name != EVERGREEN)]
-    body, length = InferenceServerClient.generate_request_body(inputs, outputs=outputs)
-    headers = (("Inference-Header-Content-Length", str(length)),)
-    port = server.target([]).port
-
-    def positive(answer: httpx.Response) -> Any:
-        header = answer.headers.get("inference-header-content-length")
-        return of(InferenceServerClient.parse_response_body(answer.content, header_length=header and int(header)))
-
-    return Way(server, "V2 binary", Target(port, path, (body,), content_type=OCTETS, headers=headers), positive)
-
-
 def tensors(server: Running, records: Sequence[Record], schema: FeatureSchema) -> Way:
-    """Evergreen's V2: a tensor a column."""
+    """V2 as Triton's own client sends it: a binary tensor a column."""
     inputs = []
     for feature in schema.features:
         values = [record[feature.name] for record in records]
@@ -163,15 +149,25 @@ def tensors(server: Running, records: Sequence[Record], schema: FeatureSchema) -
         one = InferInput(feature.name, [len(values)], kind)
         one.set_data_from_numpy(np.array(values, {"BYTES": object, "BOOL": bool, "FP64": np.float64}[kind]))
         inputs.append(one)
-    return _triton(server, inputs, "/v2/models/evergreen/infer", lambda found: found.as_numpy("probabilities")[:, 1])
+    outputs = [InferRequestedOutput("probabilities", binary_data=False)]
+    body, length = InferenceServerClient.generate_request_body(inputs, outputs=outputs)
+    path, headers = "/v2/models/evergreen/infer", (("Inference-Header-Content-Length", str(length)),)
+    target = Target(server.target([]).port, path, (body,), content_type=OCTETS, headers=headers)
+    return Way(server, "V2 binary", target, lambda answer: _flat(answer)[1::2])
 
 
 def matrix_tensor(server: Running, matrix: Any) -> Way:
-    """MLServer's V2: one tensor, the matrix."""
-    one = InferInput("matrix", list(matrix.shape), "FP32")
-    one.set_data_from_numpy(matrix.astype(np.float32))
-    one._parameters["content_type"] = "np"
-    return _triton(server, [one], "/v2/models/model/infer", lambda found: found.as_numpy("predict_proba")[:, 1])
+    """MLServer's V2 on NumPy: one tensor, the matrix, in JSON; its REST server reads no binary tensors."""
+    tensor = {"name": "matrix", "shape": list(matrix.shape), "datatype": "FP32", "data": matrix.ravel().tolist()}
+    body = {"inputs": [tensor | {"parameters": {"content_type": "np"}}], "outputs": [{"name": "predict_proba"}]}
+    target = server.target([json.dumps(body, separators=(",", ":")).encode()])
+    return Way(server, "one tensor", target, lambda answer: _flat(answer)[1::2])
+
+
+def _flat(answer: httpx.Response) -> list[float]:
+    """The first output of an answer in V2."""
+    found: list[float] = answer.json()["outputs"][0]["data"]
+    return found
 
 
 def matrix_file(server: Running, matrix: Any) -> Way:
@@ -336,9 +332,7 @@ def as_before(before: Path, work: Path, generator: Generator, seconds: float, re
                     server.start()
                 server.wait_ready(120)
                 starts[name].append(time.monotonic() - began)
-                live = read_live(server.settings.live_file)
-                assert live is not None and live.champion is not None
-                artefact = Path(live.champion.path)
+                artefact = served_artefact(server)
                 schema = FeatureSchema.from_json((artefact / "schema.json").read_bytes())
                 records = question(load_pipeline(artefact), schema, SEED).records
                 target = Target(server.port, "/predict", tuple(records_body([record]) for record in records))
@@ -391,9 +385,7 @@ def run(
         evergreen = start_evergreen(home, server_core)
         stack.callback(evergreen.family.end)
         assert evergreen.evergreen is not None
-        live = read_live(evergreen.evergreen.settings.live_file)
-        assert live is not None and live.champion is not None
-        artefact = Path(live.champion.path)
+        artefact = served_artefact(evergreen.evergreen)
         schema = FeatureSchema.from_json((artefact / "schema.json").read_bytes())
         pipeline = load_pipeline(artefact)
         asked = question(pipeline, schema, seed)

@@ -174,6 +174,13 @@ def start_evergreen(home: Path, core: int | None) -> Running:
     )
 
 
+def served_artefact(server: Server) -> Path:
+    """The folder of the version in service."""
+    live = read_live(server.settings.live_file)
+    assert live is not None and live.champion is not None
+    return Path(live.champion.path)
+
+
 def adapt(server: Running, artefact: Path, asked: Question, seed: int) -> Question:
     """Put an adaptation into force in this Evergreen: what it must answer from now on."""
     assert server.evergreen is not None
@@ -464,9 +471,7 @@ def run(
         evergreen = start_evergreen(home, server_core)
         stack.callback(evergreen.family.end)
         assert evergreen.evergreen is not None
-        live = read_live(evergreen.evergreen.settings.live_file)
-        assert live is not None and live.champion is not None
-        artefact = Path(live.champion.path)
+        artefact = served_artefact(evergreen.evergreen)
         schema = FeatureSchema.from_json((artefact / "schema.json").read_bytes())
         pipeline = load_pipeline(artefact)
         asked = question(pipeline, schema, seed)
@@ -482,9 +487,7 @@ def run(
             with_one = start_evergreen(other_home, server_core)
             stack.callback(with_one.family.end)
             assert with_one.evergreen is not None
-            live = read_live(with_one.evergreen.settings.live_file)
-            assert live is not None and live.champion is not None
-            check(with_one, adapt(with_one, Path(live.champion.path), asked, seed))
+            check(with_one, adapt(with_one, served_artefact(with_one.evergreen), asked, seed))
             with_one.family.pause()
             servers.append(with_one)
         for peer in wanted:

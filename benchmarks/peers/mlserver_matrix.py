@@ -1,6 +1,6 @@
 """MLServer on NumPy: its scikit-learn runtime on the bare estimator and the matrix that the pipeline would make, one
-FP32 tensor; no adaptive batching (large batches only wait for it), no pool of inference processes, metrics or access
-log."""
+FP32 tensor in JSON; no adaptive batching (large batches only wait for it), no pool of inference processes, metrics or
+access log."""
 
 import json
 import os

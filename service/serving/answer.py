@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -150,12 +149,10 @@ class Lane:
             batch = model.decoder.decode(body)
             return 200, await self.predict(model, Asked(batch, body, started, source, self.trace_of(traceparent)))
 
-        noise = os.urandom(10)
-
         def work() -> Answered:
             most = self.most_values(model)
             check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
-            return answer_in_pieces(model, body, noise, lambda: self.trace_of(traceparent), self._redact)
+            return answer_in_pieces(model, body, lambda: self.trace_of(traceparent), self._redact)
 
         try:
             answered = await self.in_thread(work)

@@ -6,6 +6,7 @@ loop, get their turn in between. Nothing is recorded before every record was rea
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -104,11 +105,10 @@ class Answered(NamedTuple):
 def answer_in_pieces(
     model: ServedModel,
     body: bytes,
-    noise: bytes,
     trace_of: Callable[[], Trace | None],
     redact: Callable[[bytes], bytes] | None,
 ) -> Answered:
-    """All that is done for a large body beside the event loop. `noise`: ten random bytes, for ids.
+    """All that is done for a large body beside the event loop.
 
     Raises `InvalidRequest`, and `ValueError` for records that the model cannot take.
     """
@@ -116,7 +116,8 @@ def answer_in_pieces(
     whole = model.engine == "scikit-learn"
     found = [Piece(model.decoder.decode(body), body)] if whole else pieces(model.decoder, body)
     trace, begun, rows = trace_of(), time.perf_counter(), sum(piece.batch.n for piece in found)
-    made, encode = new_ids(rows, noise), msgspec.json.encode
+    made = [] if found[0].batch.ids else new_ids(rows, os.urandom(10))
+    encode = msgspec.json.encode
     entries: list[NewEntry] = []
     columns: list[_Columns] = []
 
