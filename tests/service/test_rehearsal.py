@@ -88,7 +88,7 @@ def test_a_good_candidate_answers_in_a_fresh_server_first_and_nothing_of_that_is
     assert infra(run).value is not None and infra(run).value < 1e-5
     verdict = watched.place.registry.manifest(2).verdict
     assert verdict is not None and verdict.gates[-1] == infra(run)
-    assert len(watched.seen) >= 3 and watched.left() == []
+    assert watched.seen and watched.left() == []
     assert list(watched.place.loop.work_dir.iterdir()) == []
 
 
