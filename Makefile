@@ -121,7 +121,7 @@ lock: $(READY)
 lock-docs:
 	echo mkdocs-material | $(COMPILE) - --generate-hashes -o deploy/requirements.docs.lock
 
-$(READY): requirements.lock pyproject.toml client/pyproject.toml training/trees.c
+$(READY): requirements.lock pyproject.toml client/pyproject.toml training/trees.c training/records.c
 	@test -n "$(PYTHON)" || { echo "evergreen needs Python 3.11 or newer; none was found on PATH"; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then \
 		{ test -x $(BIN)/python || uv venv -q --python $(PYTHON) .venv; } && \
@@ -135,4 +135,4 @@ $(READY): requirements.lock pyproject.toml client/pyproject.toml training/trees.
 	@touch $(READY)
 
 clean:
-	rm -rf .venv build *.egg-info client/build client/*.egg-info training/_trees*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info client/build client/*.egg-info training/_*.so .pytest_cache .mypy_cache .ruff_cache

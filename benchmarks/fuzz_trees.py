@@ -8,68 +8,25 @@ the process.
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import struct
-import subprocess
 import sys
-import sysconfig
-import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-SOURCE: Final = ROOT / "training" / "trees.c"
+if __name__ != "__main__":
+    from benchmarks import sanitized
+
+SOURCE: Final = Path(__file__).resolve().parent.parent / "training" / "trees.c"
 HEAD: Final = struct.Struct("<8s8Id")
 ODD_NUMBERS: Final = (0, 1, 2, 3, 7, 8, 31, 63, 64, 65, 0x7F800000, 0x7FC00000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-TIMEOUT_S: Final = 3600
-
-
-def why_not() -> str:
-    """Why nothing can be compiled with the sanitizers here, "" when it can."""
-    compiler = shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        return "there is no gcc here"
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return "the headers of this Python are not here"
-    return "" if _library(compiler, "libasan.so") else "gcc has no AddressSanitizer here"
 
 
 def run(files: int, seed: int, say: Callable[[str], None]) -> str:
     """Load so many files and say what came of it; what is wrong, "" when nothing is."""
-    reason = why_not()
-    if reason:
-        say(f"no file was damaged: {reason}")
-        return ""
-    with tempfile.TemporaryDirectory(prefix="evergreen-fuzz-") as there:
-        library = Path(there) / "_trees.abi3.so"
-        flags = "-std=c11 -O1 -g -shared -fPIC -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all"
-        headers = sysconfig.get_path("include")
-        subprocess.run(["gcc", *flags.split(), f"-I{headers}", str(SOURCE), "-lm", "-o", str(library)], check=True)
-        env = os.environ | {
-            "LD_PRELOAD": _library("gcc", "libasan.so"),
-            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
-            "PYTHONMALLOC": "malloc",  # so that a byte behind a bytes object is seen
-        }
-        done = subprocess.run(
-            [sys.executable, "-S", __file__, str(library), str(files), str(seed)],
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT_S,
-        )
-    say(done.stdout.strip() or f"the process ended with {done.returncode}")
-    return "" if done.returncode == 0 else f"a damaged file ended the process: {done.stderr[-3000:]}"
-
-
-def _library(compiler: str, name: str) -> str:
-    found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
-    path = found.stdout.strip()
-    return path if os.path.isabs(path) else ""
+    return sanitized.run(SOURCE, Path(__file__), files, seed, say)
 
 
 def whole(rng: random.Random) -> bytes:
@@ -136,14 +93,8 @@ def damaged(rng: random.Random) -> Iterator[bytes]:
             yield bytes(data)
 
 
-def _attack(library: str, files: int, seed: int) -> str:
+def _attack(trees: Any, files: int, seed: int) -> str:
     """What the process does."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("_trees", library)
-    assert spec is not None and spec.loader is not None
-    trees = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(trees)
     rng, taken, refused = random.Random(seed), 0, {}
     source = damaged(rng)
     for _ in range(files):
@@ -173,4 +124,6 @@ def _attack(library: str, files: int, seed: int) -> str:
 
 
 if __name__ == "__main__":
-    print(_attack(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    from sanitized import loaded
+
+    print(_attack(loaded(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -15,6 +15,7 @@ import numpy as np
 
 from training.artefact import SCHEMA, TREES, TWIN, ArtefactError
 from training.manifest import Column, Manifest, Plan
+from training.records import RecordReader
 from training.session import UnloadableGraph, open_session
 from training.trees import Trees, is_built
 
@@ -151,11 +152,24 @@ class Twin:
                 for i in plan.inputs
             ]
 
+    def reader(self, schema: FeatureSchema, max_chars: int) -> RecordReader | None:
+        """What reads records in JSON into the matrix of compiled trees; None where nothing can.
+
+        A category of more than `max_chars` characters is not read.
+        """
+        if self._places is None:
+            return None
+        try:
+            return RecordReader(schema, self._places, self._tables, max_chars)
+        except (ImportError, ValueError) as error:
+            logger.info("large bodies are read by the strict decoder: %s", error)
+            return None
+
     def predict(self, batch: Encoded) -> npt.NDArray[Any]:
         """Probabilities, n by classes in the schema's order; for regression n values. float64 of compiled
         trees, and of a graph that computes in it; else float32."""
         if self._matrix:
-            return self._run_matrix(self._matrix_of(batch))
+            return self.predict_matrix(self._matrix_of(batch))
         return self._run(self._columns(batch.numeric(), batch.categorical()))
 
     def predict_with_matrix(self, batch: Encoded) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
@@ -165,9 +179,10 @@ class Twin:
             numeric = batch.numeric()
             return self._run(self._columns(numeric, batch.categorical())), numeric
         matrix = self._matrix_of(batch)
-        return self._run_matrix(matrix), matrix.astype(np.float32, copy=False)
+        return self.predict_matrix(matrix), matrix.astype(np.float32, copy=False)
 
-    def _run_matrix(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def predict_matrix(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The same for the matrix that a model of layout "matrix" reads: rows by its columns."""
         if self._trees is None:
             return self._run({self._input: matrix})
         answer = self._trees.predict(matrix)

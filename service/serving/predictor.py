@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from monitoring.columns import ArrowBatch
     from monitoring.decode import Batch, RequestDecoder
     from training.adaptation import Adapter
+    from training.records import RecordReader, Records
 
     Decoded = Batch | ArrowBatch
     Run = Callable[[Decoded], np.ndarray]
@@ -87,19 +88,27 @@ class ServedModel:
     """Whether a row's answer is the same to the last bit whatever other rows are predicted with it."""
     run_with_matrix: Callable[[Decoded], tuple[np.ndarray, np.ndarray]] | None = None
     """The version's own output, and the matrix (n by columns, float32) that an adaptation reads beside it."""
+    reader: RecordReader | None = None
+    """Reads large bodies in JSON into the matrix that `run_matrix` takes; None where nothing can."""
+    run_matrix: Callable[[np.ndarray], np.ndarray] | None = None
     adaptation: int | msgspec.UnsetType = msgspec.UNSET
-    """Number of the adaptation that `run` applies."""
+    """Number of the adaptation that `run` and `run_matrix` apply."""
 
     def adapted(self, adapter: Adapter) -> ServedModel:
         """The same version, its output adapted."""
-        both, apply, columns = self.run_with_matrix, adapter.apply, adapter.adaptation.columns
+        both, alone = self.run_with_matrix, self.run_matrix
+        apply, columns = adapter.apply, adapter.adaptation.columns
         assert both is not None
 
         def run(batch: Decoded) -> np.ndarray:
             output, matrix = both(batch)
             return apply(output, matrix if columns else None)
 
-        return replace(self, run=run, adaptation=adapter.number)
+        def run_matrix(matrix: np.ndarray) -> np.ndarray:
+            assert alone is not None
+            return apply(alone(matrix), matrix if columns else None)
+
+        return replace(self, run=run, run_matrix=alone and run_matrix, adaptation=adapter.number)
 
     def predict(self, batch: Batch) -> tuple[list[Any], list[list[float]] | None]:
         """The predictions of a batch in JSON values, and the probabilities of a classifier.
@@ -114,6 +123,17 @@ class ServedModel:
             return [self.classes[row.index(max(row))]], [row]
         self._check_finite(output)
         return self.answers(output)
+
+    def read(self, body: bytes, piece_bytes: int) -> Records | None:
+        """The records of a large body in JSON; None when `decoder` has to read it."""
+        return None if self.reader is None else self.reader.read(body, self.decoder.max_records, piece_bytes)
+
+    def output_of(self, records: Records) -> np.ndarray:
+        """What `run` answers to them, every number of it finite. Raises `Unpredictable`."""
+        assert self.run_matrix is not None
+        output = self.run_matrix(records.matrix)
+        self._check_finite(output)
+        return output
 
     def output(self, batch: ArrowBatch) -> np.ndarray:
         """What `run` answers, every number of it finite. Raises `Unpredictable`."""
@@ -163,11 +183,14 @@ def load(
     answers: Engine
     run: Run
     run_with_matrix: Callable[[Decoded], tuple[np.ndarray, np.ndarray]]
+    reader = run_matrix = None
     if manifest.twin is not None:
         from training.twin import Twin
 
         twin = Twin(folder, manifest, engine)
         answers, run, run_with_matrix = twin.engine, twin.predict, twin.predict_with_matrix
+        if not extra:  # such columns are no model's
+            reader, run_matrix = twin.reader(schema, max_chars), twin.predict_matrix
     else:
         answers, run = "scikit-learn", _scikit_learn(folder, schema, trusted)
         run_with_matrix = _beside_numbers(run)
@@ -182,6 +205,8 @@ def load(
         folder=folder,
         row_by_row=manifest.twin is not None and manifest.twin.row_by_row,
         run_with_matrix=run_with_matrix,
+        reader=reader,
+        run_matrix=run_matrix,
     )
 
 

@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from benchmarks import fuzz_trees
+from benchmarks import fuzz_trees, sanitized
 from benchmarks.trees import hard_rows
 from monitoring.decode import Batch, RequestDecoder
 from monitoring.feature import Task
@@ -316,7 +316,7 @@ def test_a_matrix_of_another_form_is_refused() -> None:
 
 
 def test_no_damaged_file_ends_the_process_under_address_sanitizer() -> None:
-    if reason := fuzz_trees.why_not():
+    if reason := sanitized.why_not():
         pytest.skip(reason)
     said: list[str] = []
 
