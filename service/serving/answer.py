@@ -41,7 +41,6 @@ from training.priority import let_first
 
 if TYPE_CHECKING:
     from monitoring.decode import Batch
-    from monitoring.log import NewEntry
 
 Answers = tuple[list[Any], list[list[float]] | None]
 """Predictions, and the probabilities of a classifier."""
@@ -149,25 +148,46 @@ class Lane:
             batch = model.decoder.decode(body)
             return 200, await self.predict(model, Asked(batch, body, started, source, self.trace_of(traceparent)))
 
-        def work() -> Answered:
+        def check() -> None:
             most = self.most_values(model)
             check_values(body, most, MOST_TEXT_BYTES, f"{self.max_records} records hold no more; send fewer")
-            return answer_in_pieces(model, body, lambda: self.trace_of(traceparent), self._redact)
+
+        def work() -> Answered:
+            return answer_in_pieces(model, body, check, lambda: self.trace_of(traceparent), self._redact)
+
+        answered = await self.answer_large(model, source, started, work)
+        self._warm_with(answered.entries[-1][1][1])
+        return 200, answered.body
+
+    async def answer_large(
+        self, model: ServedModel, source: str, started: float, work: Callable[[], Answered]
+    ) -> Answered:
+        """What `work` makes of a large request, done and recorded beside the event loop, and counted.
+
+        Raises what `work` raises, a `ValueError` as a `Reject`, and `OverLimit`.
+        """
+        limited = bool(source) or self.worker.sources.limited  # counters are written by the event loop alone
+
+        def all_of_it() -> tuple[Answered, int]:
+            answered = work()
+            return answered, 0 if limited else self._keep_large(answered)
 
         try:
-            answered = await self.in_thread(work)
+            answered, kept = await self.in_thread(all_of_it)
         except ValueError as error:
             raise unpredictable(model, error) from error
-        self.count_source("predictions", source, answered.rows)  # here: counters are written by the event loop alone
-        for entry in answered.entries:
-            self._record(PREDICTION, (entry,), entry[0])
-            await asyncio.sleep(0)  # requests of a few rows get their turn
-        self._warm_with(answered.entries[-1][1][1])
+        if limited:
+            self.count_source("predictions", source, answered.rows)
+            kept = await self.in_thread(lambda: self._keep_large(answered))
+        self._count_kept(kept, answered.rows)
         self._count_rows(model.version, answered.rows)
         now = time.perf_counter()
         self.worker.prediction_seconds.observe(now - started)
         self._tell(answered.trace, model.version, answered.rows, (started, *answered.times, now))
-        return 200, answered.body
+        return answered
+
+    def _keep_large(self, answered: Answered) -> int:
+        return 0 if self.log is None else self.worker.keep_batch(answered.kind, answered.entries)
 
     def most_values(self, model: ServedModel) -> int:
         """In a body of `/predict`: one for each feature and other column of each record, its id, and a few around."""
@@ -239,34 +259,20 @@ class Lane:
             records.append((batch.n, (answer, body if self._redact is None else self._redact(body))))
             start = end
         encoded = 0.0 if tracer is None else time.perf_counter()
-        self.keep(PREDICTION, model, requests, records, start, (begun, predicted, encoded))
+        if self.log is not None:
+            self._count_kept(self.log.append_all(PREDICTION, time.time(), records), start)
+        self._count_rows(model.version, start)
+        now = time.perf_counter()
+        self.worker.prediction_seconds.observe(*[now - request.started for request in requests])
+        if tracer is not None:
+            for request in requests:
+                times = (request.started, begun, predicted, encoded, now)
+                self._tell(request.trace, model.version, request.batch.n, times)
         self._warm_with(records[-1][1][1])
         return answers
 
-    def keep(
-        self,
-        kind: int,
-        model: ServedModel,
-        requests: Sequence[Asked],
-        records: Sequence[NewEntry],
-        rows: int,
-        times: tuple[float, float, float],
-    ) -> None:
-        """Record answered requests of together `rows` rows with one write, and count them.
-
-        `times`, for their spans: when the model began, when it had answered, and when the answers were written.
-        """
-        self._record(kind, records, rows)
-        self._count_rows(model.version, rows)
-        now = time.perf_counter()
-        self.worker.prediction_seconds.observe(*[now - request.started for request in requests])
-        if self.tracer is not None:
-            for request in requests:
-                self._tell(request.trace, model.version, request.batch.n, (request.started, *times, now))
-
-    def _record(self, kind: int, records: Sequence[NewEntry], rows: int) -> None:
+    def _count_kept(self, kept: int, rows: int) -> None:
         if self.log is not None:
-            kept = self.log.append_all(kind, time.time(), records)
             self.worker.recorded.inc(kept)
             if kept < rows:
                 self.worker.dropped.inc(rows - kept)

@@ -11,15 +11,16 @@ import io
 import os
 import time
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from monitoring.delimited import read_csv
 from monitoring.record import COLUMNS, MAGIC, PREDICTION
-from service.serving.answer import INLINE_BYTES, MOST_TEXT_BYTES, Asked, unpredictable
+from service.serving.answer import INLINE_BYTES, MOST_TEXT_BYTES, Asked
 from service.serving.ids import new_ids
 from service.serving.large import check_values
+from service.serving.pieces import Answered
 from service.serving.predict_answer import PredictAnswer
 from service.serving.request import ARROW, CSV, JSON
 from service.serving.tryout import predict_json
@@ -27,9 +28,6 @@ from service.serving.tryout import predict_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from monitoring.columns import ArrowBatch
-    from monitoring.decode import Batch
-    from monitoring.traces import Trace
     from service.serving.answer import Lane
     from service.serving.asgi import Headers
     from service.serving.predictor import ServedModel
@@ -150,37 +148,24 @@ def _lines(answer: Answer) -> bytes:
 # -- a body in Arrow ---------------------------------------------------------------------------------------------------
 
 
-class _Answered(NamedTuple):
-    """A batch that was answered, and is not recorded yet."""
-
-    batch: ArrowBatch
-    kind: int
-    parts: tuple[bytes, bytes]  # of the record
-    headers: Headers
-    body: bytes
-    trace: Trace | None
-    times: tuple[float, float, float]  # when the model began, when it had answered, when the answer was written
-
-
 async def _predict_arrow(
     lane: Lane, wanted: bytes, body: bytes, source: str, traceparent: bytes
 ) -> tuple[Headers, bytes]:
-    started = time.perf_counter()
-    model = lane.model
-    try:
-        done = await lane.in_thread(lambda: _answered(lane, model, wanted, body, traceparent))
-    except ValueError as error:
-        raise unpredictable(model, error) from error
-    rows = done.batch.n
-    lane.count_source("predictions", source, rows)  # here: counters are written by the event loop alone
-    asked = Asked(
-        cast("Batch", done.batch), done.parts[1], started, source, done.trace
-    )  # its rows are counted, no more
-    lane.keep(done.kind, model, (asked,), ((rows, done.parts),), rows, done.times)
-    return done.headers, done.body
+    started, model = time.perf_counter(), lane.model
+    headers: Headers = []
+
+    def work() -> Answered:
+        nonlocal headers
+        headers, answered = _answered(lane, model, wanted, body, traceparent)
+        return answered
+
+    answered = await lane.answer_large(model, source, started, work)
+    return headers, answered.body
 
 
-def _answered(lane: Lane, model: ServedModel, wanted: bytes, body: bytes, traceparent: bytes) -> _Answered:
+def _answered(
+    lane: Lane, model: ServedModel, wanted: bytes, body: bytes, traceparent: bytes
+) -> tuple[Headers, Answered]:
     """Everything that is done for a batch beside the event loop."""
     from monitoring.arrow_rows import GIVEN, MADE, answer_stream, in_json
     from monitoring.columns import read_arrow
@@ -208,4 +193,5 @@ def _answered(lane: Lane, model: ServedModel, wanted: bytes, body: bytes, tracep
         answer.predictions, answer.probabilities = model.answers(output)
         sent = msgspec.json.encode(answer)
         headers, sent = ([(b"content-type", JSON)], sent) if wanted == JSON else _encoded(wanted, _read_answer(sent))
-    return _Answered(batch, kind, parts, headers, sent, trace, (begun, predicted, time.perf_counter()))
+    times = (begun, predicted, time.perf_counter())
+    return headers, Answered(batch.n, kind, [(batch.n, parts)], sent, trace, times)

@@ -6,8 +6,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import UNSET
@@ -27,6 +28,9 @@ from service.tracing import open_tracer
 from service.web.session import Sessions
 from training.session import prepare
 
+if TYPE_CHECKING:
+    from monitoring.log import NewEntry
+
 logger = logging.getLogger("evergreen.worker")
 
 _REFUSED: Final = (400, 401, 403, 413, 415, 422, 429, 500, 503)
@@ -37,6 +41,8 @@ BEGIN_AT_ZERO: Final = {
 }
 """Routes and statuses of `evergreen_requests_total` that exist before they were counted."""
 
+ENTRIES_AT_ONCE: Final = 100
+"""Of a large request, in one write."""
 REPORT_EVERY_S: Final = 2.0
 MARKS_EVERY_S: Final = 0.1
 """How soon a worker knows that its server stops, however seldom it looks for another version."""
@@ -60,6 +66,7 @@ class Worker:
         self.metrics = Metrics(run_dir / "metrics", slot)
         self.tracer = open_tracer(settings, slot, self.metrics) if record else None
         self.log = PredictionLog(settings.spool_dir, settings.log) if record else None
+        self._batch_log: PredictionLog | None = None
         self.model = LiveModel(
             settings.serve.max_records,
             settings.security.trusted,
@@ -117,12 +124,23 @@ class Worker:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2)
-        if self.log is not None:
-            self.log.close()
+        for log in (self.log, self._batch_log):
+            if log is not None:
+                log.close()
         if self.tracer is not None:
             self.tracer.close()
         (self.run_dir / "workers" / f"{self.slot}.json").unlink(missing_ok=True)
         self.metrics.close()
+
+    def keep_batch(self, kind: int, entries: Sequence[NewEntry]) -> int:
+        """Record a large request; how many of its rows are in the log.
+
+        Called in the thread that answers such requests: it has a log of its own, which is there once it needs one.
+        """
+        if self._batch_log is None:
+            self._batch_log = PredictionLog(self.settings.spool_dir, self.settings.log)
+        now, parts = time.time(), range(0, len(entries), ENTRIES_AT_ONCE)
+        return sum(self._batch_log.append_all(kind, now, entries[at : at + ENTRIES_AT_ONCE]) for at in parts)
 
     @property
     def why_not_ready(self) -> str | None:
