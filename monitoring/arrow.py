@@ -6,7 +6,7 @@ Import it only where a stream is at hand: pyarrow takes some 40 MB of memory.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -22,11 +22,11 @@ LATEST_US: Final = 253_402_300_799_999_999
 
 _PREFIX: Final = struct.Struct("<II")
 _MARKER: Final = 0xFFFFFFFF
-_DICTIONARY, _ROWS = 2, 3  # kinds of messages: Message.fbs of the Arrow format
+SCHEMA, DICTIONARY, ROWS = 1, 2, 3  # kinds of messages: Message.fbs of the Arrow format
 _PER_SECOND: Final = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _EXACT: Final = 2**53
 _WIDTHS: Final = [f"{sign}int{width}" for sign in ("", "u") for width in (8, 16, 32, 64)]
-_DTYPES: Final = {name: np.dtype(name) for name in _WIDTHS} | {
+DTYPES: Final = {name: np.dtype(name) for name in _WIDTHS} | {
     "halffloat": np.dtype(np.float16),
     "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
@@ -45,42 +45,69 @@ class Inside(NamedTuple):
     """Whether some of them are compressed within the stream."""
 
 
-def look_into(stream: bytes) -> Inside:
-    """What an Arrow IPC stream holds, from the heads of its messages: nothing is unpacked, and no row is made.
+class Message(NamedTuple):
+    """One message of a stream."""
+
+    kind: int
+    """`SCHEMA`, `DICTIONARY`, `ROWS`, or another of the format's."""
+    head: Table
+    start: int
+    """Where its head begins, with the length of it."""
+    body: int
+    size: int
+    """Where its body begins, and its bytes."""
+
+
+def messages(stream: bytes) -> Iterator[Message]:
+    """The messages of an Arrow IPC stream, from their heads alone.
 
     Raises `ValueError` for bytes that are no whole stream. One without its end marker is not whole: cut between two
     messages it would look like a shorter one.
     """
-    rows = batches = size = at = 0
-    packed = False
+    at = 0
     try:
         while True:
+            start = at
             marker, length = _PREFIX.unpack_from(stream, at)
             if marker != _MARKER:
                 raise ValueError(f"no message of Arrow begins at byte {at}")
             at += _PREFIX.size
             if not length:
                 break
-            message = _Table(stream, at + _u32(stream, at))
+            head = Table(stream, at + _u32(stream, at))
             at += length
-            kind, held = message.number(1, "<B"), message.number(3, "<q")
+            kind, held = head.number(1, "<B"), head.number(3, "<q")
             if held < 0 or length > len(stream) or held > len(stream) - at:
                 raise ValueError(f"it is cut short at byte {len(stream)}")
-            if kind in (_DICTIONARY, _ROWS):
-                batch = message.table(2) if kind == _ROWS else message.table(2).table(1)
-                if kind == _ROWS:
-                    rows, batches = rows + max(0, batch.number(0, "<q")), batches + 1
-                inside = held if not batch.place(3) else _unpacked(stream, batch, at)
-                packed, size = packed or batch.place(3) > 0, size + inside
+            yield Message(kind, head, start, at, held)
             at += held
     except struct.error:
         raise ValueError(f"it is cut short at byte {len(stream)}") from None
     if at != len(stream):
         raise ValueError(f"{len(stream) - at} bytes follow its end")
+
+
+def look_into(stream: bytes) -> Inside:
+    """What an Arrow IPC stream holds, from the heads of its messages: nothing is unpacked, and no row is made.
+
+    Raises `ValueError` as `messages` does.
+    """
+    rows = batches = size = 0
+    packed = False
+    try:
+        for kind, head, _, body, held in messages(stream):
+            if kind in (DICTIONARY, ROWS):
+                batch = head.table(2) if kind == ROWS else head.table(2).table(1)
+                if kind == ROWS:
+                    rows, batches = rows + max(0, batch.number(0, "<q")), batches + 1
+                inside = held if not batch.place(3) else _unpacked(stream, batch, body)
+                packed, size = packed or batch.place(3) > 0, size + inside
+    except struct.error:
+        raise ValueError(f"it is cut short at byte {len(stream)}") from None
     return Inside(rows, batches, size, packed)
 
 
-class _Table:
+class Table:
     """A table of a flatbuffer: its fields by their number in the format's description."""
 
     def __init__(self, data: bytes, at: int) -> None:
@@ -103,25 +130,36 @@ class _Table:
         at = self.place(field)
         return int(struct.unpack_from(form, self._data, at)[0]) if at else 0
 
-    def table(self, field: int) -> _Table:
+    def table(self, field: int) -> Table:
         at = self.place(field)
         if not at:
             raise ValueError("a message of Arrow has no content")
-        return _Table(self._data, at + _u32(self._data, at))
+        return Table(self._data, at + _u32(self._data, at))
+
+    def items(self, field: int) -> tuple[int, int]:
+        """Where the items of a list begin, and how many they are."""
+        at = self.place(field)
+        if not at:
+            return 0, 0
+        at += _u32(self._data, at)
+        return at + 4, _u32(self._data, at)
+
+    def tables(self, field: int) -> list[Table]:
+        first, count = self.items(field)
+        if count * 4 > len(self._data) - first:
+            raise ValueError("a list of Arrow is cut short")
+        return [Table(self._data, at + _u32(self._data, at)) for at in range(first, first + 4 * count, 4)]
 
 
 def _u32(data: bytes, at: int) -> int:
     return int(struct.unpack_from("<I", data, at)[0])
 
 
-def _unpacked(stream: bytes, batch: _Table, body: int) -> int:
+def _unpacked(stream: bytes, batch: Table, body: int) -> int:
     """Bytes of a compressed batch's buffers once unpacked: each begins with how many."""
-    at = batch.place(2)
-    if not at:
-        return 0
-    at += _u32(stream, at)
     size = 0
-    for place in range(at + 4, at + 4 + 16 * _u32(stream, at), 16):
+    first, count = batch.items(2)
+    for place in range(first, first + 16 * count, 16):
         offset, length = struct.unpack_from("<qq", stream, place)
         if length:
             if offset < 0:
@@ -202,7 +240,7 @@ def numbers_array(values: npt.NDArray[Any]) -> pa.Array:
 
 def flat(column: pa.Array) -> npt.NDArray[Any]:
     """Integers or floats as they lie in memory: what stands where one is missing is anything."""
-    data, kind = column.buffers()[1], _DTYPES[str(column.type)]
+    data, kind = column.buffers()[1], DTYPES[str(column.type)]
     if data is None:
         return np.zeros(len(column), kind)
     values: npt.NDArray[Any] = np.frombuffer(data, kind)[column.offset :][: len(column)]

@@ -29,6 +29,7 @@ from monitoring.arrow import (
     text_bytes,
     written,
 )
+from monitoring.arrow_plain import read_plain
 from monitoring.decode import InvalidRequest, RequestDecoder, extra_problem, ids_problem, step, value_problem
 from monitoring.feature import Feature, first_repeated, shown
 from monitoring.fits import days_since_epoch
@@ -109,6 +110,12 @@ def read_arrow(
         spread += sum(text_bytes(batch.column(at)) for at in repeated)
         _check_bytes(spread, most_bytes, "with its texts written out for each row")
 
+    plain = read_plain(decoder, body, most_bytes, _check_columns)
+    if plain is not None:
+        problem = None if plain.ids is None else ids_problem(plain.ids, len(plain.ids))
+        if problem:
+            raise problem
+        return ArrowBatch(decoder.schema, plain.ids, plain.matrix, plain.texts, body)
     try:
         inside = look_into(body)
         decoder.check_count(inside.rows, "records")
@@ -169,7 +176,7 @@ def _is_plain(kind: pa.DataType) -> bool:
     return is_text(kind) or is_number(kind) or bool(pa.types.is_boolean(kind))
 
 
-@np.errstate(over="ignore")
+@np.errstate(over="ignore", invalid="ignore")
 def _checked(
     decoder: RequestDecoder,
     columns: dict[str, pa.Array],

@@ -191,6 +191,8 @@ class RequestDecoder:
             "datetime": Annotated[str, msgspec.Meta(max_length=INSTANT_CHARS)] | None,
         }
         self.extra = tuple(extra)
+        self.plans: dict[bytes, Any] = {}
+        """What was worked out about forms that are not JSON: see `monitoring.arrow_plain`."""
         self._features: dict[str, Feature] = {feature.name: feature for feature in schema.features}
         fields = {feature.name: f"f{position}" for position, feature in enumerate(schema.features)}
         self._extra = {name: f"x{position}" for position, name in enumerate(extra)}
