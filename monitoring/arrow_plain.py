@@ -176,7 +176,7 @@ def _read(decoder: RequestDecoder, body: bytes, most_bytes: int, check_columns: 
             values = inside.numbers(column.dtype, rows, *here[2:])
         if column.form == "words":
             known, codes = words[column.words], values.astype(np.int64)
-            used = codes[~gone] if missing else codes
+            used = codes if gone is None else codes[~gone]
             if used.size and (int(used.min()) < 0 or int(used.max()) >= len(known.values)):
                 return None
             if known.chars > decoder.max_chars:

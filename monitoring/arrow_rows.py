@@ -8,6 +8,7 @@ column `id` gave them ("given") or the server ("made").
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -17,37 +18,94 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from monitoring.arrow import FAULTS, flat, json_values, numbers_array, read, text_array, written
+from monitoring.arrow import FAULTS, ROWS, flat, json_values, messages, numbers_array, read, text_array, written
 
+ID_BYTES: Final = 36
+"""Of an id that the server made: a UUID."""
 GIVEN: Final = "given"
 MADE: Final = "made"
 
 
 def answer_stream(
     names: Sequence[str],
-    ids: list[str],
+    ids: list[str] | bytes,
     output: npt.NDArray[Any],
     classes: Sequence[str | int | bool],
     told: Mapping[str, str],
 ) -> bytes:
     """The answer for n rows: `output` is n values of a regression, or n by classes probabilities.
 
-    `names` are those of its columns: of the ids, the predictions, and each class's probabilities.
+    `names` are those of its columns: of the ids, the predictions, and each class's probabilities. Ids that are bytes
+    are `ID_BYTES` of ASCII each, one behind the other.
     """
-    columns = [text_array(ids)]
-    if output.ndim == 1:
-        columns.append(numbers_array(output.astype(np.float64)))
+    columns = _values(output, classes)
+    if columns and isinstance(ids, bytes) and "trace_id" not in told:
+        dtypes = tuple(column.dtype for column in columns)
+        return _layout(tuple(names), dtypes, len(output), tuple(told.items())).filled(ids, columns)
+    arrays = [_id_array(ids)]
+    if columns:
+        arrays += map(_array, columns)
     else:
-        columns.append(_class_array(classes).take(numbers_array(output.argmax(axis=1))))
-        columns += map(numbers_array, output.astype(np.float64).T)
-    return written(names, columns, told)
+        arrays.append(text_array([str(one) for one in classes]).take(numbers_array(output.argmax(axis=1))))
+        arrays += map(numbers_array, output.astype(np.float64).T)
+    return written(names, arrays, told)
 
 
-def _class_array(classes: Sequence[str | int | bool]) -> pa.Array:
+def _values(output: npt.NDArray[Any], classes: Sequence[str | int | bool]) -> list[npt.NDArray[Any]]:
+    """The columns behind the ids, n values each; none when the predictions are texts."""
+    if output.ndim == 1:
+        return [output.astype(np.float64)]
     if isinstance(classes[0], str):
-        return text_array([str(one) for one in classes])
-    array = numbers_array(np.array(classes, np.int64))
-    return array.cast(pa.bool_()) if isinstance(classes[0], bool) else array
+        return []
+    kind = bool if isinstance(classes[0], bool) else np.int64
+    return [np.array(classes, kind)[output.argmax(axis=1)], *output.astype(np.float64).T]
+
+
+def _id_array(ids: list[str] | bytes) -> pa.Array:
+    if not isinstance(ids, bytes):
+        return text_array(ids)
+    many = len(ids) // ID_BYTES
+    ends = np.arange(many + 1, dtype=np.int32) * ID_BYTES
+    return pa.Array.from_buffers(pa.string(), many, [None, pa.py_buffer(ends), pa.py_buffer(ids)])
+
+
+def _array(values: npt.NDArray[Any]) -> pa.Array:
+    if values.dtype.kind != "b":
+        return numbers_array(values)
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(_packed(values))])
+
+
+def _packed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values of a column as they lie in a stream: of truth values bits."""
+    return np.packbits(values, bitorder="little") if values.dtype.kind == "b" else values
+
+
+class _Layout(NamedTuple):
+    """A stream whose columns have no gaps and values of fixed width, and where in its bytes each of them begins."""
+
+    stream: bytes
+    places: list[int]
+
+    def filled(self, ids: bytes, columns: Sequence[npt.NDArray[Any]]) -> bytes:
+        """The stream with these values."""
+        whole = bytearray(self.stream)
+        parts = [np.frombuffer(ids, np.uint8), *map(_packed, columns)]
+        for part, start in zip(parts, self.places, strict=True):
+            np.frombuffer(whole, part.dtype, len(part), start)[:] = part
+        return bytes(whole)
+
+
+@lru_cache(8)
+def _layout(
+    names: tuple[str, ...], dtypes: tuple[np.dtype[Any], ...], rows: int, told: tuple[tuple[str, str], ...]
+) -> _Layout:
+    """Whatever its values are, all other bytes of a stream of so many rows are the same."""
+    arrays = [_id_array(bytes(ID_BYTES * rows)), *(_array(np.zeros(rows, dtype)) for dtype in dtypes)]
+    stream = written(names, arrays, dict(told))
+    message = next(one for one in messages(stream) if one.kind == ROWS)
+    first, count = message.head.table(2).items(2)
+    offsets = struct.unpack_from(f"<{2 * count}q", stream, first)[::2]
+    return _Layout(stream, [message.body + offsets[at] for at in (2, *range(4, count, 2))])  # a text has three buffers
 
 
 class Rows(NamedTuple):

@@ -18,7 +18,7 @@ import msgspec
 from monitoring.delimited import read_csv
 from monitoring.record import COLUMNS, MAGIC, PREDICTION
 from service.serving.answer import INLINE_BYTES, MOST_TEXT_BYTES, Asked
-from service.serving.ids import new_ids
+from service.serving.ids import apart, new_ids_in_a_row
 from service.serving.large import check_values
 from service.serving.pieces import Answered
 from service.serving.predict_answer import PredictAnswer
@@ -176,11 +176,11 @@ def _answered(
     begun = time.perf_counter()
     output = model.output(batch)
     predicted = time.perf_counter()
-    ids = batch.ids or new_ids(batch.n, os.urandom(10))
+    ids = batch.ids or new_ids_in_a_row(batch.n, os.urandom(10))
     trace_id = msgspec.UNSET if trace is None else trace.trace_id
     classes = None if output.ndim == 1 else model.classes
     empty: list[Any] = []
-    answer = PredictAnswer(model.name, model.version, model.adaptation, ids, empty, None, classes, trace_id)
+    answer = PredictAnswer(model.name, model.version, model.adaptation, empty, empty, None, classes, trace_id)
     told = _told(answer)
     stream = answer_stream(
         answer_names(model.classes), ids, output, model.classes, {**told, "ids": GIVEN if batch.ids else MADE}
@@ -190,6 +190,7 @@ def _answered(
         kind, parts = PREDICTION, in_json(stream, batch.stream)
     headers, sent = _headers(ARROW, told), stream
     if wanted != ARROW:
+        answer.ids = apart(ids) if isinstance(ids, bytes) else ids
         answer.predictions, answer.probabilities = model.answers(output)
         sent = msgspec.json.encode(answer)
         headers, sent = ([(b"content-type", JSON)], sent) if wanted == JSON else _encoded(wanted, _read_answer(sent))

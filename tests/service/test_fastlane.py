@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from monitoring.store import open_store, predictions
 from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
-from service.serving.ids import new_ids
+from service.serving.ids import apart, new_ids, new_ids_in_a_row
 from service.serving.worker import Worker
 from service.settings import Settings
 from tests.artefacts import example_record, make_artefact, sample_schema
@@ -292,8 +293,6 @@ def test_metrics_count_what_clients_saw_with_bounded_labels(app: Front) -> None:
 
 
 def test_prediction_ids_are_uuid7_that_grow() -> None:
-    import uuid
-
     ids = new_ids(10_000)
 
     parsed = [uuid.UUID(i) for i in ids]
@@ -364,3 +363,14 @@ def test_inside_bentoml_the_front_stands_before_its_tracing_and_timeout_layers(t
 
     assert "['lifespan.startup.complete', 'lifespan.shutdown.complete']" in done.stdout, done.stderr[-2000:]
     assert "True True 1 LaneProtocol" in done.stdout
+
+
+@pytest.mark.parametrize("many", [1, 4095, 4096, 4097, 10_000])
+def test_ids_in_a_row_are_what_a_list_of_them_is(many: int) -> None:
+    noise = bytes.fromhex("0123456789abcdef0fff")
+
+    row, ids = new_ids_in_a_row(many, noise), new_ids(many, noise)
+
+    assert [one[13:] for one in apart(row)] == [one[13:] for one in ids]  # before that stands the time
+    assert all(uuid.UUID(one).version == 7 for one in (apart(row)[0], apart(row)[-1]))
+    assert apart(row) == sorted(set(apart(row)))
