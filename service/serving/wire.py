@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from service.serving.answer import LARGE_BYTES
 from service.serving.connection import GuardedProtocol
 from service.serving.group import Group
 from service.serving.ids import REQUEST_MARK, next_request
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("evergreen.wire")
 
 SHORT_BYTES: Final = 64 * 1024
-"""Larger bodies come in many pieces, and finding a fault in them takes long."""
+"""Finding a fault in a larger body takes long."""
+
+WHOLE_BYTES: Final = LARGE_BYTES
+"""Bodies up to this size are put together here, and go uvicorn's way in one piece when they go it; larger ones take
+turns while they come."""
 
 URL: Final = b"/predict"
 
@@ -64,9 +69,9 @@ class LaneProtocol(GuardedProtocol):
     _head = _marked = b""  # of a 200, up to the request's id; and with the first part of one of ours
 
     @property
-    def _short_bytes(self) -> int:
+    def _whole_bytes(self) -> int:
         assert self.front is not None
-        return min(SHORT_BYTES, self.front.lane.max_bytes)
+        return min(WHOLE_BYTES, self.front.lane.max_bytes)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if self.front is not None:
@@ -84,7 +89,7 @@ class LaneProtocol(GuardedProtocol):
             self._group.flush()
 
     def begin_request(self) -> None:
-        if self.front is not None and self.url == URL and self._is_short():
+        if self.front is not None and self.url == URL and self._is_plain():
             self._pieces = []
         else:
             self._begin_long()
@@ -107,7 +112,7 @@ class LaneProtocol(GuardedProtocol):
             return
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._waiting = True
-        if not self._the_group().take(self, self.headers, body):
+        if len(body) > SHORT_BYTES or not self._the_group().take(self, self.headers, body):
             self._waiting = False
             self._begin_long()
             super().on_body(body)
@@ -137,7 +142,7 @@ class LaneProtocol(GuardedProtocol):
 
     # --- the short way -------------------------------------------------------------------------------------------
 
-    def _is_short(self) -> bool:
+    def _is_plain(self) -> bool:
         parser, cycle = self.parser, self.cycle
         if (
             parser.get_method() != b"POST"
@@ -149,7 +154,7 @@ class LaneProtocol(GuardedProtocol):
         ):
             return False
         lengths = [value for name, value in self.headers if name == b"content-length"]
-        return len(lengths) == 1 and len(lengths[0]) <= LENGTH_DIGITS and int(lengths[0]) <= self._short_bytes
+        return len(lengths) == 1 and len(lengths[0]) <= LENGTH_DIGITS and int(lengths[0]) <= self._whole_bytes
 
     def _the_group(self) -> Group:
         cls = type(self)
