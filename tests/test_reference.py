@@ -161,7 +161,14 @@ def test_every_setting_the_documents_name_exists() -> None:
         for page, text in documents()
         for key in re.findall(rf"`((?:{sections})\.[a-z_]+)\b(?!\.)[^`]*`", text)
     }
-    others = {"training.job", "training._trees", "monitoring.schema", "model.skops", "model.onnx"}  # modules, files
+    others = {
+        "training.job",
+        "training._trees",
+        "training._records",
+        "monitoring.schema",
+        "model.skops",
+        "model.onnx",
+    }  # modules, files
     others |= {"quality.raw", "data.search"}  # fields of a check and of a manifest
     assert len(named) > 50
     assert {(page, key) for page, key in named if key not in known | GONE | others} == set()

@@ -15,6 +15,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if !defined(__GNUC__)
+#error "gcc or clang: elsewhere the strict decoder reads all bodies"
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 enum { NUMERIC, BOOLEAN, CATEGORICAL, KINDS }; /* as `training/records.py` counts them */
 enum { LEAST_BYTES = 5, VALUE_BYTES = 4, MOST_DIGITS = 19, EXACT_POWER = 22, MOST_POWERS = 3 };
