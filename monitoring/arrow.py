@@ -238,6 +238,18 @@ def numbers_array(values: npt.NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
+def values_array(values: npt.NDArray[Any]) -> pa.Array:
+    """Truth values, integers or floats without gaps."""
+    if values.dtype.kind != "b":
+        return numbers_array(values)
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
+
+
+def text_column(ends: bytes, joined: bytes) -> pa.Array:
+    """Texts in UTF-8, one behind the other; `ends` are n + 1 int32, from 0 on. Nothing is checked."""
+    return pa.Array.from_buffers(pa.string(), len(ends) // 4 - 1, [None, pa.py_buffer(ends), pa.py_buffer(joined)])
+
+
 def flat(column: pa.Array) -> npt.NDArray[Any]:
     """Integers or floats as they lie in memory: what stands where one is missing is anything."""
     data, kind = column.buffers()[1], DTYPES[str(column.type)]

@@ -18,7 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from monitoring.arrow import FAULTS, ROWS, flat, json_values, messages, numbers_array, read, text_array, written
+from monitoring.arrow import (
+    FAULTS,
+    ROWS,
+    flat,
+    json_values,
+    messages,
+    numbers_array,
+    read,
+    text_array,
+    text_column,
+    values_array,
+    written,
+)
 
 ID_BYTES: Final = 36
 """Of an id that the server made: a UUID."""
@@ -44,7 +56,7 @@ def answer_stream(
         return _layout(tuple(names), dtypes, len(output), tuple(told.items())).filled(ids, columns)
     arrays = [_id_array(ids)]
     if columns:
-        arrays += map(_array, columns)
+        arrays += map(values_array, columns)
     else:
         arrays.append(text_array([str(one) for one in classes]).take(numbers_array(output.argmax(axis=1))))
         arrays += map(numbers_array, output.astype(np.float64).T)
@@ -64,15 +76,8 @@ def _values(output: npt.NDArray[Any], classes: Sequence[str | int | bool]) -> li
 def _id_array(ids: list[str] | bytes) -> pa.Array:
     if not isinstance(ids, bytes):
         return text_array(ids)
-    many = len(ids) // ID_BYTES
-    ends = np.arange(many + 1, dtype=np.int32) * ID_BYTES
-    return pa.Array.from_buffers(pa.string(), many, [None, pa.py_buffer(ends), pa.py_buffer(ids)])
-
-
-def _array(values: npt.NDArray[Any]) -> pa.Array:
-    if values.dtype.kind != "b":
-        return numbers_array(values)
-    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(_packed(values))])
+    ends = np.arange(len(ids) // ID_BYTES + 1, dtype=np.int32) * ID_BYTES
+    return text_column(ends.tobytes(), ids)
 
 
 def _packed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -100,7 +105,7 @@ def _layout(
     names: tuple[str, ...], dtypes: tuple[np.dtype[Any], ...], rows: int, told: tuple[tuple[str, str], ...]
 ) -> _Layout:
     """Whatever its values are, all other bytes of a stream of so many rows are the same."""
-    arrays = [_id_array(bytes(ID_BYTES * rows)), *(_array(np.zeros(rows, dtype)) for dtype in dtypes)]
+    arrays = [_id_array(bytes(ID_BYTES * rows)), *(values_array(np.zeros(rows, dtype)) for dtype in dtypes)]
     stream = written(names, arrays, dict(told))
     message = next(one for one in messages(stream) if one.kind == ROWS)
     first, count = message.head.table(2).items(2)

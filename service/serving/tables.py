@@ -28,6 +28,7 @@ from service.serving.tryout import predict_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from monitoring.columns import ArrowBatch
     from service.serving.answer import Lane
     from service.serving.asgi import Headers
     from service.serving.predictor import ServedModel
@@ -156,22 +157,23 @@ async def _predict_arrow(
 
     def work() -> Answered:
         nonlocal headers
-        headers, answered = _answered(lane, model, wanted, body, traceparent)
+        from monitoring.columns import read_arrow
+
+        privacy = lane.worker.privacy
+        batch = read_arrow(model.decoder, body, lane.max_bytes, *(() if privacy is None else (privacy.column,)))
+        headers, answered = answer_columns(lane, model, wanted, batch, traceparent)
         return answered
 
     answered = await lane.answer_large(model, source, started, work)
     return headers, answered.body
 
 
-def _answered(
-    lane: Lane, model: ServedModel, wanted: bytes, body: bytes, traceparent: bytes
+def answer_columns(
+    lane: Lane, model: ServedModel, wanted: bytes, batch: ArrowBatch, traceparent: bytes
 ) -> tuple[Headers, Answered]:
-    """Everything that is done for a batch beside the event loop."""
+    """Headers and answer in `wanted`, and the record; done beside the event loop. Raises `Unpredictable`."""
     from monitoring.arrow_rows import GIVEN, MADE, answer_stream, in_json
-    from monitoring.columns import read_arrow
 
-    privacy = lane.worker.privacy
-    batch = read_arrow(model.decoder, body, lane.max_bytes, *(() if privacy is None else (privacy.column,)))
     trace = lane.trace_of(traceparent)
     begun = time.perf_counter()
     output = model.output(batch)

@@ -1,9 +1,10 @@
-"""What a model takes and gives in the Open Inference Protocol: one tensor a column."""
+"""What a model takes and gives in the Open Inference Protocol: one tensor a column; and how a request is made."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
@@ -26,6 +27,28 @@ BINARY: Final = {
         "UINT64": "<u8", "UINT32": "<u4", "UINT16": "<u2", "UINT8": "u1",
     }.items()
 }  # fmt: skip
+
+
+class Parameters(msgspec.Struct, frozen=True):
+    binary_data_size: int | None = None
+
+
+class Tensor(msgspec.Struct):
+    name: str
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=2)]
+    datatype: str
+    data: list[Any] | None = None
+    parameters: Parameters = Parameters()
+
+
+class RequestedOutput(msgspec.Struct):
+    name: str
+
+
+class InferRequest(msgspec.Struct):
+    inputs: list[Tensor]
+    id: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    outputs: Annotated[list[RequestedOutput], msgspec.Meta(max_length=16)] | None = None
 
 
 def metadata(model: ServedModel) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -18,36 +18,15 @@ from monitoring.decode import InvalidRequest
 from service.serving.answer import INLINE_BYTES, INLINE_ROWS, MOST_TEXT_BYTES, Asked
 from service.serving.asgi import Receive, Scope, Send
 from service.serving.large import check_values
+from service.serving.request import JSON as IN_JSON
 from service.serving.request import LENGTH_DIGITS, TRACEPARENT, Reject, body_encoding
 from service.serving.routes import JSON, respond, template
-from service.serving.tensors import BINARY, TAKEN, VERSION, metadata, output_type
+from service.serving.tensors import BINARY, TAKEN, VERSION, InferRequest, Tensor, metadata, output_type
 
 if TYPE_CHECKING:
-    from monitoring.decode import Batch
+    from monitoring.columns import ArrowBatch
     from service.serving.answer import Lane
     from service.serving.predictor import ServedModel
-
-
-class Parameters(msgspec.Struct, frozen=True):
-    binary_data_size: int | None = None
-
-
-class Tensor(msgspec.Struct):
-    name: str
-    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=2)]
-    datatype: str
-    data: list[Any] | None = None
-    parameters: Parameters = Parameters()
-
-
-class RequestedOutput(msgspec.Struct):
-    name: str
-
-
-class InferRequest(msgspec.Struct):
-    inputs: list[Tensor]
-    id: Annotated[str, msgspec.Meta(max_length=1024)] = ""
-    outputs: Annotated[list[RequestedOutput], msgspec.Meta(max_length=16)] | None = None
 
 
 _VERSION: Final = re.compile(r"[0-9]{1,9}")
@@ -117,27 +96,28 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
     async with lane.whole_body(scope, receive, encoding) as body:
         started = time.perf_counter()
 
-        def read() -> tuple[InferRequest, Asked]:
-            request, batch = _asked(body, header, model)
+        def read() -> tuple[InferRequest, Asked | ArrowBatch]:
+            request, binary = _read(body, header, model)
+            if header is not None and len(body) > INLINE_BYTES:
+                from service.serving.binary import read_columns
+
+                columns = read_columns(model, request, binary, lane.max_bytes)
+                if columns is not None:
+                    return request, columns
+            batch = model.decoder.from_columns(_columns(request, binary, model))
             return request, Asked(batch, batch.to_json(), started, source, lane.trace_of(traceparent))
 
         request, asked = await lane.in_thread(read) if len(body) > INLINE_BYTES else read()
-        answer = await lane.predict(model, asked)
-        if asked.batch.n > INLINE_ROWS:
+        if isinstance(asked, Asked):
+            answer, rows = await lane.predict(model, asked), asked.batch.n
+        else:
+            from service.serving.tables import answer_columns
+
+            work = lambda: answer_columns(lane, model, IN_JSON, asked, traceparent)[1]  # noqa: E731
+            answer, rows = (await lane.answer_large(model, source, started, work)).body, asked.n
+        if rows > INLINE_ROWS:
             return await lane.in_thread(lambda: _answer(request, model, answer))
         return _answer(request, model, answer)
-
-
-def _asked(body: bytes, header: bytes | None, model: ServedModel) -> tuple[InferRequest, Batch]:
-    """The request and its rows. Raises `InvalidRequest`."""
-    rows, columns = model.decoder.max_records, len(model.schema.names)
-    request, binary = _read(body, header, (rows + 8) * columns + 64, f"{rows} rows hold no more; send fewer")
-    batch = model.decoder.from_columns(_columns(request, binary, model))
-    offered = [output["name"] for output in metadata(model)["outputs"]]
-    for wanted in request.outputs or ():  # before anything is predicted and recorded
-        if wanted.name not in offered:
-            raise InvalidRequest(400, f"output {wanted.name[:60]!r}: unknown; there are {', '.join(offered)}", "output")
-    return request, batch
 
 
 def _answer(request: InferRequest, model: ServedModel, predicted: bytes) -> bytes:
@@ -162,8 +142,9 @@ def _answer(request: InferRequest, model: ServedModel, predicted: bytes) -> byte
     return msgspec.json.encode(found)
 
 
-def _read(body: bytes, header: bytes | None, most: int, what: str) -> tuple[InferRequest, memoryview]:
-    """The JSON head of a request, of at most so many values, and the binary tensors behind it."""
+def _read(body: bytes, header: bytes | None, model: ServedModel) -> tuple[InferRequest, memoryview]:
+    """The JSON head of a request, and the binary tensors behind it. Raises `InvalidRequest`."""
+    rows, columns = model.decoder.max_records, len(model.schema.names)
     length = len(body)
     if header is not None:
         if not header.isdigit() or len(header) > LENGTH_DIGITS or int(header) > len(body):
@@ -172,12 +153,17 @@ def _read(body: bytes, header: bytes | None, most: int, what: str) -> tuple[Infe
             )
         length = int(header)
     head, binary = body[:length], memoryview(body)[length:]
-    check_values(head, most, MOST_TEXT_BYTES, what)
+    check_values(head, (rows + 8) * columns + 64, MOST_TEXT_BYTES, f"{rows} rows hold no more; send fewer")
     try:
-        return _decode(head), binary
+        request = _decode(head)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so is bad UTF-8
         example = '{"inputs": [{"name": "age", "shape": [1], "datatype": "FP64", "data": [42]}, ...]}'
         raise InvalidRequest(400, f"{str(error)[:300]}; send {example}", "v2: not an inference request") from error
+    offered = [output["name"] for output in metadata(model)["outputs"]]
+    for wanted in request.outputs or ():  # before anything is predicted and recorded
+        if wanted.name not in offered:
+            raise InvalidRequest(400, f"output {wanted.name[:60]!r}: unknown; there are {', '.join(offered)}", "output")
+    return request, binary
 
 
 def _columns(request: InferRequest, binary: memoryview, model: ServedModel) -> dict[str, list[Any]]:

@@ -6,11 +6,14 @@ import asyncio
 import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from monitoring.drain import Drainer
+from monitoring.store import open_store, predictions
 from service.configuration import load
 from service.handover import Live, LiveVersion, write_live
 from service.serving.front import Front
@@ -147,3 +150,90 @@ def test_what_is_not_there_is_said(app: Front, method: str, path: str, status: i
 
     assert response.status_code == status
     assert response.json()["error"]
+
+
+# -- large requests in binary ------------------------------------------------------------------------------------------
+
+ROWS = 3_000
+
+
+def records(rows: int) -> list[dict[str, Any]]:
+    return [
+        {
+            **example_record(),
+            "age": 18.5 + row % 60,
+            "purpose": ("car", "Straße", "", "a\nb")[row % 4],
+            "owns_home": row % 3 == 0,
+        }
+        for row in range(rows)
+    ]
+
+
+def binary(rows: list[dict[str, Any]], **changed: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
+    """Content and headers with every column as a binary tensor; keyword arguments: another datatype and bytes."""
+    schema, _, _ = sample_schema()
+    inputs, parts = [], []
+    for feature in schema.features:
+        values = [row[feature.name] for row in rows]
+        if feature.kind == "categorical":
+            texts = [value.encode() for value in values]
+            datatype, data = "BYTES", b"".join(struct.pack("<I", len(text)) + text for text in texts)
+        elif feature.kind == "boolean":
+            datatype, data = "BOOL", bytes(values)
+        else:
+            datatype, data = "FP64", struct.pack(f"<{len(values)}d", *values)
+        datatype, data = changed.get(feature.name, (datatype, data))
+        shape = [len(rows), 1] if feature.name == "age" else [len(rows)]
+        size = {"binary_data_size": len(data)}
+        inputs.append({"name": feature.name, "shape": shape, "datatype": datatype, "parameters": size})
+        parts.append(data)
+    head = json.dumps({"inputs": inputs, "id": "abc"}).encode()
+    return head + b"".join(parts), {"inference-header-content-length": str(len(head))}
+
+
+def test_a_large_binary_request_is_answered_and_recorded_as_the_same_rows_in_json(app: Front, tmp_path: Path) -> None:
+    asked = records(ROWS)
+    whole = struct.pack(f"<{ROWS}i", *(row["age"].__floor__() for row in asked))
+    plain = ask(app, "POST", "/predict", json={"records": asked}).json()
+    content, headers = binary(asked)
+
+    answer = ask(app, "POST", INFER, content=content, headers=headers).json()
+    other = ask(app, "POST", INFER, content=(of := binary(asked, age=("INT32", whole)))[0], headers=of[1]).json()
+    floored = ask(app, "POST", "/predict", json={"records": [{**r, "age": r["age"].__floor__()} for r in asked]}).json()
+
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert (answer["id"], answer["model_version"]) == ("abc", "1")
+    assert outputs["predictions"]["data"] == plain["predictions"]
+    assert outputs["probabilities"]["data"] == [value for row in plain["probabilities"] for value in row]
+    assert {o["name"]: o["data"] for o in other["outputs"]}["predictions"] == floored["predictions"]
+    worker = app.lane.worker
+    engine = open_store(f"sqlite:///{tmp_path}/store.db")
+    with Drainer(worker.settings.spool_dir, engine) as drainer:
+        drainer.drain(2e9)
+    with engine.connect() as connection:
+        stored = {row.id: row for row in connection.execute(predictions.select())}
+    for at, (ours, theirs) in enumerate(zip(outputs["ids"]["data"], plain["ids"], strict=True)):
+        assert json.loads(stored[ours].features) == json.loads(stored[theirs].features) == asked[at]
+        assert json.loads(stored[ours].prediction) == plain["predictions"][at]
+
+
+LARGE_BAD = {
+    "not UTF-8": ({"purpose": ("BYTES", (struct.pack("<I", 1) + b"\xff") * ROWS)}, 'input "purpose"'),
+    "cut strings": ({"purpose": ("BYTES", b"\xff\xff\xff\xff" * ROWS)}, "cut short"),
+    "a string too few": ({"purpose": ("BYTES", (struct.pack("<I", 1) + b"x") * (ROWS - 1))}, "2999 values"),
+    "a number too few": ({"age": ("FP64", bytes(8 * (ROWS - 1)))}, "bytes; shape"),
+    "infinite": ({"age": ("FP64", struct.pack("<d", float("inf")) * ROWS)}, 'input "age"[0]'),
+    "a long string": ({"purpose": ("BYTES", (struct.pack("<I", 2000) + b"x" * 2000) * ROWS)}, 'input "purpose"[0]'),
+    "another datatype": ({"age": ("BYTES", (struct.pack("<I", 1) + b"1") * ROWS)}, "datatype"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE_BAD)
+def test_a_large_binary_request_is_refused_in_the_words_of_this_protocol(app: Front, name: str) -> None:
+    changed, words = LARGE_BAD[name]
+    content, headers = binary(records(ROWS), **changed)
+
+    response = ask(app, "POST", INFER, content=content, headers=headers)
+
+    assert response.status_code in (400, 422), response.text[:300]
+    assert words in response.json()["error"].replace("'", '"')
