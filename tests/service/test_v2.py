@@ -158,14 +158,9 @@ ROWS = 3_000
 
 
 def records(rows: int) -> list[dict[str, Any]]:
+    one, purposes = example_record(), ("car", "Straße", "", "a\nb")
     return [
-        {
-            **example_record(),
-            "age": 18.5 + row % 60,
-            "purpose": ("car", "Straße", "", "a\nb")[row % 4],
-            "owns_home": row % 3 == 0,
-        }
-        for row in range(rows)
+        {**one, "age": 18.5 + row % 60, "purpose": purposes[row % 4], "owns_home": row % 3 == 0} for row in range(rows)
     ]
 
 
