@@ -73,7 +73,7 @@ class Controller:
         self.settings = settings
         self.tree = tree
         self.metrics = Metrics(tree.run_dir / "metrics", "controller-1")
-        begin(self.metrics, settings.adapt.names)
+        begin(self.metrics, settings.adapt.names, settings.log.max_spool_bytes)
         self.tracer = open_tracer(settings, "controller", self.metrics)
         self.replica = f"{socket.gethostname()}:{tree.run_dir.name}"
         self.status = ControllerStatus(at=time.time(), holder=self.replica)
