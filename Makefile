@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run demo test test-browser test-docs test-image test-operations lint bench soak wheel release docs image kubernetes \
+.PHONY: run demo test test-browser test-docs test-image test-operations test-release lint bench soak wheel release docs image kubernetes \
 	lock lock-docs clean
 
 run: $(READY)
@@ -45,6 +45,9 @@ wheel: $(READY)
 # The wheels of a release, in dist/, with their bills of materials: see deploy/release.sh.
 release: $(READY)
 	deploy/release.sh
+
+test-release: $(READY)
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/release
 
 # The documents as a site that opens from disk. What builds it is locked apart, so that nobody who installs Evergreen has it.
 DOCS := build/docs
