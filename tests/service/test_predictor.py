@@ -13,7 +13,7 @@ from service.configuration import load
 from service.handover import Live, LiveVersion, WorkerReport, read_live, read_reports, write_live, write_report
 from service.serving.predictor import LONGEST_BACKOFF_S, LiveModel
 from service.serving.worker import Worker
-from tests.artefacts import example_record, make_artefact
+from tests.artefacts import example_record, make_artefact, modules_of_a_worker
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +179,12 @@ def test_a_live_file_is_read_as_it_was_written(versions: Path, tmp_path: Path) -
     assert read_live(tmp_path / "live.json") == written
     assert [v.version for v in written.wanted()] == [1, 2]
     assert read_live(tmp_path / "none.json") is None
+
+
+def test_a_worker_that_answers_by_trees_has_onnxruntime_only_where_outputs_may_be_adapted(
+    versions: Path, tmp_path: Path
+) -> None:
+    write_live(load(environ={"EVERGREEN_HOME": str(tmp_path)}).live_file, live(versions, 1))
+
+    assert "onnxruntime" in modules_of_a_worker(tmp_path)
+    assert "onnxruntime" not in modules_of_a_worker(tmp_path, EVERGREEN_ADAPT__ENABLED="false")
