@@ -38,7 +38,9 @@ def test_grafana_s_schema_knows_every_part_of_the_dashboard(board: dict[str, Any
 
 
 def test_a_part_that_grafana_does_not_know_would_be_found(board: dict[str, Any], tmp_path: Path) -> None:
-    stat, row, series = (next(p for p in board["panels"] if p["type"] == kind) for kind in ("stat", "row", "timeseries"))
+    stat, row, series = (
+        next(p for p in board["panels"] if p["type"] == kind) for kind in ("stat", "row", "timeseries")
+    )
     stat["options"]["colourMode"] = "value"
     row["collapse"] = True
     series["fieldConfig"]["defaults"]["custom"]["lineWith"] = 2
