@@ -55,14 +55,17 @@ class OpenTroubles:
         """The facts of what is open of this kind, as they were told when it began."""
         return [known.facts for known in list(self._open.values()) if known.event == event]
 
-    def began(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Tell of the trouble that `facts` name, unless it is open already."""
+    def began(self, event: str, facts: Mapping[str, Any], *, error: str = "") -> None:
+        """Tell of the trouble that `facts` name, unless it is open already.
+
+        The words of an `error` may quote a row: they are told and not kept.
+        """
         with self._lock:
             if facts["trouble"] in self._open:
                 return
             self._open[facts["trouble"]] = Open(event, dict(facts))
+            self._tell(event, {**facts, "error": error} if error else facts, "began")
             self._keep()
-        self._tell(event, facts, "began")
 
     def ended(self, trouble: str, facts: Mapping[str, Any] | None = None) -> None:
         """Tell that it is over, with its facts and these; nothing when it is not open."""
@@ -70,8 +73,8 @@ class OpenTroubles:
             known = self._open.pop(trouble, None)
             if known is None:
                 return
+            self._tell(known.event, {**known.facts, **(facts or {})}, "ended")
             self._keep()
-        self._tell(known.event, {**known.facts, **(facts or {})}, "ended")
 
     def _keep(self) -> None:
         with suppress(OSError):

@@ -282,8 +282,8 @@ class Scheduler:
         """An alert the first time; a row in `runs` then, when the reason changes, and each hour it lasts."""
         if name not in NOTED:
             return  # what the others do has a run of its own, which says it
-        facts = {"trouble": f"{JOB_FAILED}/{name}", "kind": name, "why": f"the {name} failed", "error": reason(error)}
-        self._troubles.began(JOB_FAILED, facts)
+        facts = {"trouble": f"{JOB_FAILED}/{name}", "kind": name, "why": f"the {name} failed"}
+        self._troubles.began(JOB_FAILED, facts, error=reason(error))
         before, now = self._failures.get(name), time.monotonic()
         times = before.times + 1 if before is not None and before.reason == reason(error) else 1
         noted_at = before.noted_at if before is not None and times > 1 else float("-inf")

@@ -1,7 +1,7 @@
 """What of a dashboard Grafana's published schema does not know, one path a line:  lost_in_grafana.py DASHBOARD.json
 
-Run in an environment that has `grafana-foundation-sdk`, whose classes Grafana makes from its schemas: they read the file, write
-it again, and what is not there any more, or is another value, is no part of them.
+Run in an environment that has `grafana-foundation-sdk`, whose classes Grafana makes from its schemas. They read the
+file and write it again: what is not there any more, or is another value, is no part of them.
 """
 
 from __future__ import annotations

@@ -220,7 +220,8 @@ def test_a_check_that_fails_is_a_run_for_each_reason_and_one_trouble_with_an_end
         ("job_failed", "ended"),
         ("job_failed", "began"),
     ]
-    assert all("UnknownVersion" in facts["error"] and facts["trouble"] == "job_failed/check" for facts in told)
+    assert {facts["trouble"] for facts in told} == {"job_failed/check"}
+    assert ["UnknownVersion" in facts.get("error", "") for facts in told] == [True, False, True]
     assert runs.prune(before=time.time() + 1, keep=1) == 2
 
 

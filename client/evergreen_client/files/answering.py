@@ -25,8 +25,8 @@ ARROW_VALUES: Final = 90_000
 """Values in one body, some 0.7 MB in either kind: those above a megabyte take turns at the server."""
 
 SPOOL_SHARE: Final = 7 / 8
-"""Of the spool's limit that recorded rows may fill before sending waits for the store. A file is answered faster than its
-rows are stored, and a full spool drops rows."""
+"""Of the spool's limit that recorded rows may fill before sending waits for the store. A file is answered faster than
+its rows are stored, and a full spool drops rows."""
 SPOOL_LIMIT_BYTES: Final = 4 << 30
 """Of a service that does not tell its own."""
 LOOK_EVERY_S: Final = 2.0
