@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,20 +49,3 @@ def modules_of_an_answer(folder: Path) -> set[str]:
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
-
-
-def modules_of_a_worker(home: Path, **environ: str) -> set[str]:
-    """The packages that a worker of this home has imported once it has answered one record by its champion's twin."""
-    program = (
-        "import asyncio, json, sys, tempfile; from pathlib import Path; import service.app\n"
-        "from service.serving.answer import Lane; from service.serving.worker import Worker\n"
-        "worker = Worker(service.app.SETTINGS, Path(tempfile.mkdtemp()), 'api-9', record=False); worker.start()\n"
-        "assert worker.model.current is not None and worker.model.current.engine != 'scikit-learn'\n"
-        "body = json.dumps({'records': [worker.model.current.schema.example()]}).encode()\n"
-        "asyncio.run(Lane(worker).predict_body(body, '', b''))\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})\n"
-    )
-    given = {**os.environ, "EVERGREEN_HOME": str(home), **environ}
-    done = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.splitlines()[-1].split())

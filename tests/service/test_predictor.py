@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from service.configuration import load
 from service.handover import Live, LiveVersion, WorkerReport, read_live, read_reports, write_live, write_report
 from service.serving.predictor import LONGEST_BACKOFF_S, LiveModel
 from service.serving.worker import Worker
-from tests.artefacts import example_record, make_artefact, modules_of_a_worker
+from tests.artefacts import example_record, make_artefact
+from tests.server.test_end_to_end import WORKER_MODULES
 
 
 @pytest.fixture(scope="module")
@@ -186,5 +190,15 @@ def test_a_worker_that_answers_by_trees_has_onnxruntime_only_where_outputs_may_b
 ) -> None:
     write_live(load(environ={"EVERGREEN_HOME": str(tmp_path)}).live_file, live(versions, 1))
 
-    assert "onnxruntime" in modules_of_a_worker(tmp_path)
-    assert "onnxruntime" not in modules_of_a_worker(tmp_path, EVERGREEN_ADAPT__ENABLED="false")
+    def imported(adapt: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", WORKER_MODULES, str(tmp_path)],
+            env={**os.environ, "EVERGREEN_ADAPT__ENABLED": adapt},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return set(json.loads(done.stdout.splitlines()[-1]))
+
+    assert "onnxruntime" in imported("true")
+    assert "onnxruntime" not in imported("false")
