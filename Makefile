@@ -4,8 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run demo test test-browser test-docs test-image test-operations lint bench soak wheel release docs image kubernetes \
-	lock lock-docs clean
+.PHONY: run demo test test-browser test-docs test-image test-operations test-release lint bench soak wheel release docs image kubernetes \
+	lock lock-docs lock-operations clean
 
 run: $(READY)
 	$(BIN)/evergreen serve
@@ -46,6 +46,9 @@ wheel: $(READY)
 release: $(READY)
 	deploy/release.sh
 
+test-release: $(READY)
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/release
+
 # The documents as a site that opens from disk. What builds it is locked apart, so that nobody who installs Evergreen has it.
 DOCS := build/docs
 docs: $(DOCS)/env/.ready
@@ -75,8 +78,9 @@ test-browser: $(READY)
 	@$(INSTALLED); $(BIN)/python -m pytest --maxfail=3 -o faulthandler_timeout=0 tests/browser \
 		--evergreen $$there/env/bin/evergreen $(BROWSER_TESTS)
 
-# Rules, dashboard and alerts with Debian's Prometheus and Alertmanager, for three minutes under traffic; what Kubernetes would get.
-test-operations: $(READY)
+# Rules, dashboard (by Grafana's published schema) and alerts with Debian's Prometheus and Alertmanager, for three minutes under traffic; what Kubernetes would get.
+OPERATIONS := build/operations
+test-operations: $(READY) $(OPERATIONS)/env/.ready
 	@for tool in promtool prometheus-alertmanager kubectl; do command -v $$tool >/dev/null || lacking=yes; done; \
 	test -z "$$lacking" || { \
 		as=; test "$$(id -u)" = 0 || as=sudo; \
@@ -84,6 +88,10 @@ test-operations: $(READY)
 		$$as apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager kubernetes-client; \
 	} || { echo "these tests need Debian's prometheus, prometheus-alertmanager and kubernetes-client"; exit 1; }
 	$(BIN)/python -m pytest tests/operations tests/deploy
+
+$(OPERATIONS)/env/.ready: deploy/requirements.operations.lock
+	@rm -rf $(OPERATIONS)/env && $(PYTHON) -m venv $(OPERATIONS)/env && \
+		$(OPERATIONS)/env/bin/python -m pip install -q --require-hashes -r deploy/requirements.operations.lock && touch $@
 
 # IMAGE, BASE, BUILD_BASE, SOURCE, BUILDER: see deploy/image.sh.
 image:
@@ -117,6 +125,9 @@ lock: $(READY)
 	echo 's3fs>=2024.10' | $(COMPILE) - --generate-hashes -c requirements.lock -o deploy/requirements.image.lock
 	printf '%s\n' 'setuptools>=77' uv cyclonedx-bom | \
 		$(COMPILE) - --generate-hashes -c requirements.lock -o deploy/requirements.build.lock
+
+lock-operations:
+	echo grafana-foundation-sdk | $(COMPILE) - --generate-hashes -o deploy/requirements.operations.lock
 
 lock-docs:
 	echo mkdocs-material | $(COMPILE) - --generate-hashes -o deploy/requirements.docs.lock

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the wheel of each distribution into dist/, tries it in an environment of its own, and writes its bill of materials.
 # Asks for a clean checkout and a dated version in CHANGELOG.md; ANYWAY=yes goes on without, and says so.
+# WHEELS_ONLY=yes ends when they are built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(realpath -s "${PYTHON:-.venv/bin/python}")
@@ -19,26 +20,31 @@ if test ${#faults[@]} -gt 0; then
     changed=-changed
 fi
 
-# The same revision gives the same bytes.
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
-export SOURCE_DATE_EPOCH
-
-# What setuptools leaves in build/ would be in the next wheel, too: nothing of before is in this one, and nothing of this stays.
+# The same revision gives the same bytes, wherever it lies and whatever the umask: a copy is built, without what earlier
+# builds left, and the compiler writes no path of it.
+umask 022
 work=$(mktemp -d)
-built="build/lib* build/bdist.* client/build service/revision.txt"
-trap 'rm -rf "$work" $built' EXIT
-rm -rf dist $built
-mkdir -p dist
+trap 'rm -rf "$work"' EXIT
+source=$work/source
+mkdir "$source"
+git ls-files -z --cached --others --exclude-standard | tar -c --null --files-from=- | tar -x -C "$source"
+echo "$revision$changed" >"$source/service/revision.txt"
+chmod -R u=rwX,go=rX "$source"  # a checkout under another umask has other modes
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH CFLAGS="${CFLAGS:-} -ffile-prefix-map=$source=evergreen"
+
 distributions=(.)
 test ! -f client/pyproject.toml || distributions+=(client)
+for folder in "${distributions[@]}"; do
+    $uv build -q --wheel --no-build-isolation --python "$python" -o "$work/wheels" "$source/$folder"
+done
+rm -rf dist
+mkdir dist
+cp "$work"/wheels/*.whl dist/
+test -z "${WHEELS_ONLY:-}" || exit 0
 
 $uv venv -q --python "$python" "$work/tools"
 $uv pip sync -q --python "$work/tools/bin/python" --require-hashes deploy/requirements.build.lock
-echo "$revision$changed" >service/revision.txt
-for folder in "${distributions[@]}"; do
-    $uv build -q --wheel --no-build-isolation --python "$python" -o "$work/wheels" "$folder"
-done
-cp "$work"/wheels/*.whl dist/
 
 # The server with what it was tested with. It may need the wheel of another distribution of ours: all are given.
 $uv venv -q --python "$python" "$work/server"

@@ -93,6 +93,9 @@ class Metrics:
     def _add_loop(self) -> None:
         """Of the record, checks, trainings and jobs."""
         self.log_spool_bytes = self._gauge("log_spool_bytes", "Bytes of recorded rows that are not yet in the store")
+        self.log_spool_limit_bytes = self._gauge(
+            "log_spool_limit_bytes", "Bytes that may wait in the spool (log.max_spool_bytes); above it rows are dropped"
+        )
         self.log_drain_lag_seconds = self._gauge(
             "log_drain_lag_seconds", "Age of the oldest row that is not yet in the store"
         )

@@ -145,9 +145,16 @@ class Adaptations:
         """The last `off` or `on`, whichever version served then; None: never said, which means on."""
         return next(iter(self._events(1, _IS_SWITCH, order=_NEWEST)), None)
 
-    def list(self, version: int, limit: int = 50) -> Sequence[Event]:
-        """At most `limit` rows of this version, newest first."""
-        return self._events(limit, adaptations.c.version == version, order=(adaptations.c.number.desc(),))
+    def list(self, version: int, limit: int = 50, *, up_to: int | None = None) -> Sequence[Event]:
+        """At most `limit` rows of this version, newest first; with `up_to` those of this number and before."""
+        wanted = [adaptations.c.version == version]
+        if up_to is not None:
+            wanted.append(adaptations.c.number <= up_to)
+        return self._events(limit, *wanted, order=(adaptations.c.number.desc(),))
+
+    def newest_of_all(self, limit: int) -> Sequence[Event]:
+        """At most `limit` rows of any version, newest first."""
+        return self._events(limit, order=_NEWEST)
 
     def served(self, version: int, number: int) -> bytes:
         """The adaptation as it answers; `training.adaptation.decode` reads it. Raises `UnknownAdaptation`."""

@@ -96,13 +96,6 @@ def _unseen(loop: Loop, taken: str) -> str | None:
         return None
 
 
-def works_hard(loop: Loop, champion: int) -> bool:
-    """Whether the newest adaptations of this champion, `much_for` in a row, had to move its outputs by `much`."""
-    events = Adaptations(loop.engine).list(champion, loop.adapt.much_for)
-    moved = [float(event.record.get("moved", 0.0)) for event in events if event.kind == "made"]
-    return len(moved) == loop.adapt.much_for and min(moved) >= loop.adapt.much
-
-
 def start(loop: Loop, version: int, spec: JobSpec) -> None:
     """Put the adaptation in force that a new version starts with, when its job left one beside the artefact."""
     made = read_made(Path(spec.out))

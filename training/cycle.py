@@ -26,7 +26,7 @@ from monitoring.retention import RetentionPolicy
 from monitoring.schema import FeatureSchema
 from monitoring.window import read_window
 from training.adaptations import Adaptations
-from training.adapting import adapt, served_of, standing_of, start, works_hard
+from training.adapting import adapt, served_of, standing_of, start
 from training.artefact import SCHEMA
 from training.checking import Seen, check, matured_rows, maturity, past, unfit_rows
 from training.data import assemble, read_snapshot, snapshot
@@ -71,7 +71,7 @@ def run_cycle(loop: Loop, asked: Run | None = None) -> Run:
     matured = matured_rows(loop, champion, labels.matured_until)
     adapted = adapt(loop, champion, matured, labels)
     if adapted is not None:
-        _tell(loop, "adapted", version=champion, adapted=adapted, works_hard=works_hard(loop, champion))
+        _tell(loop, "adapted", version=champion, adapted=adapted)
     seen = check(loop, champion, labels, matured, adapted)
     history = past(loop, seen, besides=asked)
     decision = decide(seen.drift, seen.quality, history, loop.clock(), loop.retrain, manual=asked is not None)

@@ -284,12 +284,15 @@ def train(
     done = bootstrap.train(settings, force=force)
     if as_json:
         reasons = list(done.reasons)
-        show.print_json({"version": done.version, "promoted": done.promoted, "reasons": reasons, "data": data})
+        told = {"version": done.version, "promoted": done.promoted, "reasons": reasons, "data": data}
+        show.print_json(told | ({"next": done.next} if done.next else {}))
     else:
         word = "in service" if done.promoted else "not promoted"
         typer.echo(f"version {done.version}: {word}")
         for reason in done.reasons:
             typer.echo(f"  {reason}")
+        if done.next:
+            typer.echo(f"next: {done.next}")
     raise typer.Exit(OK if done.promoted else REFUSED)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from typing import Final
 
 from monitoring.errors import EvergreenError
 from monitoring.store import open_store
@@ -14,6 +15,9 @@ from service.settings import Settings
 from training.cycle import bootstrap, take_over
 from training.lease import Lease
 from training.registry import Registry
+
+TRIALS: Final = 20
+"""Enough to come to each family of models: 26 s of processor time on 900 rows of five features."""
 
 
 class TrainRefused(EvergreenError, RuntimeError):
@@ -27,6 +31,8 @@ class Trained:
     version: int | None
     promoted: bool
     reasons: tuple[str, ...]
+    next: str = ""
+    """What to do when it has learnt nothing."""
 
 
 def train(settings: Settings, *, force: bool = False) -> Trained:
@@ -63,6 +69,19 @@ def train(settings: Settings, *, force: bool = False) -> Trained:
         verdict = run.record.verdict
         reasons = tuple(gate.reason for gate in verdict.gates) if verdict else (str(run.record.error),)
         notes = run.record.job.notes if run.record.job is not None else ()
-        return Trained(run.version, run.outcome == "promoted", (*reasons, *notes))
+        learnt = verdict is None or all(gate.passed for gate in verdict.gates if gate.name == "baseline")
+        said = "" if learnt else advice(settings.training.trials)
+        return Trained(run.version, run.outcome == "promoted", (*reasons, *notes), said)
     finally:
         lease.release()
+
+
+def advice(trials: int) -> str:
+    """What to do about a version that is no better than a constant; `trials` that the training had."""
+    more = "more labelled rows, or features that are known before the label is and tell of it"
+    if trials:
+        return f"give it {more}; then `evergreen train --force`"
+    return (
+        f"EVERGREEN_TRAINING__TRIALS={TRIALS} evergreen train --force, which tries forests and linear models, too "
+        f"([training] trials keeps it); or give it {more}"
+    )

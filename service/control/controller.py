@@ -28,6 +28,7 @@ from service.control.alarm import Alarm
 from service.control.deployment import registry, storage
 from service.control.fetching import Fetching
 from service.control.in_force import InForceFiles
+from service.control.open_troubles import OpenTroubles
 from service.control.own_part import LOOK_EVERY_S as PART_EVERY_S
 from service.control.own_part import OwnPart
 from service.control.presence import Presence
@@ -73,7 +74,7 @@ class Controller:
         self.settings = settings
         self.tree = tree
         self.metrics = Metrics(tree.run_dir / "metrics", "controller-1")
-        begin(self.metrics, settings.adapt.names)
+        begin(self.metrics, settings.adapt.names, settings.log.max_spool_bytes)
         self.tracer = open_tracer(settings, "controller", self.metrics)
         self.replica = f"{socket.gethostname()}:{tree.run_dir.name}"
         self.status = ControllerStatus(at=time.time(), holder=self.replica)
@@ -262,7 +263,8 @@ class Controller:
 
     def _watch(self) -> None:
         """Report problems of the workers. It needs neither the store nor the disk: they may be the problem."""
-        watch = Watch(Alarm(self.settings), self._dropped_rows())
+        troubles = OpenTroubles(self.settings.var / "troubles-of-workers.json", Alarm(self.settings))
+        watch = Watch(troubles, self._dropped_rows(), time.monotonic())
         while not self._stopping.wait(WATCH_EVERY_S):
             watch.look(self._dropped_rows(), read_reports(self.tree.run_dir / "workers"), time.monotonic())
 

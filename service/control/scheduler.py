@@ -14,7 +14,6 @@ import msgspec
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from monitoring.alerts import EventState
 from monitoring.errors import first_line, without_values
 from monitoring.evidence import State
 from monitoring.messages import said
@@ -24,10 +23,11 @@ from monitoring.spool import segments
 from service.control import chronicle
 from service.control.alarm import Alarm
 from service.control.deployment import assemble
+from service.control.open_troubles import OpenTroubles
 from service.control.pushes import sweep_shared
 from service.control.series import no_adaptation
 from service.control.spans import RunSpans
-from service.control.troubles import drift_troubles, quality_troubles
+from service.control.troubles import adaptation_troubles, drift_troubles, quality_troubles
 from service.handover import JobStatus
 from service.report_files import ReportFiles
 from service.settings import Settings
@@ -62,6 +62,10 @@ NOTED: Final = ("check", "retention")
 """Jobs whose failure gets a row in `runs`."""
 
 
+JOB_FAILED: Final = "job_failed"
+"""The trouble of a job of `NOTED`, from its first failure until it ends well."""
+LEADS_ELSEWHERE: Final = 3
+"""Times the lease's length without it: a server that only starts again has it back sooner."""
 UNADAPTS: Final = ("off", "promoted", "rolled_back")
 """Outcomes of runs after which another output is served: what was known of the adaptation before says nothing of it."""
 
@@ -102,6 +106,8 @@ class Scheduler:
         self.holder = holder
         self.bootstrap_state = ""
         self.alarm = Alarm(settings)
+        self._troubles = OpenTroubles(settings.var / "troubles-of-jobs.json", lambda *told: self.alarm(*told))
+        self._led_at = time.monotonic()  # when the lease was last held here, or this process began
         self._spans = None if tracer is None else RunSpans(tracer)
         self.lease = Lease(engine, holder=holder, seconds=settings.schedule.lease_s)
         self._lacks_champion = lacks_champion
@@ -116,7 +122,6 @@ class Scheduler:
         self._failures: dict[str, Failure] = {}  # by job: its failures since it last ended well
         self._store_down = False  # logged once, until a job ends well again
         self._reported = 0  # the version whose drift was last asked to be shown as a page
-        self._works_hard = 0  # the version whose adaptation was last told to do much
         self._bootstrap_after = 0.0
         self._looks_at = 0.0  # time.monotonic() when the next check is due, also beside a training
         self._labels_seen_on = 0.0  # day on which labels without a prediction were last looked for
@@ -141,6 +146,11 @@ class Scheduler:
             elif held and self._loop is not None and self._loop.token != self.lease.token:
                 self._end()
                 self._begin()
+            if held:
+                self._led_at = time.monotonic()
+            elif time.monotonic() - self._led_at > LEADS_ELSEWHERE * self.settings.schedule.lease_s:
+                for facts in self._troubles.of(JOB_FAILED):  # who leads now tells of its own
+                    self._troubles.ended(facts["trouble"], {"why": "another replica does the scheduled work"})
             stopping.wait(self.settings.schedule.lease_s / 3)
 
     def close(self) -> None:
@@ -264,13 +274,16 @@ class Scheduler:
         else:
             self._store_down = False
             self._failures.pop(name, None)
+            self._troubles.ended(f"{JOB_FAILED}/{name}", {"why": f"a {name} ended well again"})
             self.metrics.last_success.labels(name).set(time.time())
             self._ended(name, well=True)
 
     def _fails(self, loop: Loop, name: str, error: Exception) -> None:
-        """A row in `runs`, and with it an alert: the first time, when the reason changes, and each hour it lasts."""
+        """An alert the first time; a row in `runs` then, when the reason changes, and each hour it lasts."""
         if name not in NOTED:
             return  # what the others do has a run of its own, which says it
+        facts = {"trouble": f"{JOB_FAILED}/{name}", "kind": name, "why": f"the {name} failed"}
+        self._troubles.began(JOB_FAILED, facts, error=reason(error))
         before, now = self._failures.get(name), time.monotonic()
         times = before.times + 1 if before is not None and before.reason == reason(error) else 1
         noted_at = before.noted_at if before is not None and times > 1 else float("-inf")
@@ -278,11 +291,8 @@ class Scheduler:
             noted_at = now
             try:
                 note_failure(loop, name, error, times)
-            except LeaseLost as lost:  # the next holder's checks speak for themselves
-                logger.warning("the failed %s could not be written down: %s", name, lost)
-            except sa.exc.SQLAlchemyError:  # the store is down: a person should hear of it all the same
-                facts = {"run": None, "kind": name, "outcome": "crashed", "version": None, "why": f"the {name} failed"}
-                self.alarm("run", {**facts, "error": reason(error)})
+            except (LeaseLost, sa.exc.SQLAlchemyError) as lost:  # the next holder's checks speak for themselves
+                logger.warning("the failed %s could not be written down: %s", name, first_line(lost))
         self._failures[name] = Failure(reason(error), times, noted_at)
 
     def _commands(self, loop: Loop) -> None:
@@ -392,7 +402,7 @@ class Scheduler:
                 why = "; ".join(fields["result"].verdict.reasons)
                 self.alarm("doubtful_version", {"run": fields["run"].id, "why": f"a first version is served: {why}"})
         elif name == "adapted":
-            self._count_adaptation(fields["version"], fields["adapted"], works_hard=fields["works_hard"])
+            self._count_adaptation(fields["version"], fields["adapted"])
         elif name == "run_finished":
             self._count_run(fields["run"])
 
@@ -403,7 +413,7 @@ class Scheduler:
             self._jobs.modify_job("check", next_run_time=datetime.now(UTC) + timedelta(seconds=seconds))
             self._looks_at = time.monotonic() + seconds
 
-    def _count_adaptation(self, version: int, found: Adapted, *, works_hard: bool) -> None:
+    def _count_adaptation(self, version: int, found: Adapted) -> None:
         for output, loss in (("raw", found.raw_loss), ("served", found.served_loss)):
             if loss is not None:
                 self.metrics.adaptation_loss.labels(output).set(loss)
@@ -412,20 +422,9 @@ class Scheduler:
             self.metrics.adaptation_weight.labels(expert).set(found.weights.get(expert, 0.0))
         if found.harm:
             self.alarm("adaptation_reverted", {"version": version, "why": found.harm})
-        hard = version if works_hard else 0
-        if hard != self._works_hard:
-            if self._works_hard:
-                self._say_works_hard(
-                    self._works_hard, "its outputs are moved less, or another version answers", "ended"
-                )
-            if hard:
-                why = f"outputs of version {version} are moved by {found.moved:.2g} for long: a training is due"
-                self._say_works_hard(hard, why, "began")
-            self._works_hard = hard
-
-    def _say_works_hard(self, version: int, why: str, state: EventState) -> None:
-        facts = {"trouble": f"adaptation_works_hard/{version}", "version": version, "why": why}
-        self.alarm("adaptation_works_hard", facts, state)
+        if found.made or found.harm:  # else no row of it says how it stands now
+            for trouble in adaptation_troubles(Adaptations(self.engine), self.settings.adapt):
+                self.alarm(*trouble)
 
     def _count_check(self, fields: Mapping[str, Any]) -> None:
         metrics, seen = self.metrics, fields["seen"]
@@ -493,7 +492,9 @@ class Scheduler:
             self.metrics.deleted_rows.labels(table, run.kind).inc(rows)
         if run.state == "done" and run.outcome in UNADAPTS:
             no_adaptation(self.metrics, self.settings.adapt.names)
-        if run.kind != "check" or run.state == "failed":
+        if run.state == "failed" and run.kind in NOTED:
+            return  # the trouble of that job says it
+        if run.kind != "check":
             if not forgets and run.kind not in ("check", "adaptation", *PAUSES):
                 self.metrics.retrains.labels(run.trigger, run.outcome or run.state).inc()
             facts = {"run": run.id, "kind": run.kind, "outcome": run.outcome, "version": run.version, "why": run.why}

@@ -29,8 +29,12 @@ FORGOTTEN: Final = {
 }
 
 
-def begin(metrics: Metrics, experts: Iterable[str]) -> None:
-    """Let every series of the controller exist. `experts`: all that an adaptation may be made of."""
+def begin(metrics: Metrics, experts: Iterable[str], max_spool_bytes: int) -> None:
+    """Let every series of the controller exist.
+
+    `experts`: all that an adaptation may be made of. `max_spool_bytes`: what the spool may hold.
+    """
+    metrics.log_spool_limit_bytes.set(max_spool_bytes)
     for outcome in ("stored", "repeated_id", "dead_letter", "torn"):
         metrics.log_records.labels(outcome)
     for outcome in ("matched", "unmatched"):

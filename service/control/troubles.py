@@ -17,9 +17,13 @@ from monitoring.store import checks
 if TYPE_CHECKING:
     from monitoring.alerts import EventState
     from monitoring.drift import DriftReport
+    from training.adaptations import Adaptations, Event
+    from training.experts import AdaptPolicy
 
 LOOKED_AT: Final = 1000
 """Checks before this one; what was known longer ago counts as not known."""
+_LAST_ADAPTATIONS: Final = 20
+"""Rows among which the two newest that a check made are looked for; the others start a version, or are a switch."""
 
 
 class Told(NamedTuple):
@@ -82,6 +86,34 @@ def _state(quality: str | None) -> State | None:
         return msgspec.json.decode(quality or "", type=_Quality).verdict.state
     except msgspec.DecodeError:  # no labels then, or a check of a release that had no verdict
         return None
+
+
+def adaptation_troubles(table: Adaptations, policy: AdaptPolicy) -> Iterator[Told]:
+    """An adaptation that works hard since the newest check, or does no more: of its version, or of the one before.
+
+    It works hard while the newest ones of its version, `much_for` in a row, moved its outputs by `much`.
+    """
+    of_checks = [event for event in table.newest_of_all(_LAST_ADAPTATIONS) if "moved" in event.record][:2]
+    newest = {event.version for event in of_checks[:1] if _works_hard(table, event, policy)}
+    before = {event.version for event in of_checks[1:] if _works_hard(table, event, policy)}
+    for version in before - newest:
+        yield _works(version, "its outputs are moved less, or another version answers", "ended")
+    for version in newest - before:
+        moved = of_checks[0].record["moved"]
+        yield _works(
+            version, f"outputs of version {version} are moved by {moved:.2g} for long: a training is due", "began"
+        )
+
+
+def _works_hard(table: Adaptations, newest: Event, policy: AdaptPolicy) -> bool:
+    events = table.list(newest.version, policy.much_for, up_to=newest.number)
+    moved = [float(event.record.get("moved", 0.0)) for event in events if event.kind == "made"]
+    return len(moved) == policy.much_for and min(moved) >= policy.much
+
+
+def _works(version: int, why: str, state: EventState) -> Told:
+    facts = {"trouble": f"adaptation_works_hard/{version}", "version": version, "why": why}
+    return Told("adaptation_works_hard", facts, state)
 
 
 def drift_troubles(report: DriftReport, version: int) -> Iterator[Told]:

@@ -113,9 +113,10 @@ class Worker:
     def start(self) -> None:
         """Look once at the live file, so that a worker with a champion is ready at once; then keep looking.
 
-        Compiled trees need no onnxruntime, but an adaptation may, or the next version: no request is to wait for that.
+        Compiled trees need no onnxruntime, but an adaptation may: no request is to wait for its import.
         """
-        prepare()
+        if self.settings.adapt.enabled:
+            prepare()
         self._look(time.time())
         self._thread.start()
 

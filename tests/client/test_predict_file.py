@@ -191,7 +191,8 @@ def test_it_waits_for_the_store_so_that_the_spool_does_not_fill(
     served: Served, call: Call, source: Path, tmp_path: Path
 ) -> None:
     waiting, done = served.worker.metrics.log_spool_bytes, []
-    waiting.set(2**32)
+    served.worker.metrics.log_spool_limit_bytes.set(2**22)
+    waiting.set(0.9 * 2**22)
     with between(served.url) as relay:
         run = threading.Thread(target=lambda: done.append(call(relay.url, source, tmp_path / "out.csv", run="r")))
         run.start()

@@ -11,7 +11,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = ROOT / "docs"
-PAGES: Final = (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+PAGES: Final = (ROOT / "README.md", ROOT / "client" / "README.md", *sorted(DOCS.rglob("*.md")))
 
 _FENCE: Final = re.compile(r"^(`{3,})(\w*)[ \t]*(.*)$")
 _OPTION: Final = re.compile(r'([\w-]+)="([^"]*)"')

@@ -32,7 +32,7 @@ class Reader:
     Only the port is another one. `evergreen serve` goes on beside the other commands until the page stops it, or ends.
     """
 
-    def __init__(self, folder: Path, *, patience_s: float = 300.0) -> None:
+    def __init__(self, folder: Path, *, patience_s: float = 300.0, environ: dict[str, str] | None = None) -> None:
         self.folder, self.patience_s = folder, patience_s
         self.port = free_port()
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "BENTOML_"))}
@@ -44,6 +44,7 @@ class Reader:
             "EVERGREEN_TRAINING__NICE": "0",  # on a busy machine a training of low priority takes minutes
             "TERM": "dumb",  # people see tables and cut lines, but no bars that move
             "COLUMNS": "120",
+            **(environ or {}),
         }
         self.server: subprocess.Popen[bytes] | None = None
         self.log = folder.parent / f"{folder.name}.log"

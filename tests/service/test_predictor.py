@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from service.handover import Live, LiveVersion, WorkerReport, read_live, read_re
 from service.serving.predictor import LONGEST_BACKOFF_S, LiveModel
 from service.serving.worker import Worker
 from tests.artefacts import example_record, make_artefact
+from tests.server.test_end_to_end import WORKER_MODULES
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +183,22 @@ def test_a_live_file_is_read_as_it_was_written(versions: Path, tmp_path: Path) -
     assert read_live(tmp_path / "live.json") == written
     assert [v.version for v in written.wanted()] == [1, 2]
     assert read_live(tmp_path / "none.json") is None
+
+
+def test_a_worker_that_answers_by_trees_has_onnxruntime_only_where_outputs_may_be_adapted(
+    versions: Path, tmp_path: Path
+) -> None:
+    write_live(load(environ={"EVERGREEN_HOME": str(tmp_path)}).live_file, live(versions, 1))
+
+    def imported(adapt: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", WORKER_MODULES, str(tmp_path)],
+            env={**os.environ, "EVERGREEN_ADAPT__ENABLED": adapt},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return set(json.loads(done.stdout.splitlines()[-1]))
+
+    assert "onnxruntime" in imported("true")
+    assert "onnxruntime" not in imported("false")

@@ -69,16 +69,16 @@ def working(scheduler: Scheduler) -> Iterator[list[bool]]:
         thread.join()
 
 
-def told_of_checks(scheduler: Scheduler) -> list[dict[str, Any]]:
-    """What the scheduler tells people of its checks from now on."""
-    told = list[dict[str, Any]]()
+def told_of_checks(scheduler: Scheduler, told: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """What the scheduler tells people of its checks from now on, behind what was `told` before."""
+    heard = [] if told is None else told
 
     def alarm(event: str, facts: Mapping[str, Any], state: str = "happened") -> None:
         if facts.get("kind") == "check":
-            told.append({"event": event, **facts})
+            heard.append({"event": event, "state": state, **facts})
 
     scheduler.alarm = alarm  # type: ignore[assignment]
-    return told
+    return heard
 
 
 def execute(settings: Settings, statement: str) -> None:
@@ -198,7 +198,7 @@ def test_a_run_that_the_store_broke_off_says_by_which_error(scheduler: Scheduler
     assert "the run had ended as refused: the model 'evergreen' has no version 7" in run.record.error
 
 
-def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Scheduler) -> None:
+def test_a_check_that_fails_is_a_run_for_each_reason_and_one_trouble_with_an_end(scheduler: Scheduler) -> None:
     told = told_of_checks(scheduler)
     name_a_champion(scheduler, 5)  # its artefact is not on this host
     with working(scheduler):
@@ -215,23 +215,59 @@ def test_a_check_that_fails_is_a_run_and_an_alert_once_a_spell(scheduler: Schedu
     assert [(state, outcome) for state, outcome, _ in found] == [("failed", "crashed")] * 3
     assert ["version 6" in error for *_, error in found] == [True, True, False]
     assert all(error.startswith("UnknownVersion: the artefact of") for *_, error in found)
-    assert [facts["event"] for facts in told] == ["run"] * 3
-    assert all("UnknownVersion" in facts["error"] for facts in told)
+    assert [(facts["event"], facts["state"]) for facts in told] == [
+        ("job_failed", "began"),
+        ("job_failed", "ended"),
+        ("job_failed", "began"),
+    ]
+    assert {facts["trouble"] for facts in told} == {"job_failed/check"}
+    assert ["UnknownVersion" in facts.get("error", "") for facts in told] == [True, False, True]
     assert runs.prune(before=time.time() + 1, keep=1) == 2
+
+
+def test_a_check_that_fails_over_restarts_is_told_once_and_once_when_it_ends_well(settings: Settings) -> None:
+    told = list[dict[str, Any]]()
+    for _ in range(2):
+        with scheduling(settings, open_store(settings.store_url)) as scheduler:
+            told_of_checks(scheduler, told)
+            name_a_champion(scheduler, 5)
+            with working(scheduler):
+                fails_on(scheduler, 2)
+    with scheduling(settings, open_store(settings.store_url)) as scheduler:
+        told_of_checks(scheduler, told)
+        name_a_champion(scheduler, None)
+        with working(scheduler):
+            wait_until("a check that goes well", lambda: len(told) > 1)
+
+    assert [(facts["event"], facts["state"]) for facts in told] == [("job_failed", "began"), ("job_failed", "ended")]
+    assert "ended well again" in told[1]["why"]
+
+
+def test_a_replica_that_leads_no_more_ends_the_trouble_of_its_jobs(settings: Settings) -> None:
+    with scheduling(settings, open_store(settings.store_url)) as scheduler:
+        told = told_of_checks(scheduler)
+        name_a_champion(scheduler, 5)
+        with working(scheduler):
+            fails_on(scheduler, 2)
+            with scheduler.engine.begin() as connection:
+                connection.execute(leases.update().values(holder="another", token=99, expires_at=time.time() + 3600))
+            wait_until("the end", lambda: len(told) > 1)
+
+    assert [facts["state"] for facts in told] == ["began", "ended"]
+    assert told[1]["why"] == "another replica does the scheduled work"
 
 
 def test_while_the_store_is_down_a_failed_check_is_an_alert_all_the_same(
     scheduler: Scheduler, settings: Settings
 ) -> None:
     told = told_of_checks(scheduler)
-    name_a_champion(scheduler, 5)
     with working(scheduler):
         for table in ("runs", "aliases"):
             execute(settings, f"drop table {table}")
         fails_on(scheduler, 3)
 
-    (once,) = (facts for facts in told if "no such table" in facts["error"])
-    assert once["run"] is None and "no such table: aliases" in once["error"]
+    (once,) = told
+    assert "no such table: aliases" in once["error"]
 
 
 def test_beside_a_training_checks_go_on_and_decide_to_wait(place: Place, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_the_controllers_series_exist_from_the_start_and_fit_the_room_that_was_t
     settings = load(environ={"EVERGREEN_HOME": str(tmp_path)})
     metrics = Metrics(tmp_path / "metrics", "controller-1")
 
-    begin(metrics, settings.adapt.names)
+    begin(metrics, settings.adapt.names, settings.log.max_spool_bytes)
 
     found = series(exposition(metrics.directory).decode())
     sizes = {path.name: path.stat().st_size for path in metrics.directory.glob("*.db")}
@@ -113,11 +113,11 @@ def test_what_was_known_of_an_adaptation_is_gone_when_another_output_is_served(t
     settings = load(environ={"EVERGREEN_HOME": str(tmp_path)})
     metrics, engine = Metrics(tmp_path / "metrics", "controller-1"), open_store(settings.store_url)
     scheduler = Scheduler(settings, engine, metrics, "me")
-    begin(metrics, settings.adapt.names)
+    begin(metrics, settings.adapt.names, settings.log.max_spool_bytes)
     weights = {"identity": 0.25, settings.adapt.names[1]: 0.75}
     made = Adapted(made=True, rows=400, weights=weights, moved=1.5, raw_loss=0.7, served_loss=0.5)
 
-    scheduler._on_event("adapted", {"version": 1, "adapted": made, "works_hard": False})
+    scheduler._on_event("adapted", {"version": 1, "adapted": made})
     before = series(exposition(metrics.directory).decode())
     number = scheduler_run(scheduler, ends)
     after = series(exposition(metrics.directory).decode())

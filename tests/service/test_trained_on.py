@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from service import sample
 from service.command.cli import app
+from service.command.first_version import advice
 from service.command.trained_on import refuse_the_sample_beside_data, trained_on
 from service.configuration import load
 from service.place import free_port
@@ -109,3 +110,21 @@ def test_train_says_what_it_trains_on(empty_folder: Path) -> None:
     first, second = result.stdout.splitlines()[:2]
     assert first == f'training on {empty_folder}/rows.csv: predicting "defaulted", rows in the order of "applied_at"'
     assert second == "version 1: in service"
+
+
+def test_train_says_what_to_do_when_it_has_learnt_nothing(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = sample.training_frame(600)
+    frame["defaulted"] = frame["defaulted"].sample(frac=1, random_state=0).to_numpy()
+    frame.to_csv("rows.csv", index=False)
+    monkeypatch.setenv("EVERGREEN_TRAINING__NICE", "0")
+    assert evergreen("init", "--data", "rows.csv", "--target", "defaulted", "--time", "applied_at").exit_code == 0
+
+    result = evergreen("train")
+
+    assert result.exit_code == 0, result.output
+    assert "it has learnt nothing" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("next: EVERGREEN_TRAINING__TRIALS=20 evergreen train --force, ")
+
+
+def test_after_a_search_only_other_data_are_advised() -> None:
+    assert advice(20).startswith("give it more labelled rows") and "TRIALS" not in advice(20)

@@ -1,4 +1,4 @@
-"""Quality and drift: an event when a trouble begins and one when it has ended, whoever leads."""
+"""Quality, adaptations and drift: an event when a trouble begins and one when it has ended, whoever leads."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import sqlalchemy as sa
 
 from monitoring.drift import DriftReport, Finding
-from monitoring.store import checks, open_store
-from service.control.troubles import drift_troubles, known_before, quality_troubles
+from monitoring.store import adaptations, checks, open_store
+from service.control.troubles import adaptation_troubles, drift_troubles, known_before, quality_troubles
+from training.adaptations import Adaptations
+from training.experts import AdaptPolicy
 
 Known = list[tuple[int, str | None]]
+Rows = list[tuple[int, str, float | None]]
 
 
 @contextmanager
@@ -69,6 +73,56 @@ def test_a_check_of_an_older_release_says_nothing_of_quality(sqlite_url: str) ->
             connection.execute(sa.insert(checks).values(old))
 
         assert known_before(engine, 3) == (1, "lost")
+
+
+def told_of_adaptations(url: str, rows: Rows) -> list[tuple[int, str]]:
+    """(version, state) of every event while rows (version, kind, moved) came, each seen by another process.
+
+    Hard work are two in a row that moved outputs by 1. None: no check made it.
+    """
+    policy, found = AdaptPolicy(much=1.0, much_for=2), []
+    numbers: dict[int, int] = {}
+    for at, (version, kind, moved) in enumerate(rows):
+        numbers[version] = numbers.get(version, 0) + 1
+        engine = open_store(url)
+        with engine.begin() as connection:
+            values = {
+                "version": version,
+                "number": numbers[version],
+                "at": float(at),
+                "kind": kind,
+                "who": "",
+                "why": "",
+            }
+            record = {} if moved is None else {"moved": moved}
+            connection.execute(adaptations.insert().values(**values, record=json.dumps(record)))
+        if moved is not None:
+            found += [(each.facts["version"], each.state) for each in adaptation_troubles(Adaptations(engine), policy)]
+        engine.dispose()
+    return found
+
+
+def test_an_adaptation_that_works_hard_is_one_trouble_whoever_looks(store_url: str) -> None:
+    moved = [2.0, 0.5, 2.0, 2.0, 2.0, 2.0, 0.5, 0.5, 2.0]
+
+    assert told_of_adaptations(store_url, [(1, "made", each) for each in moved]) == [(1, "began"), (1, "ended")]
+
+
+def test_hard_work_ends_with_its_version(store_url: str) -> None:
+    hard: Rows = [(1, "made", 2.0), (1, "made", 2.0)]
+
+    assert told_of_adaptations(store_url, [*hard, (2, "made", None), (2, "made", 2.0), (2, "made", 2.0)]) == [
+        (1, "began"),
+        (1, "ended"),
+        (2, "began"),
+    ]
+
+
+@pytest.mark.parametrize("between", [[(1, "reverted", 2.0)], [(1, "off", None), (1, "on", None), (1, "made", 2.0)]])
+def test_hard_work_is_over_when_it_was_reverted_or_switched_off(sqlite_url: str, between: Rows) -> None:
+    rows: Rows = [(1, "made", 2.0), (1, "made", 2.0), *between]
+
+    assert told_of_adaptations(sqlite_url, rows) == [(1, "began"), (1, "ended")]
 
 
 def finding(name: str, state: str) -> Finding:

@@ -24,9 +24,11 @@ ARROW_ROWS: Final = 5000
 ARROW_VALUES: Final = 90_000
 """Values in one body, some 0.7 MB in either kind: those above a megabyte take turns at the server."""
 
-MOST_WAITING_BYTES: Final = 7 << 29
-"""Of recorded rows that are not in the store yet. A file is answered faster than its rows are stored, and a full spool
-([log] max_spool_bytes, 4 GiB unless it is set) drops rows."""
+SPOOL_SHARE: Final = 7 / 8
+"""Of the spool's limit that recorded rows may fill before sending waits for the store. A file is answered faster than
+its rows are stored, and a full spool drops rows."""
+SPOOL_LIMIT_BYTES: Final = 4 << 30
+"""Of a service that does not tell its own."""
 LOOK_EVERY_S: Final = 2.0
 WAIT_S: Final = 0.5
 MOST_WAIT_S: Final = 600.0
@@ -95,7 +97,6 @@ class Service:
         self.record = record
         self.arrow = False
         self.most_rows = 1
-        self.most_waiting_bytes = MOST_WAITING_BYTES
         self._looking = asyncio.Lock()
         self._look_at = time.monotonic() if record else math.inf
 
@@ -147,8 +148,9 @@ class Service:
                 except StatusError:
                     self._look_at = math.inf
                     return
-                waiting, now = sum(map(float, _WAITING.findall(page))), time.monotonic()
-                if waiting <= self.most_waiting_bytes:
+                waiting, limit = _spool(page)
+                now = time.monotonic()
+                if waiting <= SPOOL_SHARE * limit:
                     self._look_at = now + LOOK_EVERY_S
                     return
                 if waiting < least:
@@ -190,6 +192,16 @@ class Service:
         return answer, batch.column("id").to_pylist()
 
 
+def _spool(page: str) -> tuple[float, float]:
+    """(bytes that wait for the store, bytes that may) as `/metrics` tells them.
+
+    >>> _spool("evergreen_log_spool_bytes 10.0\\nevergreen_log_spool_limit_bytes 100.0\\n")
+    (10.0, 100.0)
+    """
+    found = {name: float(value) for name, value in _SPOOL.findall(page)}
+    return found.get("", 0.0), found.get("limit_", SPOOL_LIMIT_BYTES)
+
+
 def arrow_body(columns: Mapping[str, Any]) -> bytes:
     """An Arrow IPC stream of these columns; of texts in Arrow arrays each different one is sent once."""
     import pyarrow as pa
@@ -214,7 +226,7 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-_WAITING: Final = re.compile(r"^evergreen_log_spool_bytes(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_SPOOL: Final = re.compile(r"^evergreen_log_spool_(limit_)?bytes(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 _PLACE: Final = re.compile(r"(?:version \d+ cannot take these records: )?(records|ids)\[(\d+)\]")
 _decode: Final = msgspec.json.Decoder(Answers).decode
 
