@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("evergreen.page")
 
-WITHIN_S: Final = 10.0
+WITHIN_S: Final = 20.0
 """A controller that has not answered by then hangs."""
 NOT_ASKED_S: Final = 30.0
 """For how long one that hangs is not asked again."""
