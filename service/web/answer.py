@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SIGN_IN_BYTES: Final = 4096
 REVISION: Final = b"x-evergreen-revision"
-"""Header in which the page says what it was told last: its next request may meet another worker."""
+"""Header in which the page says what it was told last: its next request may meet another server."""
 
 
 async def answer_page(worker: Worker, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -57,13 +57,12 @@ class Relay:
 
     async def part(self, asked: Asking) -> Made:
         """What is asked for, the controller's or our own. Raises `Reject`."""
-        async with (
-            self._one_a_turn
-        ):  # of seventy that come at once each has a turn of the loop: predictions come between
+        async with self._one_a_turn:  # seventy may come at once: each has a turn of the loop, predictions come between
             await asyncio.sleep(0)
         if time.monotonic() >= self._ask_from:
             try:
-                async with self._answer(asked) as (said, reader):
+                said, reader, writer = await self._answer(asked)
+                with closing(writer):
                     return Made(await asyncio.wait_for(reader.readexactly(said.length or 0), WITHIN_S), said.etag)
             except TimeoutError:
                 self._ask_from = time.monotonic() + NOT_ASKED_S
@@ -78,13 +77,13 @@ class Relay:
         Raises `Reject` when there are none.
         """
         try:
-            async with self._answer(Asking(EVENTS)) as (_, reader):
-                await _hand_on(reader, receive, send, good)
+            _, reader, writer = await self._answer(Asking(EVENTS))
         except _NO_ANSWER:
             raise Reject(503, NO_EVENTS, 5) from None
+        with closing(writer):
+            await _hand_on(reader, receive, send, good)
 
-    @asynccontextmanager
-    async def _answer(self, asked: Asking) -> AsyncIterator[tuple[Said, asyncio.StreamReader]]:
+    async def _answer(self, asked: Asking) -> tuple[Said, asyncio.StreamReader, asyncio.StreamWriter]:
         """What the controller says, and where the rest is read. Raises `Reject`; `_NO_ANSWER` when it says nothing."""
         with reached(self._run_dir) as path:
             reader, writer = await asyncio.open_unix_connection(path, limit=AT_ONCE)
@@ -96,9 +95,10 @@ class Relay:
                 self._away, self._own = False, None
             if said.status != 200:
                 raise Reject(said.status, said.message, said.retry_after_s)
-            yield said, reader
-        finally:
+        except BaseException:
             writer.close()
+            raise
+        return said, reader, writer
 
     def _miss(self, why: str) -> None:
         if not self._away:
@@ -131,10 +131,14 @@ async def _hand_on(reader: asyncio.StreamReader, receive: Receive, send: Send, g
     text = b" "
     try:
         while text and good() and not left.done():
-            with suppress(TimeoutError):
+            try:
                 text = await asyncio.wait_for(reader.read(AT_ONCE), LOOK_EVERY_S)
-                if text:
-                    await send({"type": "http.response.body", "body": text, "more_body": True})
+            except TimeoutError:
+                continue
+            except ConnectionError:  # the controller was killed
+                break
+            if text:
+                await send({"type": "http.response.body", "body": text, "more_body": True})
         if not left.done():
             await send({"type": "http.response.body", "body": b""})
     finally:

@@ -17,7 +17,7 @@ export const guardWith = (token) => {
   csrf = token;
 };
 
-/** What the store was like when the server last told: another worker that answers then looks, too. */
+/** What the store was like when the server last told: another one that answers then looks, too. */
 export const knows = (told) => {
   revision = told;
 };
