@@ -54,9 +54,10 @@ async def serve(settings: Settings, run_dir: Path, stopping: threading.Event) ->
     except OSError as error:
         logger.warning("no socket can be made in %s (%s): each worker makes its page", run_dir, error)
         return
-    async with await asyncio.start_unix_server(met, sock=door):
-        while not stopping.is_set():
-            await asyncio.sleep(LOOK_EVERY_S)
+    server = await asyncio.start_unix_server(met, sock=door)
+    while not stopping.is_set():
+        await asyncio.sleep(LOOK_EVERY_S)
+    server.close()  # streams end with the loop
 
 
 async def _say(writer: asyncio.StreamWriter, said: Said, body: bytes = b"") -> None:
