@@ -58,7 +58,7 @@ def test_an_open_page_with_traffic_does_not_grow(
         return float(line.send("Runtime.getHeapUsage")["usedSize"]) / 1e6
 
     def memory() -> dict[int, float]:
-        """MB of each process of the server, its controller first."""
+        """MB of each process of the server."""
         return {one.pid: one.memory_full_info().uss / 1e6 for one in server.children()}
 
     seconds = 60 * request.config.getoption("--minutes")
