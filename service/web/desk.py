@@ -41,8 +41,8 @@ async def serve(settings: Settings, run_dir: Path, stopping: threading.Event) ->
                 await _say(writer, Said(length=len(made.body), etag=made.etag), made.body)
         except Reject as error:
             await _say(writer, Said(error.status, message=error.message, retry_after_s=error.retry_after_s))
-        except (ConnectionError, msgspec.DecodeError):
-            logger.debug("a worker left before it was answered")
+        except (ConnectionError, msgspec.DecodeError, asyncio.CancelledError):  # asyncio would tell of the last one
+            logger.debug("a worker left before it was answered, or the server stops")
         except Exception:
             logger.exception("a part of the page could not be made")
             await _say(writer, Said(500, message="an error of ours; the controller's log has the details"))

@@ -169,7 +169,9 @@ def test_a_worker_hands_on_again_as_soon_as_there_is_a_controller(here: Paged) -
         assert here.worker.relay._own is None  # what it made them with is let go of
 
 
-def test_a_stream_ends_with_the_controller_and_there_is_none_without(here: Paged) -> None:
+def test_a_stream_ends_with_the_controller_without_a_word_and_there_is_none_without(
+    here: Paged, caplog: pytest.LogCaptureFixture
+) -> None:
     async def watch(port: int, stopping: threading.Event) -> None:
         async with listening(port) as following:
             assert await following() is not None
@@ -181,6 +183,7 @@ def test_a_stream_ends_with_the_controller_and_there_is_none_without(here: Paged
         with desk(here.worker) as stopping:
             asyncio.run(watch(served.port, stopping))
         assert here.ask("GET", "/page/events").status_code == 503
+    assert not [record for record in caplog.records if record.name == "asyncio" and record.levelname == "ERROR"]
 
 
 def test_one_who_may_not_make_a_socket_says_so_and_leaves_the_page_to_the_workers(
