@@ -74,6 +74,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     """Number of the adaptation in force of the version it serves."""
     unadapted: str = ""
     """Why it does not have the one it should have."""
+    why_not_ready: str = ""
+    """Why predictions should not be sent to it, "" when they can be answered."""
     hour: int = 0
     """The hour that `sent` counts, in hours since 1970."""
     sent: dict[str, int] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,12 @@ import sqlalchemy as sa
 from monitoring.store import connect, ensure_days, metadata, open_store, predictions
 from service.serving.front import Front
 from service.serving.worker import Worker
+from service.web.desk import serve
+from service.web.frames import SOCKET
 from tests.fronts import nothing_beyond
 from tests.fronts import run as requests
 from tests.places import Place
+from tests.real_server import wait_until
 from tests.stand_in import TOKEN
 from tests.working import working
 from training.cycle import bootstrap, run_cycle
@@ -96,6 +101,21 @@ def here(grown: Path, tmp_path: Path) -> Iterator[Paged]:
     """The same, on SQLite."""
     with paged(grown, tmp_path / "home") as found:
         yield found
+
+
+@contextmanager
+def desk(worker: Worker) -> Iterator[threading.Event]:
+    """The page's part of a controller beside this worker; setting the event ends it."""
+    stopping = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(serve(worker.settings, worker.run_dir, stopping)))
+    (worker.run_dir / SOCKET).unlink(missing_ok=True)
+    thread.start()
+    try:
+        wait_until("the page's socket", (worker.run_dir / SOCKET).exists)
+        yield stopping
+    finally:
+        stopping.set()
+        thread.join()
 
 
 def copy(source: sa.Engine, url: str) -> None:

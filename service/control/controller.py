@@ -1,12 +1,14 @@
 """One process of each replica drains the record, mirrors the aliases and, when it holds the lease, decides.
 
-Six threads that do not depend on each other: the drain, the mirror between store and workers, the watch over the
-workers, the reports that people ask for, what this home has to forget, and the scheduler, whose jobs run only while
-this replica holds the lease. Each outlives a store that is down: it says so once, and goes on when the store is back.
+Seven threads that do not depend on each other: the drain, the mirror between store and workers, the watch over the
+workers, the reports that people ask for, what this home has to forget, the page, and the scheduler, whose jobs run only
+while this replica holds the lease. Each outlives a store that is down: it says so once, and goes on when the store is
+back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -43,6 +45,7 @@ from service.process import Tree, forget_trees
 from service.secret_file import home_id
 from service.settings import Settings
 from service.tracing import open_tracer
+from service.web.desk import serve
 from training.adaptations import Adaptations
 from training.homes import SEEN_S, is_gone
 from training.priority import give_way
@@ -97,6 +100,7 @@ class Controller:
             logger.info("management token: kept in %s", self.settings.token_file)
         threads = {"drain": self._drain, "mirror": self._mirror, "watch": self._watch, "reports": self._reports}
         threads["own part"] = self._own_part
+        threads["page"] = self._page
         threads["lead"] = self._lead
         for name, work in threads.items():
             thread = threading.Thread(target=self._guard, args=(name, work), name=f"evergreen-{name}", daemon=True)
@@ -345,6 +349,10 @@ class Controller:
         part = OwnPart(self.settings, engine, self.replica, self._stopping.is_set)
         while not self._stopping.wait(PART_EVERY_S):
             part.turn()
+
+    def _page(self) -> None:
+        """Make what the page of this server shows; its workers hand it on."""
+        asyncio.run(serve(self.settings, self.tree.run_dir, self._stopping))
 
     def _lead(self) -> None:
         engine = self.engine()

@@ -25,6 +25,7 @@ from service.serving.readiness import WHY_STOPPING, FirstStart, why_no_model
 from service.serving.sources import Sources
 from service.settings import Settings
 from service.tracing import open_tracer
+from service.web.relay import Relay
 from service.web.session import Sessions
 from training.session import prepare
 
@@ -79,6 +80,7 @@ class Worker:
         self.privacy = open_privacy(settings)
         self.keys = Keys(settings)
         self.sessions = Sessions(settings, self.keys)
+        self.relay = Relay(settings, run_dir)
         self.sources = Sources(self.metrics, settings.security)
         self.live: Live | None = None
         self.stopping = False
@@ -224,6 +226,7 @@ class Worker:
             failed=self.model.failed,
             adaptation=_number(current),
             unadapted=self.model.unadapted,
+            why_not_ready=self.why_not_ready or "",
             hour=self.sources.hour,
             sent=dict(self.sources.sent),
         )

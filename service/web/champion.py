@@ -26,12 +26,14 @@ def schema_of(here: Managed, version: int) -> FeatureSchema | None:
 
 def task_of(here: Managed) -> Task | None:
     """What the champion answers, None while there is none."""
-    current = here.worker.model.current
-    if current is not None:
-        return current.schema.task
-    champion = here.registry.live().champion
-    schema = None if champion is None else schema_of(here, champion)
+    schema = champion_schema(here)
     return None if schema is None else schema.task
+
+
+def champion_schema(here: Managed) -> FeatureSchema | None:
+    """None while there is no champion, or none on this host."""
+    champion = here.registry.live().champion
+    return None if champion is None else schema_of(here, champion)
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from monitoring.store import key_columns, labels, predictions
 from service.web.bins import SHOWN_CHARS, Sketch, categories, counted, numbers
-from service.web.champion import schema_of
+from service.web.champion import champion_schema
 from service.web.rows import NEWEST, edges_of, sample, span_of
 from service.web.shapes import Distribution, OutputBars, OutputSeries
 from service.web.sketch import text_of
@@ -31,11 +31,7 @@ MOST_CLASSES: Final = 20
 
 
 def distribution(here: Managed, asked: Asked) -> Distribution:
-    current = here.worker.model.current
-    schema = None if current is None else current.schema
-    if schema is None:
-        champion = here.registry.live().champion
-        schema = None if champion is None else schema_of(here, champion)
+    schema = champion_schema(here)
     with here.engine.connect() as connection:
         span = span_of(connection)
         samples = sample(connection, edges_of(span, asked, MOMENTS), ROWS_EACH)

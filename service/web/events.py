@@ -1,13 +1,11 @@
-"""`/page/events`: what has changed, told to every open page of this worker; one look at the store serves them all."""
+"""`/page/events`: what has changed, told to every open page of this server; one look at the store serves them all."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -15,66 +13,61 @@ import sqlalchemy as sa
 
 from monitoring.errors import first_line
 from service.serving.request import Reject
+from service.web.frames import Said, line
 from service.web.meter import EVERY_S
 from service.web.shapes import Changed
 
 if TYPE_CHECKING:
-    from service.serving.asgi import Receive, Send
     from service.web.page import Page
 
 logger = logging.getLogger("evergreen.page")
 
-MOST_STREAMS: Final = 20
-"""Of one worker; whoever comes then polls."""
+MOST_STREAMS: Final = 40
+"""Of one server; whoever comes then polls."""
 LOOK_EVERY_S: Final = 1.0
 KEEP_ALIVE_S: Final = 15.0
-APART_S: Final = 0.02
+APART_S: Final = 0.05
 """Between two listeners that are told the same: what they then ask for comes one page after the other."""
+SPREAD_S: Final = 0.5
+"""From the first to the last of them, at most."""
 STATE_EVERY_S: Final = 15.0
 """How often the state is told to have changed although the store has not: the record's lag, say."""
 
 
 class Events:
-    """The streams of one worker. One task looks at the store while there is a stream, and none otherwise."""
+    """The streams of one server. One task looks at the store while there is a stream, and none otherwise."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
         self._listeners: set[asyncio.Queue[Changed]] = set()
         self._looking: asyncio.Task[None] | None = None
 
-    async def stream(self, receive: Receive, send: Send, good: Callable[[], bool]) -> None:
-        """Answer a request with events until the client leaves, `good` says no, or the server stops.
+    async def stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Write events until the reader ends, which is when nobody listens any more.
 
-        Raises `Reject` when there are `MOST_STREAMS` already.
+        Raises `Reject` when there are `MOST_STREAMS` already, and OSError.
         """
         if len(self._listeners) >= MOST_STREAMS:
-            raise Reject(503, f"{MOST_STREAMS} pages listen to this worker already: poll /page/state instead", 5)
+            raise Reject(503, f"{MOST_STREAMS} pages listen to this server already: poll /page/state instead", 5)
         mine: asyncio.Queue[Changed] = asyncio.Queue(8)
         self._listeners.add(mine)
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
-        left = asyncio.create_task(_left(receive))
+        left = asyncio.create_task(reader.read())
         try:
-            headers = [
-                (b"content-type", b"text/event-stream"),
-                (b"cache-control", b"no-store"),
-                (b"x-accel-buffering", b"no"),
-            ]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
             with suppress(sa.exc.SQLAlchemyError):
                 await self._page.look()
-            await _say(send, b"retry: 2000\n\n" + _event(Changed(topics=(), revision=self._page.revision)))
+            text = line(Said()) + b"retry: 2000\n\n" + _event(Changed(topics=(), revision=self._page.revision))
             said = time.monotonic()
-            while good() and not self._page.here.worker.stopping and not left.done():
-                try:
-                    await _say(send, _event(await asyncio.wait_for(mine.get(), LOOK_EVERY_S)))
+            while not left.done():
+                if text:
+                    writer.write(text)
+                    await writer.drain()
                     said = time.monotonic()
+                try:
+                    text = _event(await asyncio.wait_for(mine.get(), LOOK_EVERY_S))
                 except TimeoutError:
-                    if time.monotonic() - said >= KEEP_ALIVE_S:
-                        await _say(send, b": still here\n\n")
-                        said = time.monotonic()
-            if not left.done():
-                await send({"type": "http.response.body", "body": b""})
+                    text = b": still here\n\n" if time.monotonic() - said >= KEEP_ALIVE_S else b""
         finally:
             self._listeners.discard(mine)
             left.cancel()
@@ -106,8 +99,9 @@ class Events:
 
     def _tell(self, changed: Changed) -> None:
         loop = asyncio.get_running_loop()
+        apart = min(APART_S, SPREAD_S / len(self._listeners))
         for place, queue in enumerate(self._listeners):
-            loop.call_later(place * APART_S, _put, queue, changed)
+            loop.call_later(place * apart, _put, queue, changed)
 
 
 def _put(queue: asyncio.Queue[Changed], changed: Changed) -> None:
@@ -115,21 +109,6 @@ def _put(queue: asyncio.Queue[Changed], changed: Changed) -> None:
         queue.put_nowait(changed)
     except asyncio.QueueFull:  # a client that does not read: it asks for everything when it does
         logger.debug("a page does not read its events")
-
-
-@lru_cache(maxsize=1)
-def events_of(page: Page) -> Events:
-    """The streams of this page."""
-    return Events(page)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _say(send: Send, text: bytes) -> None:
-    await send({"type": "http.response.body", "body": text, "more_body": True})
 
 
 def _event(changed: Changed) -> bytes:

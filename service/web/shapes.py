@@ -252,8 +252,8 @@ class Record(Shape, frozen=True, kw_only=True):
     """None: no label yet."""
 
 
-class State(Shape, frozen=True, kw_only=True):
-    """The deployment at a glance."""
+class StateForAll(Shape, frozen=True, kw_only=True):
+    """The deployment at a glance, the same for whoever asks."""
 
     revision: str
     """Changes when anything of the page's data has changed."""
@@ -271,12 +271,12 @@ class State(Shape, frozen=True, kw_only=True):
     announced: int | None
     """Being loaded by the workers, to become champion."""
     engine: str | None
-    """onnx | scikit-learn: what this worker answers with."""
+    """onnx | scikit-learn | …: what this server's workers answer with; None when none serves the champion."""
     served_since: Number
     """Since when the champion is in service."""
     ready: bool
     why_not_ready: str
-    """Of this worker; "" when it is."""
+    """Of a worker of this server; "" when all are."""
     quality: QualityNow | None
     """None: no check of this version yet."""
     coverage: Number
@@ -309,6 +309,11 @@ class State(Shape, frozen=True, kw_only=True):
     jobs: tuple[Job, ...] | None
     """None: another replica holds the lease, and knows."""
     record: Record
+
+
+class State(StateForAll, frozen=True, kw_only=True):
+    """The deployment at a glance, as who asks gets it."""
+
     name: str
     """Of the token that asks."""
     scopes: tuple[str, ...]

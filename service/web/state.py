@@ -6,7 +6,6 @@ import time
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import numpy as np
 import sqlalchemy as sa
 
@@ -31,7 +30,7 @@ from service.web.shapes import (
     Record,
     ReplicaNow,
     RunningNow,
-    State,
+    StateForAll,
     WorkerNow,
 )
 from service.web.traffic import replica_of
@@ -55,14 +54,14 @@ DELAY_ROWS_EACH: Final = 50
 DELAY_BINS: Final = 24
 
 
-def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
-    """`late` is what `delays` says; `name` and `scopes` are left empty: they are the asker's."""
+def state(here: Managed, revision: str, late: DelayHistogram | None) -> StateForAll:
+    """`late` is what `delays` says."""
     now, live, paused = time.time(), here.registry.live(), here.runs.paused()
     stands = standing(here, paused_by(paused))
     newest = next(iter(here.runs.checks(limit=1)), None)
     known: dict[str, Any] = (newest.quality if newest is not None else None) or {}
-    running, current = here.runs.running(), here.worker.model.current
-    controller = read_status(here.worker.run_dir)
+    running, why_not = here.runs.running(), here.why_not_ready
+    controller = read_status(here.run_dir)
     alive = live_workers(here.engine, WORKER_ALIVE_S)
     with here.engine.connect() as connection:
         queued = connection.scalar(sa.select(sa.func.count()).where(runs.c.state == "queued", runs.c.kind != PART)) or 0
@@ -81,7 +80,7 @@ def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
             since=running.started_at or running.created_at,
             queued=queued,
         )
-    return State(
+    return StateForAll(
         revision=revision,
         at=now,
         model=here.settings.model.name,
@@ -90,10 +89,10 @@ def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
         version=live.champion,
         previous=live.previous,
         announced=live.announced,
-        engine=current.engine if current is not None else None,
+        engine=here.model_engine(live.champion),
         served_since=stands.served_since,
-        ready=here.worker.why_not_ready is None,
-        why_not_ready=here.worker.why_not_ready or "",
+        ready=not why_not,
+        why_not_ready=why_not,
         quality=_quality(newest, known) if newest is not None and newest.version == live.champion else None,
         coverage=stands.coverage,
         delay_s=stands.delay_s,
@@ -110,7 +109,7 @@ def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
         versions=tuple(registered),
         replicas=tuple(sorted({worker.replica for worker in alive})),
         homes=tuple(_replica(home, here) for home in expected(here.engine)),
-        here=replica_of(here.worker),
+        here=replica_of(here.run_dir),
         workers=_workers(alive),
         lease=lease,
         jobs=tuple(
@@ -120,8 +119,6 @@ def state(here: Managed, revision: str, late: DelayHistogram | None) -> State:
         if controller is not None and controller.leader
         else None,
         record=_record(here, late),
-        name="",
-        scopes=(),
     )
 
 
@@ -186,7 +183,7 @@ def _workers(alive: Iterable[WorkerState]) -> tuple[WorkerNow, ...]:
 
 def _replica(home: Home, here: Managed) -> ReplicaNow:
     known = {name: getattr(home, name) for name in ReplicaNow.__struct_fields__ if name != "here"}
-    return ReplicaNow(**known, here=home.home == here.worker.home)
+    return ReplicaNow(**known, here=home.home == here.home)
 
 
 def _lease(connection: sa.Connection, here: Managed) -> Lease | None:
@@ -197,13 +194,13 @@ def _lease(connection: sa.Connection, here: Managed) -> Lease | None:
     ).first()
     if row is None:
         return None
-    mine = str(row.holder).startswith(f"{replica_of(here.worker)}:")
+    mine = str(row.holder).startswith(f"{replica_of(here.run_dir)}:")
     return Lease(holder=row.holder, expires_at=row.expires_at, here=mine)
 
 
 def _record(here: Managed, late: DelayHistogram | None) -> Record:
-    controller = read_status(here.worker.run_dir)
-    counted = samples(here.worker.metrics.directory, ("log_records", "labels", "rows_unfit"))
+    controller = read_status(here.run_dir)
+    counted = samples(here.metrics_dir, ("log_records", "labels", "rows_unfit"))
 
     def of(name: str, outcome: str | None) -> int:
         series = counted.get(f"evergreen_{name}_total", {})
@@ -235,8 +232,3 @@ def delays(here: Managed) -> DelayHistogram | None:
         rows=len(rows),
         without=len(rows) - len(late),
     )
-
-
-def for_asker(found: State, name: str, scopes: tuple[str, ...]) -> State:
-    """The state as this asker gets it."""
-    return msgspec.structs.replace(found, name=name, scopes=scopes)

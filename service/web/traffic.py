@@ -15,8 +15,9 @@ from service.web.shapes import MOST_POINTS, Rate, Ribbon, Traffic
 from service.web.span import Asked
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from service.serving.management.deployment import Managed
-    from service.serving.worker import Worker
 
 BINS: Final = 64
 LOOKS: Final = 2
@@ -32,25 +33,25 @@ def traffic(here: Managed, meter: Meter, asked: Asked) -> Traffic:
         rate = _rate(connection, edges_of(span, asked, BINS * LOOKS))
         versions = _ribbon(connection, asked)
     return Traffic(
-        replica=replica_of(here.worker),
+        replica=replica_of(here.run_dir),
         rate=rate,
         recent=meter.recent(),
-        totals=meter.totals(_began(here.worker)),
+        totals=meter.totals(_began(here.run_dir)),
         versions=versions,
         span=span,
     )
 
 
-def replica_of(worker: Worker) -> str:
+def replica_of(run_dir: Path) -> str:
     """The name of this replica in the table of workers."""
     import socket
 
-    return f"{socket.gethostname()}:{worker.run_dir.name}"
+    return f"{socket.gethostname()}:{run_dir.name}"
 
 
-def _began(worker: Worker) -> float | None:
+def _began(run_dir: Path) -> float | None:
     try:
-        return (worker.run_dir / SUPERVISOR).stat().st_mtime
+        return (run_dir / SUPERVISOR).stat().st_mtime
     except OSError:  # under plain `bentoml serve` there is no such file
         return None
 

@@ -110,7 +110,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     assert Path(where).is_relative_to(evergreen.parent.parent), f"{where} is not of the wheel"
     try:
-        yield served.start().wait_ready(180)
+        yield served.start().wait_ready(600)
     finally:
         served.end()
 

@@ -73,7 +73,9 @@ class Store(threading.Thread):
             self.trouble = error
 
     def _look(self, connection: sqlite3.Connection) -> None:
-        wanted = "select id, kind, trigger, state, outcome, version, why from runs order by id desc limit 10"
+        # While a training goes on, many checks may come and go.
+        newest = "kind != 'check' or id > (select max(id) - 10 from runs) order by id desc limit 20"
+        wanted = f"select id, kind, trigger, state, outcome, version, why from runs where {newest}"
         for run in map(dict, connection.execute(wanted)):
             self.runs[run["id"]] = run
             name = f"run {run['id']}"

@@ -15,8 +15,10 @@ import sqlalchemy as sa
 from monitoring.store import aliases, checks, workers
 from service.web import events
 from service.web.events import MOST_STREAMS
-from service.web.page import BEHIND_S, page_of
-from tests.paged import Paged, grown, here, there
+from service.web.frames import Asking
+from service.web.page import BEHIND_S, Page
+from service.web.parts import part
+from tests.paged import Paged, desk, grown, here, there
 from tests.stand_in import TOKEN
 from tests.wired import add_token, request, revoke_token, serving
 from training.runs import Runs
@@ -104,21 +106,18 @@ def test_a_write_to_the_store_is_told_within_two_seconds(there: Paged, write: An
             write(there)
             return await told(following, topic)
 
-    with serving(there.worker) as served:
+    with desk(there.worker), serving(there.worker) as served:
         assert asyncio.run(watch(served.port)) < 2 * WITHIN_S
 
 
-def test_one_look_a_second_serves_all_streams_and_none_is_taken_when_nobody_listens(
-    here: Paged, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = []
+def test_one_look_a_second_serves_all_streams_and_none_is_taken_when_nobody_listens(here: Paged) -> None:
+    looks: list[float] = []
 
-    page = asyncio.run(page_of(here.worker))
-
-    @sa.event.listens_for(page.here.engine, "before_cursor_execute")
     def count(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "max(checks.id)" in statement:
             looks.append(time.monotonic())
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", count)
 
     async def watch(port: int) -> int:
         async with listening(port) as one, listening(port) as two, listening(port) as three:
@@ -127,17 +126,20 @@ def test_one_look_a_second_serves_all_streams_and_none_is_taken_when_nobody_list
             await asyncio.sleep(4)
             return len(looks)
 
-    with serving(here.worker) as served:
-        seen = asyncio.run(watch(served.port))
-        time.sleep(2.5)
-        after = len(looks)
-        time.sleep(2.5)
+    try:
+        with desk(here.worker), serving(here.worker) as served:
+            seen = asyncio.run(watch(served.port))
+            time.sleep(2.5)
+            after = len(looks)
+            time.sleep(2.5)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", count)
 
     assert 2 <= seen <= 7
     assert len(looks) == after
 
 
-def test_more_streams_than_a_worker_serves_are_told_to_poll(here: Paged) -> None:
+def test_more_streams_than_a_server_has_are_told_to_poll(here: Paged) -> None:
     async def watch(port: int) -> tuple[bytes, bytes]:
         streams = [listening(port) for _ in range(MOST_STREAMS)]
         for stream in streams:
@@ -155,7 +157,7 @@ def test_more_streams_than_a_worker_serves_are_told_to_poll(here: Paged) -> None
             await stream.__aexit__(None, None, None)
         return answers[0], answers[1]
 
-    with serving(here.worker) as served:
+    with desk(here.worker), serving(here.worker) as served:
         refused, taken = asyncio.run(watch(served.port))
 
     assert b" 503 " in refused and b"retry-after" in refused.lower()
@@ -178,7 +180,7 @@ def test_a_stream_ends_with_its_token_and_with_the_server(here: Paged, end: str)
             while await asyncio.wait_for(following(), 10) is not None:
                 pass
 
-    with serving(here.worker) as served:
+    with desk(here.worker), serving(here.worker) as served:
         asyncio.run(watch(served.port))
 
 
@@ -196,7 +198,7 @@ def test_while_the_store_is_down_streams_stay_and_tell_again_when_it_is_back(her
             a_run(here)
             return await told(following, "decisions")
 
-    with serving(here.worker) as served:
+    with desk(here.worker), serving(here.worker) as served:
         assert asyncio.run(watch(served.port)) < 10
 
 
@@ -212,16 +214,22 @@ def test_a_stream_that_is_quiet_says_that_it_is_there(here: Paged, monkeypatch: 
         writer.close()
         return found
 
-    with serving(here.worker) as served:
+    with desk(here.worker), serving(here.worker) as served:
         assert b"event: changed" in asyncio.run(watch(served.port))
 
 
-def test_who_was_told_by_another_worker_is_answered_with_what_that_one_has_seen(here: Paged) -> None:
-    page, path = asyncio.run(page_of(here.worker)), "/page/decisions"
-    before = here.get(path)
-    a_run(here)
-    page.looked_at = time.monotonic() + 5  # this worker has just looked: a moment before the run was there
+def test_who_was_told_by_another_server_is_answered_with_what_that_one_has_seen(here: Paged) -> None:
+    page = Page(here.worker.settings, here.worker.run_dir)
 
-    assert here.get(path) == here.get(path, headers={"x-evergreen-revision": page.revision}) == before
-    page.looked_at = time.monotonic() - BEHIND_S
-    assert here.get(path, headers={"x-evergreen-revision": "what the other worker said"}) != before
+    async def decisions(known: str = "") -> bytes:
+        return (await part(page, Asking("/page/decisions", known=known))).body
+
+    async def ask() -> None:
+        before = await decisions()
+        a_run(here)
+        page.looked_at = time.monotonic() + 5  # as if it had just looked: a moment before the run was there
+        assert await decisions() == await decisions(page.revision) == before
+        page.looked_at = time.monotonic() - BEHIND_S
+        assert await decisions("what the other server said") != before
+
+    asyncio.run(ask())

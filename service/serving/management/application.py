@@ -48,7 +48,7 @@ def application(worker: Worker) -> FastAPI:
         redoc_url=None,
         openapi_url=PATH,
     )
-    app.state.managed = managed(worker)
+    app.state.managed = managed(settings, worker.run_dir)
     for each in (models, versions, adaptation, loop, replicas, reports, rows, runs):
         app.include_router(each.router)
     app.openapi = cache(lambda: document(app))  # type: ignore[method-assign]

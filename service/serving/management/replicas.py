@@ -16,7 +16,7 @@ router = APIRouter()
 
 def shown(here: Managed) -> list[dict[str, Any]]:
     """Every home that is not gone for good; the one of this replica says so."""
-    mine = here.worker.home
+    mine = here.home
     return [{**asdict(home), "away": home.away, "here": home.home == mine} for home in expected(here.engine)]
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from monitoring.store import store_now
 from monitoring.window import label_status
+from service.keys import open_privacy
 from service.serving.management.managed import Accepted, Here, Text, Why
 
 router = APIRouter()
@@ -40,8 +41,9 @@ class Erasure(Why):
 def erasures(here: Here, request: Request, body: Erasure) -> Accepted:
     """Forget rows everywhere: record, spool, snapshots, references, reports, exports; the run says what went."""
     whom: dict[str, Any] = {"ids": body.ids} if body.ids else {"feature": body.feature, "value": body.value}
-    if here.worker.privacy is not None and body.feature in here.worker.privacy.hash:
-        whom["hidden"] = here.worker.privacy.hidden(body.value)  # rows of before the setting have the value itself
+    privacy = open_privacy(here.settings)
+    if privacy is not None and body.feature in privacy.hash:
+        whom["hidden"] = privacy.hidden(body.value)  # rows of before the setting have the value itself
     return here.queue("erase", body.why, request, whom | {"asked_at": store_now(here.engine)})
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Query
 
-from service.handover import read_reports, read_status
+from service.handover import read_status
 from service.serving.management.adaptation import in_force
 from service.serving.management.managed import LARGEST_ID, Here, NumberInPath, Text
 from service.serving.management.replicas import shown
@@ -60,16 +60,15 @@ def status(here: Here) -> dict[str, Any]:
     live = here.registry.live()
     stands = standing(here, paused_by(here.runs.paused()))
     checks = here.runs.checks(limit=1)
-    controller = read_status(here.worker.run_dir)
-    current = here.worker.model.current
-    local = read_reports(here.worker.run_dir / "workers")
+    controller = read_status(here.run_dir)
+    local = here.workers
     return {
         "sentence": sentence(stands, time.time()),
         "model": here.settings.model.name,
         "champion": live.champion,
         "previous": live.previous,
         "announced": live.announced,
-        "engine": current.engine if current else None,
+        "engine": here.model_engine(live.champion),
         "adaptation": in_force(here, live.champion),
         "served_since": stands.served_since,
         "quality": msgspec.to_builtins(stands.quality),
@@ -80,7 +79,7 @@ def status(here: Here) -> dict[str, Any]:
         "alerts": [str(alert) for alert in stands.alerts],
         "doubts": list(stands.doubts),
         "unadapted": {report.slot: report.unadapted for report in local if report.unadapted},
-        "ready": here.worker.why_not_ready is None,
+        "ready": not here.why_not_ready,
         "workers": [
             {"replica": w.replica, "slot": w.slot, "serving": w.serving, "ready": list(w.ready), "failed": w.failed}
             for w in live_workers(here.engine, 10.0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from service.handover import read_reports, read_status
+from service.handover import read_status
 from service.serving.management.sentence import Alert, KnownQuality, Next, Standing, duration
 from training.homes import expected
 from training.rollout import live_workers
@@ -113,7 +113,7 @@ def _due(newest: Check) -> str:
 
 def _why_none(here: Managed) -> str:
     """Why no version is in service, without saying that none is."""
-    why = here.worker.why_not_ready or ""
+    why = here.why_not_ready
     return why.partition(": ")[2] if why.startswith("no model in service") else why
 
 
@@ -128,10 +128,10 @@ def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float)
     for worker in live_workers(here.engine, WORKER_ALIVE_S):
         for version, why in worker.failed.items():
             yield Alert(f"{worker.name} cannot load version {version}: {why}", "worker")
-    for report in read_reports(here.worker.run_dir / "workers"):
+    for report in here.workers:
         if report.unadapted:
             yield Alert(f"{report.slot} does not have the adaptation in force: {report.unadapted}", "adaptation")
-    controller = read_status(here.worker.run_dir)
+    controller = read_status(here.run_dir)
     if controller is not None and controller.store_error:
         yield Alert(f"the store does not answer ({controller.store_error})", "store")
     if controller is not None and controller.lacks:
@@ -140,7 +140,7 @@ def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float)
         yield Alert(f"the record waits for the store for {duration(controller.drain_lag_s)}", "record")
     homes = expected(here.engine)
     for home in homes:
-        if home.away and home.home != here.worker.home:
+        if home.away and home.home != here.home:
             yield Alert(
                 f"the replica on {home.host} (home {home.home}) was last seen {duration(home.seen_s)} ago; "
                 "`evergreen replicas gone` when it does not come back",
@@ -159,7 +159,7 @@ def _alerts(here: Managed, newest: Check | None, ahead: Next | None, now: float)
 
 def _of_leader(homes: Iterable[Home], here: Managed, now: float) -> float:
     """This moment by the clock of the replica that leads: checks carry its time."""
-    mine = next((home.ahead_s for home in homes if home.home == here.worker.home), 0.0)
+    mine = next((home.ahead_s for home in homes if home.home == here.home), 0.0)
     return now - mine + next((home.ahead_s for home in homes if home.leads), mine)
 
 

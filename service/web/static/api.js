@@ -17,7 +17,7 @@ export const guardWith = (token) => {
   csrf = token;
 };
 
-/** What the store was like when the server last told: another worker that answers then looks, too. */
+/** What the store was like when the server last told: another one that answers then looks, too. */
 export const knows = (told) => {
   revision = told;
 };
@@ -51,8 +51,11 @@ async function ask(path, { headers = {}, ...options } = {}) {
   throw new Refused(response.status, await said(response));
 }
 
-/** The text of an answer: compared before it is parsed, so that nothing is drawn twice. */
-export const read = async (path, signal) => (await ask(path, { signal })).text();
+/** An answer and its mark, which is compared before it is parsed, so that nothing is drawn twice. */
+export async function read(path, signal) {
+  const response = await ask(path, { signal });
+  return [response.headers.get("etag"), await response.text()];
+}
 
 /** The parsed answer. */
 export const get = async (path, signal, options) => (await ask(path, { signal, ...options })).json();

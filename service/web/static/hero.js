@@ -44,7 +44,7 @@ const next = ({ next: { what, at } }) => (at === null ? figure("Next", told(what
 
 function attention({ alerts, paused, running, queued, ready, why_not_ready: whyNot }) {
   const said = [];
-  if (!ready) said.push(["alert", "This worker is not ready: ", told(whyNot)]);
+  if (!ready) said.push(["alert", "A worker is not ready: ", told(whyNot)]);
   if (paused) said.push(["pause", h("a", { href: `#/runs/${paused.run}` }, "The loop is paused"), ` by ${paused.who} `, when(paused.at), paused.why ? `: ${paused.why}` : ""]);
   if (running) said.push(["training", h("a", { href: `#/runs/${running.run}` }, `Run ${running.run}`), ` (${words(running.kind)}, ${running.trigger}) runs since `, when(running.since), queued ? `; ${count(queued, "run")} wait behind it` : ""]);
   for (const { text, kind, run } of alerts) said.push([kind === "doubt" ? "unknown" : "alert", told(text), run ? [" ", h("a", { href: `#/runs/${run}` }, `run ${run}`)] : null]);

@@ -39,12 +39,12 @@ export class Panel {
     clearTimeout(this.#later);
     this.#reading = new AbortController();
     try {
-      const text = await read(this.path(context), this.#reading.signal);
+      const [mark, text] = await read(this.path(context), this.#reading.signal);
       this.#readAt = Date.now() / 1000;
       this.trouble.hidden = true;
-      if (text !== this.#shown) {
+      if (mark !== this.#shown) {
         if (this.#shown === null) render(this.body);
-        this.#shown = text;
+        this.#shown = mark;
         await this.draw(this.body, JSON.parse(text), context);
       }
     } catch (error) {
