@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 # OpenMP threads of small fits fight for the cores with everything else that runs: seconds become minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,13 +28,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class ByFile(LoadFileScheduling):
-    """One process for each file, since fixtures of a module are dear; and one for all real servers.
+    """One process for each file, since fixtures of a module are dear; every second process begins with real servers.
 
-    Two of those at once would only wait for each other's processors.
+    Those mostly wait; beside two of them there is work for the processors, and who has none left helps the others.
     """
 
-    def _split_scope(self, nodeid: str) -> str:
-        return SERVERS if nodeid.startswith(SERVERS) else super()._split_scope(nodeid)
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        serving = int(node.gateway.id.removeprefix("gw")) % 2 == 0
+        mine = (file for file in self.workqueue if file.startswith(SERVERS) == serving)
+        if (first := next(mine, None)) is not None:
+            self.workqueue.move_to_end(first, last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
