@@ -18,9 +18,11 @@ from evergreen_client import Client
 
 from service.configuration import load
 from service.keys import known_token
-from service.place import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"DATA__FIRST": "700", "TRAINING__TRIALS": "0", "TRAINING__NICE": "0"}
+"""A first version that is trained in seconds, also where much else runs: of low priority it would wait for all that."""
 
 
 def wait_until(what: str, condition: Callable[[], Any], seconds: float = 180.0) -> Any:

@@ -35,10 +35,10 @@ from evergreen_client.errors import error_of
 
 from monitoring.store import predictions
 from monitoring.window import read_window
-from service.place import free_port
 from tests.client.between import between
 from tests.client.conftest import Served
 from tests.places import drain, record
+from tests.ports import free_port
 from tests.stand_in import TOKEN
 from tests.test_structure import FOLDERS
 

@@ -26,11 +26,11 @@ from evergreen_client.files import (
     telling,
 )
 
-from service.place import free_port
 from tests.client.between import between
 from tests.client.conftest import Served
 from tests.client.test_client import stored
 from tests.places import world
+from tests.ports import free_port
 from tests.real_server import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.place import free_port
 from tests.deploy.manifests import DEPLOY
+from tests.ports import free_port
 
 
 @pytest.fixture(params=[200, 503])

@@ -6,7 +6,8 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from service.command.traffic import Answered, TrafficSummary, replay_traffic
 from service.handover import WorkerReport, read_reports
 from service.keys import known_token
 from tests.artefacts import example_record
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 from training.adaptation import Adapter, decode
 from training.adaptations import Adaptations
 from training.artefact import SCHEMA, read_manifest
@@ -32,9 +33,7 @@ from training.twin import Rows, Twin
 WORKERS = 2
 EAGER = {
     "SERVE__WORKERS": str(WORKERS),
-    "DATA__FIRST": "700",
-    "TRAINING__TRIALS": "0",
-    "TRAINING__NICE": "0",
+    **SMALL,
     "SCHEDULE__CHECK_INTERVAL_S": "1",
     "SCHEDULE__LEASE_S": "3",
     "RETRAIN__ON_QUALITY": "false",
@@ -75,8 +74,8 @@ class Traffic:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("adapts"), **EAGER)
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    server = Server(trained(tmp_path_factory.mktemp("adapts")), **EAGER)
     try:
         yield server.start().wait_ready()
     finally:

@@ -8,7 +8,8 @@ import gzip
 import io
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pyarrow as pa
@@ -17,15 +18,17 @@ import sqlalchemy as sa
 
 from monitoring.store import connect, dead_letters, predictions
 from service import sample
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 ARROW = "application/vnd.apache.arrow.stream"
 ROWS = 500
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("batches"), SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600")
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    server = Server(
+        trained(tmp_path_factory.mktemp("batches")), SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600", **SMALL
+    )
     try:
         yield server.start().wait_ready()
     finally:

@@ -23,11 +23,11 @@ from evergreen_client import Refused
 from service import sample
 from service.command.traffic import TrafficSummary, replay_traffic
 from tests.artefacts import example_record, sample_schema
-from tests.real_server import ROOT, Server, wait_until
+from tests.real_server import ROOT, SMALL, Server, wait_until
 
 QUICK = {
     "SERVE__WORKERS": "2",
-    "DATA__FIRST": "700",
+    **SMALL,
     "TRAINING__TRIALS": "1",
     "SCHEDULE__CHECK_INTERVAL_S": "600",
     "RETRAIN__COOLDOWN_S": "0",

@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,17 +23,15 @@ from service.command.traffic import replay_traffic
 from service.handover import read_live
 from service.keys import known_token
 from tests.artefacts import example_record
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("house")
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    home = trained(tmp_path_factory.mktemp("house"))
     server = Server(
         home,
-        DATA__FIRST="700",
-        TRAINING__TRIALS="0",
-        TRAINING__NICE="0",
+        **SMALL,
         SCHEDULE__CHECK_INTERVAL_S="3",
         EXPORT__TO="exports",
     )

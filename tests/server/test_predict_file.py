@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from monitoring.store import predictions
 from tests.files.scorers import rows
-from tests.real_server import ROOT, Server, wait_until
+from tests.real_server import ROOT, SMALL, Server, wait_until
 from tests.server.test_full_disk import fill, small_disk
 
 __all__ = ["small_disk"]  # a fixture
@@ -29,8 +29,10 @@ FEW = 5_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("scoring"), SERVE__WORKERS="2", SCHEDULE__CHECK_INTERVAL_S="600")
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    running = Server(
+        trained(tmp_path_factory.mktemp("scoring")), **SMALL, SERVE__WORKERS="2", SCHEDULE__CHECK_INTERVAL_S="600"
+    )
     try:
         yield running.start().wait_ready()
     finally:
@@ -126,10 +128,12 @@ def test_killed_twice_it_goes_on_and_writes_the_same_bytes(
     assert set(recorded(server, run)) == {f"{run}-{number}" for number in range(1, N + 1)}
 
 
-def test_it_waits_for_a_server_that_is_killed_and_comes_back(parquet: Path, tmp_path: Path) -> None:
+def test_it_waits_for_a_server_that_is_killed_and_comes_back(
+    parquet: Path, tmp_path: Path, trained: Callable[[Path], Path]
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    server = Server(home, SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600")
+    server = Server(trained(home), **SMALL, SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600")
     out = tmp_path / "out.parquet"
     try:
         server.start().wait_ready()

@@ -18,7 +18,7 @@ import pytest
 from service import sample
 from service.command.traffic import replay_traffic
 from tests.artefacts import example_record
-from tests.real_server import ROOT, Server, wait_until
+from tests.real_server import ROOT, SMALL, Server, wait_until
 
 RELEASE = ROOT / "tests" / "data" / "release_0.1.0.tar.xz"
 RAN_IN = "/tmp/evergreen-0.1.0"
@@ -46,7 +46,7 @@ def answers(home: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def server(home: Path, answers: list[dict[str, Any]]) -> Iterator[Server]:
     assert rows(home) == (900, 900)
-    server = Server(home, SERVE__WORKERS="1", DATA__FIRST="320", SCHEDULE__CHECK_INTERVAL_S="600")
+    server = Server(home, **SMALL | {"DATA__FIRST": "320"}, SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600")
     try:
         yield server.start().wait_ready()
     finally:

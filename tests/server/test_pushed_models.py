@@ -25,7 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from service import sample
 from service.command.traffic import replay_traffic
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 from training.trees import is_built
 
 PACKAGE = "house_features"
@@ -66,14 +66,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, site: Path, trained: Callable[[Path], Path]) -> Iterator[Server]:
     server = Server(
-        tmp_path_factory.mktemp("home"),
+        trained(tmp_path_factory.mktemp("home")),
         environ={"PYTHONPATH": str(site)},
         SERVE__WORKERS="1",
-        DATA__FIRST="700",
+        **SMALL,
         TRAINING__LAST_FIT="false",
-        TRAINING__NICE="0",
         GATES__MAX_LATENCY_RATIO="1000",  # a busy machine says nothing about it
         SCHEDULE__CHECK_INTERVAL_S="86400",
         ADAPT__ENABLED="false",

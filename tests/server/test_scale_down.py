@@ -15,13 +15,12 @@ from benchmarks.outage import start_postgres
 from monitoring.drain import rows_waiting
 from service import sample
 from service.command.traffic import replay_traffic
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 ROWS = 100_000
 QUICK = {
     "SERVE__WORKERS": "2",
-    "DATA__FIRST": "700",
-    "TRAINING__TRIALS": "0",
+    **SMALL,
     "SCHEDULE__CHECK_INTERVAL_S": "600",
     "SERVE__STOP_TIMEOUT_S": "8",
 }

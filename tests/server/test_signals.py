@@ -17,16 +17,15 @@ from service.command.traffic import replay_traffic
 from service.keys import known_token
 from tests.artefacts import example_record
 from tests.collector import Collector, collecting
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 QUICK = {
     "SERVE__WORKERS": "2",
-    "DATA__FIRST": "700",
+    **SMALL,
     "TRAINING__TRIALS": "1",
     "SCHEDULE__CHECK_INTERVAL_S": "1",
     "RETRAIN__COOLDOWN_S": "0",
     "RETRAIN__GROWTH": "50",  # trained when asked only
-    "TRAINING__NICE": "0",
     "ADAPT__ENABLED": "false",  # its jobs would only take time
     "RETRAIN__MIN_LABELLED_ROWS": "100",
     "RETRAIN__MIN_NEW_LABELLED_ROWS": "50",

@@ -22,13 +22,11 @@ from service.command.traffic import replay_traffic
 from service.keys import known_token
 from service.secret_file import home_id
 from tests.artefacts import example_record
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 QUICK = {
     "SERVE__WORKERS": "1",
-    "DATA__FIRST": "700",
-    "TRAINING__TRIALS": "0",
-    "TRAINING__NICE": "0",
+    **SMALL,
     "SCHEDULE__CHECK_INTERVAL_S": "600",
     "SECURITY__TOKEN": "the-token-of-both-replicas",
 }

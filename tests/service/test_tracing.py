@@ -17,10 +17,10 @@ from monitoring.drain import Drainer
 from monitoring.store import open_store, predictions
 from monitoring.traces import MOST_WAITING, Told, TracePolicy, Tracer, trace_of
 from service.control.spans import RunSpans
-from service.place import free_port
 from service.serving.worker import Worker
 from tests.artefacts import example_record
 from tests.collector import Collector, collecting
+from tests.ports import free_port
 from tests.real_server import ROOT, wait_until
 from tests.wired import artefact, records, request, serving, talk, worker, working
 from training.phases import Phase

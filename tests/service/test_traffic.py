@@ -17,7 +17,7 @@ from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.rows import RowsError, read_rows
 from service.command.traffic import Progress, batch_for, replay_traffic
-from service.place import free_port
+from tests.ports import free_port
 from tests.stand_in import StandIn, serving
 
 

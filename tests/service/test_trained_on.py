@@ -12,9 +12,9 @@ from service import sample
 from service.command.cli import app
 from service.command.trained_on import refuse_the_sample_beside_data, trained_on
 from service.configuration import load
-from service.place import free_port
 from service.settings import SettingsError
 from tests.folders import empty_folder
+from tests.ports import free_port
 
 __all__ = ["empty_folder"]  # a fixture
 
