@@ -79,7 +79,7 @@ class Server:
             assert self.process is not None
             assert self.process.poll() is None, f"the server ended: {self.log_path.read_text()[-3000:]}"
             with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+                return httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200
             return False
 
         wait_until("readiness", ready, seconds)
@@ -103,7 +103,7 @@ class Server:
         """Stop by SIGTERM; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=40)
+        return self.process.wait(timeout=180)
 
     def end(self) -> None:
         """Whatever happened, nothing of this server is left."""

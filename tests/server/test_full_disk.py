@@ -66,7 +66,7 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
     def predict(requests: int) -> None:
         nonlocal answered
         for _ in range(requests):
-            assert httpx.post(f"{server.url}/predict", json=body, timeout=20).status_code == 200
+            assert httpx.post(f"{server.url}/predict", json=body, timeout=60).status_code == 200
             answered += 50
 
     try:
@@ -81,7 +81,7 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
         label = {"labels": [{"id": "x", "label": 1}]}
 
         def labelled() -> httpx.Response | None:  # the drain may have made room for one
-            answer = httpx.post(f"{server.url}/feedback", json=label, timeout=20)
+            answer = httpx.post(f"{server.url}/feedback", json=label, timeout=60)
             return answer if answer.status_code != 202 else None
 
         refused = wait_until("a label without room", labelled)

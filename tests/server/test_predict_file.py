@@ -90,7 +90,7 @@ def killed(server: Server, source: Path, out: Path, *more: str) -> int:
     before = done(out)
     process = begin(server, source, out, *more)
     try:
-        wait_until("progress", lambda: done(out) > before or process.poll() is not None, 120)
+        wait_until("progress", lambda: done(out) > before or process.poll() is not None)
         assert process.poll() is None, ended(process)
         process.send_signal(signal.SIGKILL)
     finally:
@@ -139,7 +139,7 @@ def test_it_waits_for_a_server_that_is_killed_and_comes_back(
         server.start().wait_ready()
         process = begin(server, parquet, out, "--run", "waits", "--batch", "50")
         try:
-            wait_until("progress", lambda: done(out) > 0 or process.poll() is not None, 120)
+            wait_until("progress", lambda: done(out) > 0 or process.poll() is not None)
             assert process.poll() is None, ended(process)
             for child in server.children():
                 child.kill()

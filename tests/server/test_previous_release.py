@@ -70,7 +70,7 @@ def command(server: Server, *arguments: str) -> Any:
         env=server.env,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -110,7 +110,7 @@ def test_it_retrains_on_old_and_new_rows_and_goes_back_to_the_first_version(serv
     wait_until("the drain", lambda: rows(server.home)[1] == LABELS + 500)
     with server.client() as client:
         trained = client.wait(client.retrain("after the upgrade"), timeout_s=300)
-        client.wait(client.promote(1, "the first once more"), timeout_s=60)
+        client.wait(client.promote(1, "the first once more"), timeout_s=180)
         models = client.models()
 
     def answering() -> int:

@@ -164,8 +164,8 @@ def test_a_pushed_model_serves_and_answers_as_where_it_was_fitted(
         version = next(one for one in client.models()["models"] if one["version"] == run["version"])
         flags = [name for name in NUMBERS if sample.training_frame(5, seed=0)[name].dtype == bool]
         records = asked.astype(dict.fromkeys(flags, bool)).to_dict("records")
-        answer = httpx.post(f"{server.url}/predict", json={"records": records}, timeout=30).json()
-        client.wait(client.rollback("the next form"), timeout_s=60)
+        answer = httpx.post(f"{server.url}/predict", json={"records": records}, timeout=60).json()
+        client.wait(client.rollback("the next form"), timeout_s=180)
 
     assert status["champion"] == answer["version"] == run["version"]
     assert version["engine"] == engine

@@ -92,9 +92,9 @@ def test_a_training_and_a_sampled_request_are_spans_at_the_collector(server: Ser
     answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}, headers=header)
 
     assert answer.json()["trace_id"] == number
-    spans = wait_until("the request's spans", lambda: collector.of(number), 60)
+    spans = wait_until("the request's spans", lambda: collector.of(number))
     assert set(spans) == {"POST predict", "decode", "predict", "record"} and spans["POST predict"].parent == caller
-    (run,) = wait_until("the run's", lambda: [one for one in collector.spans if one.name == "bootstrap"], 60)
+    (run,) = wait_until("the run's", lambda: [one for one in collector.spans if one.name == "bootstrap"])
     steps = {"collect the data", "job", "read", "fit to judge", "fit to serve", "export", "gates", "roll out"}
     assert steps < set(collector.of(run.trace_id)) and run.attributes["evergreen.run"] == 1
     assert set(heard(server, "training_ended", run=1)["phases"]) > {"fit to judge", "gates"}

@@ -45,7 +45,7 @@ def test_with_the_database_stopped_a_killed_worker_serves_the_same_version_and_n
 
         sent = {i for summary in (before, during, after) for answer in summary.answers for i in answer.ids}
         engine = sa.create_engine(url)
-        wait_until("the spool's drain", lambda: stored(engine) >= sent, 60)
+        wait_until("the spool's drain", lambda: stored(engine) >= sent)
         engine.dispose()
     finally:
         server.end()

@@ -26,8 +26,8 @@ from training.subprocess_job import subprocess_job
 WAIT = """
 import sys
 from distributed import Client
-client = Client(sys.argv[1], timeout=60)
-client.wait_for_workers(int(sys.argv[2]), timeout=60)
+client = Client(sys.argv[1], timeout=180)
+client.wait_for_workers(int(sys.argv[2]), timeout=180)
 """
 
 
@@ -53,7 +53,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, Callable[[int], None]]]:
             assert waited.returncode == 0, waited.stderr
 
         start("dask_scheduler", "--port", "0")
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not file.exists() and time.monotonic() < until:
             time.sleep(0.05)
         address = msgspec.json.decode(file.read_bytes())["address"]
