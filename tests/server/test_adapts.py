@@ -30,7 +30,7 @@ from training.adaptations import Adaptations
 from training.artefact import SCHEMA, read_manifest
 from training.twin import Rows, Twin
 
-WORKERS = 2
+WORKERS, CLIENTS, BATCH = 2, 4, 30
 EAGER = {
     "SERVE__WORKERS": str(WORKERS),
     **SMALL,
@@ -59,6 +59,8 @@ class Traffic:
             self.frame,
             target=sample.TARGET,
             rate=150.0,
+            batch=BATCH,
+            clients=CLIENTS,
             label_delay_s=0.2,
             retry_s=30.0,
             keep_answers=False,
@@ -202,7 +204,7 @@ def test_switched_off_the_raw_output_serves_and_none_is_made_until_on(server: Se
     wait_until("two more checks", lambda: last_check(server) >= checks + 2)
     assert events(server) == known
     wait_until("more answers", lambda: len(traffic.answers) >= at + 20)
-    raw = list(traffic.answers)[at + 8 :]  # requests that were under way have ended
+    raw = list(traffic.answers)[at + 2 * CLIENTS :]  # requests that were under way have ended
     assert {answer.adaptation for answer in raw} == {None}
     right(server, traffic.frame, raw)
 
@@ -212,7 +214,7 @@ def test_switched_off_the_raw_output_serves_and_none_is_made_until_on(server: Se
 
     summary = traffic.stop()
     assert summary.labels_sent > 0
-    assert summary.rows_failed <= 4 * 8, "only requests in flight on the killed worker may fail"
+    assert summary.rows_failed <= CLIENTS * BATCH, "only requests in flight on the killed worker may fail"
 
 
 def switch(server: Server, state: str, why: str = "") -> None:
