@@ -305,7 +305,7 @@ class Replica(Server):
             return self.host.call(lambda: httpx.get(f"{self.url}/readyz", timeout=2).status_code)
         return None
 
-    def wait_ready(self, seconds: float = 240.0) -> Self:
+    def wait_ready(self, seconds: float = 600.0) -> Self:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, f"the server ended: {self.log_path.read_text()[-3000:]}"

@@ -25,7 +25,7 @@ SMALL = {"DATA__FIRST": "700", "TRAINING__TRIALS": "0", "TRAINING__NICE": "0"}
 """A first version that is trained in seconds, also where much else runs: of low priority it would wait for all that."""
 
 
-def wait_until(what: str, condition: Callable[[], Any], seconds: float = 180.0) -> Any:
+def wait_until(what: str, condition: Callable[[], Any], seconds: float = 300.0) -> Any:
     """The condition's first true value; an AssertionError naming `what` when it does not come."""
     deadline = time.monotonic() + seconds
     while True:
@@ -74,7 +74,7 @@ class Server:
             )
         return self
 
-    def wait_ready(self, seconds: float = 240.0) -> Server:
+    def wait_ready(self, seconds: float = 600.0) -> Server:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, f"the server ended: {self.log_path.read_text()[-3000:]}"

@@ -214,13 +214,13 @@ def test_a_better_pushed_pipeline_is_promoted_and_others_are_refused_with_reason
 
     every = list(sample.FEATURES)
     with server.client() as client:
-        worse = client.wait(client.push(pipeline(60, every, max_leaf_nodes=2), "worse"), timeout_s=280)
+        worse = client.wait(client.push(pipeline(60, every, max_leaf_nodes=2), "worse"), timeout_s=600)
         with pytest.raises(Refused, match=f"does not take the features {every[-1]}"):
             client.push(pipeline(800, every[:-1]), "other schema")
         with pytest.raises(Refused, match="is not a skops file"):
             client.push(b"\x80\x04\x95\x00\x00", "pickle")
         champion = client.models()["champion"]
-        better = client.wait(client.push(pipeline(8000, every), "better"), timeout_s=280)
+        better = client.wait(client.push(pipeline(8000, every), "better"), timeout_s=600)
         status = wait_until("version in service", lambda: all_serve(client.status(), better["version"]))
 
     assert champion == 1
@@ -251,8 +251,8 @@ def test_a_retrain_by_hand_ends_as_a_run_with_reasons_and_a_rollback_brings_the_
 
     with server.client() as client:
         before = client.models()["champion"]
-        retrain = client.wait(client.retrain("by hand"), timeout_s=280)
-        rollback = client.wait(client.rollback("I want the old one"), timeout_s=180)
+        retrain = client.wait(client.retrain("by hand"), timeout_s=600)
+        rollback = client.wait(client.rollback("I want the old one"), timeout_s=600)
         status = wait_until("version in service", lambda: all_serve(client.status(), rollback["version"]))
 
     assert retrain["state"] == "done", retrain

@@ -94,7 +94,7 @@ def test_nothing_below_var_is_readable_by_others_after_a_check_and_a_training(se
     frame = sample.frame(1500, start=sample.TRAINING_ROWS)
     assert replay_traffic(server.url, frame, target=sample.TARGET, rate=0.0, label_delay_s=0.0).ok
     with server.client() as client:
-        run = client.wait(client.retrain("for the test"), timeout_s=280)
+        run = client.wait(client.retrain("for the test"), timeout_s=600)
         wait_until("a check", client.drift)
     assert run["state"] == "done", run
 

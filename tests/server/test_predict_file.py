@@ -24,7 +24,7 @@ from tests.server.test_full_disk import fill, small_disk
 
 __all__ = ["small_disk"]  # a fixture
 
-N = 60_000
+N = 40_000
 FEW = 5_000
 
 
@@ -62,7 +62,7 @@ def begin(server: Server, source: Path, out: Path, *more: str) -> subprocess.Pop
     return subprocess.Popen(command, cwd=ROOT, env=server.env, stdout=pipe, stderr=pipe, text=True)
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], seconds: float = 600) -> tuple[int, str, str]:
     """(exit code, stdout, stderr); whatever happens, the process is gone."""
     try:
         out, err = process.communicate(timeout=seconds)

@@ -109,8 +109,8 @@ def test_it_retrains_on_old_and_new_rows_and_goes_back_to_the_first_version(serv
     sent = replay_traffic(server.url, frame, target=sample.TARGET, rate=0.0, label_delay_s=0.0)
     wait_until("the drain", lambda: rows(server.home)[1] == LABELS + 500)
     with server.client() as client:
-        trained = client.wait(client.retrain("after the upgrade"), timeout_s=300)
-        client.wait(client.promote(1, "the first once more"), timeout_s=180)
+        trained = client.wait(client.retrain("after the upgrade"), timeout_s=600)
+        client.wait(client.promote(1, "the first once more"), timeout_s=600)
         models = client.models()
 
     def answering() -> int:

@@ -158,14 +158,14 @@ def test_a_pushed_model_serves_and_answers_as_where_it_was_fitted(
     asked = asked.dropna()
 
     with server.client() as client:
-        run = client.wait(client.push(write(pipeline), "pushed", "2026-01-01"), timeout_s=400)
+        run = client.wait(client.push(write(pipeline), "pushed", "2026-01-01"), timeout_s=600)
         assert run["outcome"] == "promoted", run["record"]
         status = wait_until("the version in service", lambda: serving(client.status(), run["version"]))
         version = next(one for one in client.models()["models"] if one["version"] == run["version"])
         flags = [name for name in NUMBERS if sample.training_frame(5, seed=0)[name].dtype == bool]
         records = asked.astype(dict.fromkeys(flags, bool)).to_dict("records")
         answer = httpx.post(f"{server.url}/predict", json={"records": records}, timeout=60).json()
-        client.wait(client.rollback("the next form"), timeout_s=180)
+        client.wait(client.rollback("the next form"), timeout_s=600)
 
     assert status["champion"] == answer["version"] == run["version"]
     assert version["engine"] == engine

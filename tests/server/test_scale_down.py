@@ -124,7 +124,7 @@ def test_a_replica_stopped_while_the_store_is_away_waits_for_it_and_leaves_nothi
         wait_until("its word that the store is away", lambda: "the store does not take them" in said(server))
         assert rows_waiting(server.settings.spool_dir) >= ROWS
         postgres.start()
-        code = server.process.wait(timeout=240)
+        code = server.process.wait(timeout=600)
     finally:
         server.end()
 
@@ -160,7 +160,7 @@ def test_what_a_replica_could_not_store_it_counts_and_a_later_drain_brings_all_o
         server.start().wait_ready()  # a new replica on the same volume, stopped in the middle, too
         ids |= acknowledged(server, 500)
         again = server.stop()
-        done = subprocess.run(command, cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=600)
     finally:
         server.end()
 

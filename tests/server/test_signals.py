@@ -62,7 +62,7 @@ def told(server: Server, event: str, **fields: Any) -> list[dict[str, Any]]:
     ]
 
 
-def heard(server: Server, event: str, seconds: float = 280.0, **fields: Any) -> dict[str, Any]:
+def heard(server: Server, event: str, seconds: float = 600.0, **fields: Any) -> dict[str, Any]:
     found: list[dict[str, Any]] = wait_until(event, lambda: told(server, event, **fields), seconds)
     return found[0]
 
@@ -107,7 +107,7 @@ def test_a_check_and_a_training_that_was_asked_for_are_lines_with_their_numbers(
         check = heard(server, "check", version=1)
         assert {"check", "rows", "quality", "train"} <= set(check)
         again = client.retrain("to see it in the log")
-        wait_until("the training", lambda: client.run(again)["state"] in ("done", "failed"), 280)
+        wait_until("the training", lambda: client.run(again)["state"] in ("done", "failed"), 600)
         outcome = client.run(again)["outcome"]
         line = heard(server, "promotion" if outcome == "promoted" else "refusal", run=again)
         assert line["outcome"] == outcome and line["trigger"] == "manual" and line["seconds"] > 0
@@ -186,9 +186,9 @@ def test_nothing_that_was_sent_stands_in_any_log(server: Server) -> None:
             raw.recv(1000)
     with server.client() as client:
         run = client.erase(feature=category, value=WORD, why="the customer asked")
-        wait_until("the erasure", lambda: client.run(run)["state"] in ("done", "failed"), 280)
+        wait_until("the erasure", lambda: client.run(run)["state"] in ("done", "failed"), 600)
         before = len(told(server, "check"))
-        wait_until("two checks", lambda: len(told(server, "check")) >= before + 2, 200)
+        wait_until("two checks", lambda: len(told(server, "check")) >= before + 2, 600)
 
     logs = [server.log_path, *(path for path in Path(server.home).rglob("*.log") if path != server.log_path)]
     for log in logs:

@@ -53,7 +53,7 @@ def replica(servers: ExitStack, home: Path, url: str, shared: Path | None, **mor
 
 def typed(server: Server, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*server.command, *command], cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=300
+        [*server.command, *command], cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=600
     )
 
 
@@ -78,7 +78,7 @@ def test_what_one_host_trains_both_serve_and_a_wiped_host_is_back_without_a_trai
     frame = sample.frame(1_500, start=sample.TRAINING_ROWS)
     assert replay_traffic(two.url, frame, target=sample.TARGET, rate=0.0, label_delay_s=0.0).ok
     with two.client() as client:  # whichever of both holds the lease
-        run = client.wait(client.retrain("for the test"), timeout_s=180)
+        run = client.wait(client.retrain("for the test"), timeout_s=600)
         assert (run["state"], run["outcome"]) == ("done", "promoted"), run
     wait_until("the new version on both", lambda: (serves(one), serves(two)) == (run["version"], run["version"]))
 
@@ -87,7 +87,7 @@ def test_what_one_host_trains_both_serve_and_a_wiped_host_is_back_without_a_trai
     model = (one.settings.models_dir / "evergreen" / "1" / "model.skops").read_bytes()
     for server in (one, two):  # one of both does not lead
         with server.client() as client:
-            pushed = client.wait(client.push(model), timeout_s=180)
+            pushed = client.wait(client.push(model), timeout_s=600)
             assert pushed["record"].get("verdict", {}).get("gates"), pushed["record"]
         assert not list(server.settings.pushes_dir.iterdir())
     assert not list((shared / "pushes").iterdir())
@@ -118,7 +118,7 @@ def test_a_host_whose_storage_is_away_goes_on_with_what_it_has_also_after_a_rest
     why = wait_until("a reason", lambda: (said := readiness(two)) and "could not be read" in said and said)
     assert "no model in service: " in why and "models/evergreen/1/" in why
     with one.client() as client:
-        run = client.wait(client.retrain("for the test"), timeout_s=180)
+        run = client.wait(client.retrain("for the test"), timeout_s=600)
         assert (run["state"], run["outcome"]) == ("done", "no_action"), "it leads: the other one lacks the champion"
         assert run["who"] != "" and "labelled rows" in run["record"]["error"]
 
@@ -195,7 +195,7 @@ def test_every_replica_answers_manage_alike_knows_the_others_and_does_its_part_o
         assert home_id(two.settings) in names and any(names in alert for alert in client.status()["alerts"])
         assert recorded() == []
         two.start().wait_ready()
-        assert client.wait(run, timeout_s=180)["outcome"] == "erased"
+        assert client.wait(run, timeout_s=600)["outcome"] == "erased"
         (part,) = client.runs(5, kind="erase_part")
         assert (part["state"], part["outcome"]) == ("done", "erased")
     assert not any(b"ana@" in path.read_bytes() for path in two.settings.spool_dir.glob("*"))
@@ -206,7 +206,7 @@ def test_every_replica_answers_manage_alike_knows_the_others_and_does_its_part_o
         away = [home["away"] for home in client.replicas()]
         assert sorted(away) == [False, True]
         (gone,) = [home["home"] for home in client.replicas() if home["away"]]
-        assert client.wait(client.gone(gone, "for the test"), timeout_s=180)["outcome"] == "gone"
+        assert client.wait(client.gone(gone, "for the test"), timeout_s=600)["outcome"] == "gone"
         assert len(client.replicas()) == 1
     again = typed(one, "serve")
     assert again.returncode == 1 and "said to be gone for good" in again.stderr, again.stderr
