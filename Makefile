@@ -13,9 +13,10 @@ run: $(READY)
 demo: $(READY)
 	$(BIN)/evergreen demo
 
-# Most tests wait, for disks and for other processes: four at once take half the time on two processors.
+# Most tests wait, for disks and for other processes: four at once take half the time on two processors. They start some
+# hundred Python processes: what is compiled is kept for the next one, whatever the environment says.
 test: $(READY)
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder tests
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

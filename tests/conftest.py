@@ -23,11 +23,22 @@ os.environ["SSL_CERT_DIR"] = os.devnull
 
 
 SERVERS = "tests/server/"
+LONGEST = (
+    *("server/test_two_hosts", "server/test_end_to_end", "server/test_namespaces", "server/test_predict_file"),
+    *("server/test_adapts", "server/test_pushed_models", "server/test_signals", "server/test_house_served"),
+    *("server/test_scale_down", "server/test_previous_release"),
+    *("service/test_openapi", "service/test_fits", "service/test_rehearsal", "training/test_reproduction"),
+    *("training/test_cluster", "service/test_cli_reading", "service/test_reports", "service/test_pushes"),
+    *("training/test_cycle", "service/test_replay", "training/test_job", "training/test_search"),
+    *("service/test_scheduler", "service/test_page_events"),
+)
+"""By how long each took. What is begun first does not keep three processes waiting at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real servers first: they take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SERVERS))
+    """The longest files first."""
+    order = {f"tests/{file}.py": place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 class ByFile(LoadFileScheduling):

@@ -73,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, site: Path, trained: Callab
         SERVE__WORKERS="1",
         **SMALL,
         TRAINING__LAST_FIT="false",
-        GATES__MAX_LATENCY_RATIO="1000",  # a busy machine says nothing about it
+        GATES__MAX_LATENCY_RATIO="1000000",  # a busy machine says nothing about it
         SCHEDULE__CHECK_INTERVAL_S="86400",
         ADAPT__ENABLED="false",
         SECURITY__TRUSTED_PACKAGES=f'["xgboost", "lightgbm", "{PACKAGE}"]',

@@ -99,7 +99,8 @@ def test_serve_says_what_it_trains_on(empty_folder: Path) -> None:
     assert "trains on the built-in sample stream of loans; `evergreen init` sets" in done.stdout + done.stderr
 
 
-def test_train_says_what_it_trains_on(empty_folder: Path) -> None:
+def test_train_says_what_it_trains_on(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_TRAINING__NICE", "0")  # else it waits for all other tests
     sample.training_frame(1500).to_csv("rows.csv", index=False)
     assert evergreen("init", "--data", "rows.csv", "--target", "defaulted", "--time", "applied_at").exit_code == 0
 
