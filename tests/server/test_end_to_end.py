@@ -167,7 +167,7 @@ def test_killed_workers_and_controller_lose_no_acknowledged_row(server: Server) 
     summaries: list[TrafficSummary] = []
     traffic = threading.Thread(
         target=lambda: summaries.append(
-            send(server, 6000, start=sample.TRAINING_ROWS + 2000, rate=300.0, retry_s=20.0, batch=10)
+            send(server, 4000, start=sample.TRAINING_ROWS + 2000, rate=300.0, retry_s=20.0, batch=10)
         )
     )
     traffic.start()
