@@ -360,7 +360,7 @@ def test_inside_bentoml_the_front_stands_before_its_tracing_and_timeout_layers(t
     environ |= {"EVERGREEN_HOME": str(tmp_path), "EVERGREEN_ROLE": "gate"}
 
     done = subprocess.run(
-        [sys.executable, "-c", OUTERMOST], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", OUTERMOST], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600
     )
 
     assert "['lifespan.startup.complete', 'lifespan.shutdown.complete']" in done.stdout, done.stderr[-2000:]

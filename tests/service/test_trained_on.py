@@ -26,7 +26,7 @@ def evergreen(*arguments: str) -> Result:
 def serve_apart(told: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """`evergreen serve` in a process of its own, for it sets up the logging."""
     program = [Path(sys.executable).parent / "evergreen", "serve"]
-    return subprocess.run(program, env=os.environ | told, capture_output=True, text=True, timeout=60)
+    return subprocess.run(program, env=os.environ | told, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("command", ["train", "serve"])
