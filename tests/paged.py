@@ -17,6 +17,7 @@ from service.serving.front import Front
 from service.serving.worker import Worker
 from tests.fronts import nothing_beyond
 from tests.fronts import run as requests
+from tests.once import once
 from tests.places import Place
 from tests.stand_in import TOKEN
 from tests.working import working
@@ -48,8 +49,10 @@ class Paged(NamedTuple):
 @pytest.fixture(scope="session")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deployment with a past: three checks, and a training that was promoted as version 2."""
-    home = tmp_path_factory.mktemp("grown") / "home"
-    home.mkdir()
+    return once(tmp_path_factory, "grown", _grow)
+
+
+def _grow(home: Path) -> None:
     open_store(f"sqlite:///{home}/evergreen.db").dispose()
     place = Place(home)
     assert Lease(place.engine, CONTROLLER, "test", 86_400).acquire()
@@ -63,7 +66,6 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with place.engine.begin() as connection:
         connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
     place.engine.dispose()
-    return home
 
 
 @contextmanager

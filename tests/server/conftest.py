@@ -1,4 +1,4 @@
-"""A first version for real servers, trained once for all files of a test process."""
+"""A first version for real servers, trained once."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.once import once
 from tests.real_server import SMALL, Server
 
 
 @pytest.fixture(scope="session")
 def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `evergreen train` leaves of the settings `SMALL`."""
-    server = Server(tmp_path_factory.mktemp("first"), **SMALL)
+    return once(tmp_path_factory, "first-home", _train)
+
+
+def _train(home: Path) -> None:
+    server = Server(home, **SMALL)
     command = [*server.command, "train"]
     done = subprocess.run(command, cwd=server.cwd, env=server.env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return server.home
 
 
 @pytest.fixture(scope="session")
