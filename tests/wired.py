@@ -25,7 +25,7 @@ from service.serving.wire import LaneProtocol
 from service.serving.worker import Worker
 from tests.artefacts import example_record, make_artefact
 
-KEEP_ALIVE_S = 2
+KEEP_ALIVE_S = 4
 
 
 @pytest.fixture(scope="module")
