@@ -47,7 +47,7 @@ class NotPermitted(RuntimeError):
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20)
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=60)
 
 
 def enter(namespace: str) -> None:
@@ -131,7 +131,7 @@ class Network:
             host.close()
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
-        self._keeper.wait(timeout=30)
+        self._keeper.wait(timeout=60)
 
     def cut(self, one: Host, other: Host) -> None:
         """What the two send each other is lost without an answer, as by a firewall or a cable: connections hang."""
@@ -214,7 +214,7 @@ class Database:
                     )
             return self.host.call(self._answers)
 
-        wait_until("an answer of PostgreSQL", answers, 60)
+        wait_until("an answer of PostgreSQL", answers)
         return self
 
     def _answers(self) -> bool:
@@ -267,7 +267,7 @@ class ObjectStore:
                 stderr=log,
             )
         try:
-            wait_until("the bucket", lambda: self.host.call(self._make_bucket), 60)
+            wait_until("the bucket", lambda: self.host.call(self._make_bucket))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -305,7 +305,7 @@ class Replica(Server):
             return self.host.call(lambda: httpx.get(f"{self.url}/readyz", timeout=2).status_code)
         return None
 
-    def wait_ready(self, seconds: float = 240.0) -> Self:
+    def wait_ready(self, seconds: float = 600.0) -> Self:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, f"the server ended: {self.log_path.read_text()[-3000:]}"

@@ -21,6 +21,7 @@ from service.web.desk import serve
 from service.web.frames import SOCKET
 from tests.fronts import nothing_beyond
 from tests.fronts import run as requests
+from tests.once import once
 from tests.places import Place
 from tests.real_server import wait_until
 from tests.stand_in import TOKEN
@@ -53,8 +54,10 @@ class Paged(NamedTuple):
 @pytest.fixture(scope="session")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deployment with a past: three checks, and a training that was promoted as version 2."""
-    home = tmp_path_factory.mktemp("grown") / "home"
-    home.mkdir()
+    return once(tmp_path_factory, "grown", _grow)
+
+
+def _grow(home: Path) -> None:
     open_store(f"sqlite:///{home}/evergreen.db").dispose()
     place = Place(home)
     assert Lease(place.engine, CONTROLLER, "test", 86_400).acquire()
@@ -68,7 +71,6 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with place.engine.begin() as connection:
         connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
     place.engine.dispose()
-    return home
 
 
 @contextmanager

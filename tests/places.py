@@ -24,6 +24,7 @@ from monitoring.quality import QualityPolicy
 from monitoring.record import FEEDBACK, PREDICTION
 from monitoring.schema import FeatureSchema
 from monitoring.store import connect, labels, open_store, predictions
+from tests.once import once
 from training import job
 from training.adaptation import Adapter, decode
 from training.adaptations import Adaptations
@@ -147,18 +148,13 @@ class Place:
         return [event for event, _ in self.heard]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A deployment whose first version was trained in a process of its own; once for all files of a test process."""
-    if not _FIRST:
-        _FIRST.append(_trained(tmp_path_factory.mktemp("first")))
-    return _FIRST[0]
+    """A deployment whose first version was trained in a process of its own."""
+    return once(tmp_path_factory, "first", _train)
 
 
-_FIRST: list[Path] = []
-
-
-def _trained(folder: Path) -> Path:
+def _train(folder: Path) -> None:
     open_store(f"sqlite:///{folder}/evergreen.db").dispose()
     place = Place(folder)
     assert Lease(place.engine, CONTROLLER, "test", 86_400).acquire()
@@ -171,7 +167,6 @@ def _trained(folder: Path) -> Path:
     with place.engine.begin() as connection:
         connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
     place.engine.dispose()
-    return folder
 
 
 @pytest.fixture

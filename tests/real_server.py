@@ -18,12 +18,14 @@ from evergreen_client import Client
 
 from service.configuration import load
 from service.keys import known_token
-from service.place import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"DATA__FIRST": "700", "TRAINING__TRIALS": "0", "TRAINING__NICE": "0"}
+"""A first version that is trained in seconds, also where much else runs: of low priority it would wait for all that."""
 
 
-def wait_until(what: str, condition: Callable[[], Any], seconds: float = 180.0) -> Any:
+def wait_until(what: str, condition: Callable[[], Any], seconds: float = 300.0) -> Any:
     """The condition's first true value; an AssertionError naming `what` when it does not come."""
     deadline = time.monotonic() + seconds
     while True:
@@ -72,12 +74,12 @@ class Server:
             )
         return self
 
-    def wait_ready(self, seconds: float = 240.0) -> Server:
+    def wait_ready(self, seconds: float = 600.0) -> Server:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, f"the server ended: {self.log_path.read_text()[-3000:]}"
             with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+                return httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200
             return False
 
         wait_until("readiness", ready, seconds)
@@ -101,7 +103,7 @@ class Server:
         """Stop by SIGTERM; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=40)
+        return self.process.wait(timeout=180)
 
     def end(self) -> None:
         """Whatever happened, nothing of this server is left."""

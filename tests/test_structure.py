@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = {
     **{name: ROOT / name for name in ("service", "training", "monitoring")},
@@ -110,6 +112,10 @@ def ours() -> dict[str, str]:
         for folder in FOLDERS.values()
         for file in sorted(folder.rglob("*.py"))
     }
+
+
+def test_the_files_that_the_tests_begin_with_are_there() -> None:
+    assert [file for file in LONGEST if not (ROOT / "tests" / f"{file}.py").exists()] == []
 
 
 def test_no_two_files_import_each_other_directly_or_in_a_ring() -> None:

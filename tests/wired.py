@@ -25,7 +25,7 @@ from service.serving.wire import LaneProtocol
 from service.serving.worker import Worker
 from tests.artefacts import example_record, make_artefact
 
-KEEP_ALIVE_S = 2
+KEEP_ALIVE_S = 4
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def serving(worker: Worker, *, short: bool = True) -> Iterator[Served]:
         yield Served(server.servers[0].sockets[0].getsockname()[1], server, loops[0])
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 
@@ -177,7 +177,7 @@ def talk(port: int, pieces: list[bytes], answers: int, pause_s: float = 0.0) -> 
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(pause_s)
-        found = [await asyncio.wait_for(read_answer(reader), 10) for _ in range(answers)]
+        found = [await asyncio.wait_for(read_answer(reader), 60) for _ in range(answers)]
         writer.close()
         return found
 

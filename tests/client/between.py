@@ -83,4 +83,4 @@ def between(target: str, port: int = 0) -> Iterator[Between]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(timeout=10)
+        thread.join(timeout=60)

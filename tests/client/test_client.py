@@ -9,8 +9,8 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import evergreen_client
@@ -35,10 +35,11 @@ from evergreen_client.errors import error_of
 
 from monitoring.store import predictions
 from monitoring.window import read_window
-from service.place import free_port
 from tests.client.between import between
 from tests.client.conftest import Served
 from tests.places import drain, record
+from tests.ports import free_port
+from tests.real_server import wait_until
 from tests.stand_in import TOKEN
 from tests.test_structure import FOLDERS
 
@@ -244,20 +245,13 @@ def test_a_label_of_a_prediction_that_was_sent_again_counts_once(served: Served)
 
 def test_a_server_that_starts_a_little_later_is_waited_for(served: Served) -> None:
     port = free_port()
-    run: list[int] = []
+    with Client(f"http://127.0.0.1:{port}", TOKEN) as client, ThreadPoolExecutor(1) as other:
+        asked = other.submit(client.retrain, "nothing was sent before: once is enough")
+        wait_until("a second try", lambda: client.repeated > 0)
+        with between(served.url, port):
+            run = asked.result(180)
 
-    def ask() -> None:
-        with Client(f"http://127.0.0.1:{port}", TOKEN) as client:
-            run.append(client.retrain("nothing was sent before: once is enough"))
-            run.append(client.repeated)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    time.sleep(0.3)
-    with between(served.url, port):
-        asking.join(20)
-
-    assert run[1] > 0 and served.place.runs.get(run[0]).kind == "retrain"
+    assert served.place.runs.get(run).kind == "retrain"
 
 
 @pytest.mark.parametrize("trouble", ["reset", "lost", "503 0", "502"])

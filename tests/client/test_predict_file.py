@@ -26,11 +26,11 @@ from evergreen_client.files import (
     telling,
 )
 
-from service.place import free_port
 from tests.client.between import between
 from tests.client.conftest import Served
 from tests.client.test_client import stored
 from tests.places import world
+from tests.ports import free_port
 from tests.real_server import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
@@ -196,10 +196,10 @@ def test_it_waits_for_the_store_so_that_the_spool_does_not_fill(
     with between(served.url) as relay:
         run = threading.Thread(target=lambda: done.append(call(relay.url, source, tmp_path / "out.csv", run="r")))
         run.start()
-        wait_until("two looks", lambda: [path for _, path, _ in relay.seen].count("/metrics") >= 2, 60)
+        wait_until("two looks", lambda: [path for _, path, _ in relay.seen].count("/metrics") >= 2)
         sent = [path for _, path, _ in relay.seen]
         waiting.set(2**20)
-        run.join(60)
+        run.join(180)
 
     assert "/predict" not in sent
     assert [each.rows for each in done] == [N] and len(stored(served)) == N

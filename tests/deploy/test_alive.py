@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.place import free_port
 from tests.deploy.manifests import DEPLOY
+from tests.ports import free_port
 
 
 @pytest.fixture(params=[200, 503])
@@ -38,7 +38,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
 def alive(home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     environ = {"EVERGREEN_HOME": str(home), "http_proxy": "http://127.0.0.1:9", **environ}
     command = [sys.executable, "-IS", DEPLOY / "alive.py"]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_it_asks_the_address_in_the_environment_else_in_the_file(tmp_path: Path, server: tuple[int, int]) -> None:

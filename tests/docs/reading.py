@@ -16,8 +16,8 @@ from typing import Final, Self
 
 import httpx
 
-from service.place import free_port
 from tests.docs.pages import ROOT, Step
+from tests.ports import free_port
 
 SERVES: Final = re.compile(r"^evergreen serve\b")
 MADE: Final = re.compile(r"^make (\w+)")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.place import free_port
 from tests.docs.pages import DOCS, ROOT
+from tests.ports import free_port
 
 DISTRIBUTIONS = [folder for folder in (ROOT, ROOT / "client") if (folder / "pyproject.toml").exists()]
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.place import free_port
 from tests.artefacts import example_record
 from tests.image.conftest import ROOT, Image
+from tests.ports import free_port
 from tests.real_server import wait_until
 
 SBOM = ROOT / "build" / "image" / "sbom.cdx.json"

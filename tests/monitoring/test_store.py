@@ -217,7 +217,7 @@ def test_several_processes_may_start_at_once(store_url: str, first_release: bool
             opener.stdin.write("go\n")
             opener.stdin.flush()
 
-        assert [(opener.communicate(timeout=60)[0], opener.returncode) for opener in openers] == [("", 0)] * 3
+        assert [(opener.communicate(timeout=600)[0], opener.returncode) for opener in openers] == [("", 0)] * 3
 
     engine = store.open_store(store_url)
     assert version(engine) == store.SCHEMA_VERSION

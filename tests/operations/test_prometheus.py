@@ -22,9 +22,9 @@ import pytest
 from service import sample
 from service.command.traffic import replay_traffic
 from service.control.watch import QUIET_S
-from service.place import free_port
 from tests.artefacts import example_record
 from tests.deploy.test_rules import DASHBOARD, ROOT, queries, rules
+from tests.ports import free_port
 from tests.real_server import Server, wait_until
 from tests.webhook import Got, receiving
 

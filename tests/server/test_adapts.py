@@ -6,7 +6,8 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,18 +24,16 @@ from service.command.traffic import Answered, TrafficSummary, replay_traffic
 from service.handover import WorkerReport, read_reports
 from service.keys import known_token
 from tests.artefacts import example_record
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 from training.adaptation import Adapter, decode
 from training.adaptations import Adaptations
 from training.artefact import SCHEMA, read_manifest
 from training.twin import Rows, Twin
 
-WORKERS = 2
+WORKERS, CLIENTS, BATCH = 2, 4, 30
 EAGER = {
     "SERVE__WORKERS": str(WORKERS),
-    "DATA__FIRST": "700",
-    "TRAINING__TRIALS": "0",
-    "TRAINING__NICE": "0",
+    **SMALL,
     "SCHEDULE__CHECK_INTERVAL_S": "1",
     "SCHEDULE__LEASE_S": "3",
     "RETRAIN__ON_QUALITY": "false",
@@ -60,6 +59,8 @@ class Traffic:
             self.frame,
             target=sample.TARGET,
             rate=150.0,
+            batch=BATCH,
+            clients=CLIENTS,
             label_delay_s=0.2,
             retry_s=30.0,
             keep_answers=False,
@@ -75,8 +76,8 @@ class Traffic:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("adapts"), **EAGER)
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    server = Server(trained(tmp_path_factory.mktemp("adapts")), **EAGER)
     try:
         yield server.start().wait_ready()
     finally:
@@ -203,7 +204,7 @@ def test_switched_off_the_raw_output_serves_and_none_is_made_until_on(server: Se
     wait_until("two more checks", lambda: last_check(server) >= checks + 2)
     assert events(server) == known
     wait_until("more answers", lambda: len(traffic.answers) >= at + 20)
-    raw = list(traffic.answers)[at + 8 :]  # requests that were under way have ended
+    raw = list(traffic.answers)[at + 2 * CLIENTS :]  # requests that were under way have ended
     assert {answer.adaptation for answer in raw} == {None}
     right(server, traffic.frame, raw)
 
@@ -213,7 +214,7 @@ def test_switched_off_the_raw_output_serves_and_none_is_made_until_on(server: Se
 
     summary = traffic.stop()
     assert summary.labels_sent > 0
-    assert summary.rows_failed <= 4 * 8, "only requests in flight on the killed worker may fail"
+    assert summary.rows_failed <= CLIENTS * BATCH, "only requests in flight on the killed worker may fail"
 
 
 def switch(server: Server, state: str, why: str = "") -> None:

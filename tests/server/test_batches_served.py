@@ -8,7 +8,8 @@ import gzip
 import io
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pyarrow as pa
@@ -17,15 +18,17 @@ import sqlalchemy as sa
 
 from monitoring.store import connect, dead_letters, predictions
 from service import sample
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 ARROW = "application/vnd.apache.arrow.stream"
 ROWS = 500
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("batches"), SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600")
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    server = Server(
+        trained(tmp_path_factory.mktemp("batches")), SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600", **SMALL
+    )
     try:
         yield server.start().wait_ready()
     finally:
@@ -77,7 +80,7 @@ def test_a_table_is_answered_alike_in_every_kind_and_a_wrong_one_says_where(serv
     wrong = table.set_column(0, table.schema.names[0], pa.array([1.0] * 41 + [1e39] * (ROWS - 41)))
     refused = httpx.post(url, content=stream(wrong, ids), headers={"content-type": ARROW}, timeout=60)
     assert refused.status_code == 422 and refused.json()["error"].startswith(f"records[41].{table.schema.names[0]}: ")
-    wait_until("all rows are stored", lambda: stored(server).total() == 3 * ROWS, 60)
+    wait_until("all rows are stored", lambda: stored(server).total() == 3 * ROWS)
 
 
 def test_every_batch_that_was_answered_is_stored_once_though_its_worker_is_killed(
@@ -87,22 +90,24 @@ def test_every_batch_that_was_answered_is_stored_once_though_its_worker_is_kille
     before, headers = stored(server).total(), {"content-type": ARROW}
     for turn in range(3):
         (worker,) = server.children("PredictionService")
-        killing = threading.Timer(0.3, worker.kill)
-        killing.start()
+        killing = threading.Timer(0.3, worker.kill)  # once a first batch is answered
         number = 0
         with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=server.url, timeout=60) as client:
-            while killing.is_alive():
+            while number == 0 or killing.is_alive():
                 ids = [f"{turn}-{number}-{row}" for row in range(ROWS)]
                 answer = client.post("/predict", content=stream(table, ids), headers=headers)
                 assert answer.status_code == 200, answer.text
                 answered += ids
                 number += 1
+                if number == 1:
+                    killing.start()
+        assert number, "not one batch was answered"
         killing.join()
-        wait_until("the worker is gone", lambda worker=worker: not worker.is_running(), 10)
+        wait_until("the worker is gone", lambda worker=worker: not worker.is_running())
         server.wait_ready()
 
     assert len(answered) >= 3 * ROWS
-    wait_until("what was answered is stored", lambda: set(answered) <= set(stored(server)), 60)
+    wait_until("what was answered is stored", lambda: set(answered) <= set(stored(server)))
     found = stored(server)
     assert found.total() >= before + len(answered)
     assert all(times == 1 for id_, times in found.items() if not id_.startswith("kind-"))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from evergreen_client import Answers, AsyncClient
 
 from service import sample
 from tests.artefacts import sample_schema
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 BATCHES, ROWS = 60, 20
 
@@ -35,9 +36,11 @@ def predicted(home: Path) -> dict[str, int]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # bentoml's own
-def test_rows_are_answered_in_order_over_killed_workers_and_a_restart(tmp_path: Path) -> None:
+def test_rows_are_answered_in_order_over_killed_workers_and_a_restart(
+    tmp_path: Path, trained: Callable[[Path], Path]
+) -> None:
     server = Server(
-        tmp_path, SERVE__WORKERS="2", DATA__FIRST="700", SCHEDULE__CHECK_INTERVAL_S="600", ADAPT__ENABLED="false"
+        trained(tmp_path), SERVE__WORKERS="2", **SMALL, SCHEDULE__CHECK_INTERVAL_S="600", ADAPT__ENABLED="false"
     )
     frame = sample.frame(BATCHES * ROWS, start=sample.TRAINING_ROWS)
     names = list(sample_schema()[0].names)

@@ -23,11 +23,11 @@ from evergreen_client import Refused
 from service import sample
 from service.command.traffic import TrafficSummary, replay_traffic
 from tests.artefacts import example_record, sample_schema
-from tests.real_server import ROOT, Server, wait_until
+from tests.real_server import ROOT, SMALL, Server, wait_until
 
 QUICK = {
     "SERVE__WORKERS": "2",
-    "DATA__FIRST": "700",
+    **SMALL,
     "TRAINING__TRIALS": "1",
     "SCHEDULE__CHECK_INTERVAL_S": "600",
     "RETRAIN__COOLDOWN_S": "0",
@@ -167,7 +167,7 @@ def test_killed_workers_and_controller_lose_no_acknowledged_row(server: Server) 
     summaries: list[TrafficSummary] = []
     traffic = threading.Thread(
         target=lambda: summaries.append(
-            send(server, 6000, start=sample.TRAINING_ROWS + 2000, rate=300.0, retry_s=20.0, batch=10)
+            send(server, 4000, start=sample.TRAINING_ROWS + 2000, rate=300.0, retry_s=20.0, batch=10)
         )
     )
     traffic.start()
@@ -214,13 +214,13 @@ def test_a_better_pushed_pipeline_is_promoted_and_others_are_refused_with_reason
 
     every = list(sample.FEATURES)
     with server.client() as client:
-        worse = client.wait(client.push(pipeline(60, every, max_leaf_nodes=2), "worse"), timeout_s=120)
+        worse = client.wait(client.push(pipeline(60, every, max_leaf_nodes=2), "worse"), timeout_s=600)
         with pytest.raises(Refused, match=f"does not take the features {every[-1]}"):
             client.push(pipeline(800, every[:-1]), "other schema")
         with pytest.raises(Refused, match="is not a skops file"):
             client.push(b"\x80\x04\x95\x00\x00", "pickle")
         champion = client.models()["champion"]
-        better = client.wait(client.push(pipeline(8000, every), "better"), timeout_s=120)
+        better = client.wait(client.push(pipeline(8000, every), "better"), timeout_s=600)
         status = wait_until("version in service", lambda: all_serve(client.status(), better["version"]))
 
     assert champion == 1
@@ -251,8 +251,8 @@ def test_a_retrain_by_hand_ends_as_a_run_with_reasons_and_a_rollback_brings_the_
 
     with server.client() as client:
         before = client.models()["champion"]
-        retrain = client.wait(client.retrain("by hand"), timeout_s=280)
-        rollback = client.wait(client.rollback("I want the old one"), timeout_s=60)
+        retrain = client.wait(client.retrain("by hand"), timeout_s=600)
+        rollback = client.wait(client.rollback("I want the old one"), timeout_s=600)
         status = wait_until("version in service", lambda: all_serve(client.status(), rollback["version"]))
 
     assert retrain["state"] == "done", retrain
@@ -282,7 +282,7 @@ def test_a_second_server_on_the_same_folder_is_refused(server: Server) -> None:
     try:
         second.start()
         assert second.process is not None
-        assert second.process.wait(timeout=60) == 1
+        assert second.process.wait(timeout=180) == 1
         assert "is being drained by" in second.log_path.read_text()
     finally:
         second.end()
@@ -314,5 +314,5 @@ def test_after_a_restart_the_same_version_serves_and_orphans_of_a_killed_server_
     server.process.wait()
 
     assert answer["version"] == live["champion"]["version"]
-    wait_until("the end of all children", lambda: not any(p.is_running() and p.status() != "zombie" for p in family), 5)
+    wait_until("the end of all children", lambda: not any(p.is_running() and p.status() != "zombie" for p in family))
     server.start().wait_ready()

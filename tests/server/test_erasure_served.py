@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pandas as pd
@@ -15,16 +16,16 @@ from evergreen_client import Client
 
 from tests.artefacts import example_record
 from tests.places import files_with
-from tests.real_server import ROOT, Server, wait_until
+from tests.real_server import ROOT, SMALL, Server, wait_until
 
 SECRET = 54321.75  # exact in float32: the same digits in JSON and in a frame
 IDS = [f"anna-{row}" for row in range(20)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("erasure")
-    server = Server(home, SERVE__WORKERS="2", EXPORT__TO="exports")
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    home = trained(tmp_path_factory.mktemp("erasure"))
+    server = Server(home, **SMALL, SERVE__WORKERS="2", EXPORT__TO="exports")
     try:
         yield server.start().wait_ready()
     finally:

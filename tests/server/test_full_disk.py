@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from monitoring.store import predictions
 from tests.artefacts import example_record
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 from tests.webhook import Got, receiving
 
 
@@ -56,17 +56,17 @@ def counted(server: Server, outcome: str) -> int:
 
 
 def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted_and_told(
-    small_disk: Path, alerts: tuple[str, list[Got]]
+    small_disk: Path, alerts: tuple[str, list[Got]], trained: Callable[[Path], Path]
 ) -> None:
     url, sent = alerts
     body = {"records": [example_record()] * 50}
-    server = Server(small_disk, SERVE__WORKERS="2", TRAINING__TRIALS="0", ALERTS__WEBHOOK_URL=url)
+    server = Server(trained(small_disk), **SMALL, SERVE__WORKERS="2", ALERTS__WEBHOOK_URL=url)
     answered = 0
 
     def predict(requests: int) -> None:
         nonlocal answered
         for _ in range(requests):
-            assert httpx.post(f"{server.url}/predict", json=body, timeout=20).status_code == 200
+            assert httpx.post(f"{server.url}/predict", json=body, timeout=60).status_code == 200
             answered += 50
 
     try:
@@ -81,7 +81,7 @@ def test_on_a_full_disk_predictions_are_answered_and_each_missing_row_is_counted
         label = {"labels": [{"id": "x", "label": 1}]}
 
         def labelled() -> httpx.Response | None:  # the drain may have made room for one
-            answer = httpx.post(f"{server.url}/feedback", json=label, timeout=20)
+            answer = httpx.post(f"{server.url}/feedback", json=label, timeout=60)
             return answer if answer.status_code != 202 else None
 
         refused = wait_until("a label without room", labelled)

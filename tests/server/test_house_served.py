@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,17 +23,15 @@ from service.command.traffic import replay_traffic
 from service.handover import read_live
 from service.keys import known_token
 from tests.artefacts import example_record
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("house")
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    home = trained(tmp_path_factory.mktemp("house"))
     server = Server(
         home,
-        DATA__FIRST="700",
-        TRAINING__TRIALS="0",
-        TRAINING__NICE="0",
+        **SMALL,
         SCHEDULE__CHECK_INTERVAL_S="3",
         EXPORT__TO="exports",
     )
@@ -96,7 +94,7 @@ def test_nothing_below_var_is_readable_by_others_after_a_check_and_a_training(se
     frame = sample.frame(1500, start=sample.TRAINING_ROWS)
     assert replay_traffic(server.url, frame, target=sample.TARGET, rate=0.0, label_delay_s=0.0).ok
     with server.client() as client:
-        run = client.wait(client.retrain("for the test"), timeout_s=120)
+        run = client.wait(client.retrain("for the test"), timeout_s=600)
         wait_until("a check", client.drift)
     assert run["state"] == "done", run
 
@@ -110,7 +108,7 @@ def test_nothing_below_var_is_readable_by_others_after_a_check_and_a_training(se
 def test_the_report_of_a_check_is_made_by_the_controller_while_the_service_answers(server: Server) -> None:
     token = known_token(server.settings)
     headers = {"authorization": f"Bearer {token}", "accept": "text/html"}
-    with server.client() as client, httpx.Client(base_url=server.url, headers=headers, timeout=10) as browser:
+    with server.client() as client, httpx.Client(base_url=server.url, headers=headers, timeout=60) as browser:
         kept, waits = server.home / "var" / "reports", list[int]()
 
         def without_report() -> list[int]:
@@ -126,7 +124,7 @@ def test_the_report_of_a_check_is_made_by_the_controller_while_the_service_answe
             waits.append(answer.status_code)
             return None if answer.status_code == 202 else answer
 
-        page = wait_until("the report", made, 180)
+        page = wait_until("the report", made)
 
     assert page.status_code == 200 and f"<title>Check {check} of " in page.text, page.text[:500]
     assert waits[0] == 202 and len(page.content) > 10**6
@@ -150,7 +148,7 @@ def test_a_worker_that_restarts_after_the_live_file_was_lost_serves_again(server
         live.write_bytes(b'{"model": "ever')
     victim = server.children("PredictionService")[0]
     os.kill(victim.pid, signal.SIGKILL)
-    wait_until("the file", lambda: live.exists() and live.stat().st_size > 50, 10)
+    wait_until("the file", lambda: live.exists() and live.stat().st_size > 50)
     wait_until("the worker's return", lambda: len(server.children("PredictionService")) == 2)
     deadline = time.monotonic() + 3
     statuses = []

@@ -51,8 +51,8 @@ def test_nothing_of_the_hosts_is_left_by_a_process_that_was_killed() -> None:
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
 
-    said = subprocess.run([sys.executable, "-c", killed], capture_output=True, text=True, timeout=60)
+    said = subprocess.run([sys.executable, "-c", killed], capture_output=True, text=True, timeout=180)
 
     namespace, pid = said.stdout.split()
-    wait_until("the namespace's end", lambda: namespace not in subprocess.check_output(["ip", "netns"], text=True), 30)
-    wait_until("the process's end", lambda: not alive(int(pid)), 30)
+    wait_until("the namespace's end", lambda: namespace not in subprocess.check_output(["ip", "netns"], text=True))
+    wait_until("the process's end", lambda: not alive(int(pid)))

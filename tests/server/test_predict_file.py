@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ import sqlalchemy as sa
 
 from monitoring.store import predictions
 from tests.files.scorers import rows
-from tests.real_server import ROOT, Server, wait_until
+from tests.real_server import ROOT, SMALL, Server, wait_until
 from tests.server.test_full_disk import fill, small_disk
 
 __all__ = ["small_disk"]  # a fixture
 
-N = 60_000
+N = 40_000
 FEW = 5_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("scoring"), SERVE__WORKERS="2", SCHEDULE__CHECK_INTERVAL_S="600")
+def server(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Iterator[Server]:
+    running = Server(
+        trained(tmp_path_factory.mktemp("scoring")), **SMALL, SERVE__WORKERS="2", SCHEDULE__CHECK_INTERVAL_S="600"
+    )
     try:
         yield running.start().wait_ready()
     finally:
@@ -60,7 +62,7 @@ def begin(server: Server, source: Path, out: Path, *more: str) -> subprocess.Pop
     return subprocess.Popen(command, cwd=ROOT, env=server.env, stdout=pipe, stderr=pipe, text=True)
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], seconds: float = 600) -> tuple[int, str, str]:
     """(exit code, stdout, stderr); whatever happens, the process is gone."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -88,7 +90,7 @@ def killed(server: Server, source: Path, out: Path, *more: str) -> int:
     before = done(out)
     process = begin(server, source, out, *more)
     try:
-        wait_until("progress", lambda: done(out) > before or process.poll() is not None, 120)
+        wait_until("progress", lambda: done(out) > before or process.poll() is not None)
         assert process.poll() is None, ended(process)
         process.send_signal(signal.SIGKILL)
     finally:
@@ -126,16 +128,18 @@ def test_killed_twice_it_goes_on_and_writes_the_same_bytes(
     assert set(recorded(server, run)) == {f"{run}-{number}" for number in range(1, N + 1)}
 
 
-def test_it_waits_for_a_server_that_is_killed_and_comes_back(parquet: Path, tmp_path: Path) -> None:
+def test_it_waits_for_a_server_that_is_killed_and_comes_back(
+    parquet: Path, tmp_path: Path, trained: Callable[[Path], Path]
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    server = Server(home, SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600")
+    server = Server(trained(home), **SMALL, SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600")
     out = tmp_path / "out.parquet"
     try:
         server.start().wait_ready()
         process = begin(server, parquet, out, "--run", "waits", "--batch", "50")
         try:
-            wait_until("progress", lambda: done(out) > 0 or process.poll() is not None, 120)
+            wait_until("progress", lambda: done(out) > 0 or process.poll() is not None)
             assert process.poll() is None, ended(process)
             for child in server.children():
                 child.kill()

@@ -18,7 +18,7 @@ import pytest
 from service import sample
 from service.command.traffic import replay_traffic
 from tests.artefacts import example_record
-from tests.real_server import ROOT, Server, wait_until
+from tests.real_server import ROOT, SMALL, Server, wait_until
 
 RELEASE = ROOT / "tests" / "data" / "release_0.1.0.tar.xz"
 RAN_IN = "/tmp/evergreen-0.1.0"
@@ -46,7 +46,7 @@ def answers(home: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def server(home: Path, answers: list[dict[str, Any]]) -> Iterator[Server]:
     assert rows(home) == (900, 900)
-    server = Server(home, SERVE__WORKERS="1", DATA__FIRST="320", SCHEDULE__CHECK_INTERVAL_S="600")
+    server = Server(home, **SMALL | {"DATA__FIRST": "320"}, SERVE__WORKERS="1", SCHEDULE__CHECK_INTERVAL_S="600")
     try:
         yield server.start().wait_ready()
     finally:
@@ -70,7 +70,7 @@ def command(server: Server, *arguments: str) -> Any:
         env=server.env,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -109,8 +109,8 @@ def test_it_retrains_on_old_and_new_rows_and_goes_back_to_the_first_version(serv
     sent = replay_traffic(server.url, frame, target=sample.TARGET, rate=0.0, label_delay_s=0.0)
     wait_until("the drain", lambda: rows(server.home)[1] == LABELS + 500)
     with server.client() as client:
-        trained = client.wait(client.retrain("after the upgrade"), timeout_s=300)
-        client.wait(client.promote(1, "the first once more"), timeout_s=60)
+        trained = client.wait(client.retrain("after the upgrade"), timeout_s=600)
+        client.wait(client.promote(1, "the first once more"), timeout_s=600)
         models = client.models()
 
     def answering() -> int:

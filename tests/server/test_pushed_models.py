@@ -25,7 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from service import sample
 from service.command.traffic import replay_traffic
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 from training.trees import is_built
 
 PACKAGE = "house_features"
@@ -66,15 +66,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, site: Path, trained: Callable[[Path], Path]) -> Iterator[Server]:
     server = Server(
-        tmp_path_factory.mktemp("home"),
+        trained(tmp_path_factory.mktemp("home")),
         environ={"PYTHONPATH": str(site)},
         SERVE__WORKERS="1",
-        DATA__FIRST="700",
+        **SMALL,
         TRAINING__LAST_FIT="false",
-        TRAINING__NICE="0",
-        GATES__MAX_LATENCY_RATIO="1000",  # a busy machine says nothing about it
+        GATES__MAX_LATENCY_RATIO="1000000",  # a busy machine says nothing about it
         SCHEDULE__CHECK_INTERVAL_S="86400",
         ADAPT__ENABLED="false",
         SECURITY__TRUSTED_PACKAGES=f'["xgboost", "lightgbm", "{PACKAGE}"]',
@@ -159,14 +158,14 @@ def test_a_pushed_model_serves_and_answers_as_where_it_was_fitted(
     asked = asked.dropna()
 
     with server.client() as client:
-        run = client.wait(client.push(write(pipeline), "pushed", "2026-01-01"), timeout_s=400)
+        run = client.wait(client.push(write(pipeline), "pushed", "2026-01-01"), timeout_s=600)
         assert run["outcome"] == "promoted", run["record"]
         status = wait_until("the version in service", lambda: serving(client.status(), run["version"]))
         version = next(one for one in client.models()["models"] if one["version"] == run["version"])
         flags = [name for name in NUMBERS if sample.training_frame(5, seed=0)[name].dtype == bool]
         records = asked.astype(dict.fromkeys(flags, bool)).to_dict("records")
-        answer = httpx.post(f"{server.url}/predict", json={"records": records}, timeout=30).json()
-        client.wait(client.rollback("the next form"), timeout_s=60)
+        answer = httpx.post(f"{server.url}/predict", json={"records": records}, timeout=60).json()
+        client.wait(client.rollback("the next form"), timeout_s=600)
 
     assert status["champion"] == answer["version"] == run["version"]
     assert version["engine"] == engine

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,12 @@ from benchmarks.outage import start_postgres
 from monitoring.drain import rows_waiting
 from service import sample
 from service.command.traffic import replay_traffic
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 ROWS = 100_000
 QUICK = {
     "SERVE__WORKERS": "2",
-    "DATA__FIRST": "700",
-    "TRAINING__TRIALS": "0",
+    **SMALL,
     "SCHEDULE__CHECK_INTERVAL_S": "600",
     "SERVE__STOP_TIMEOUT_S": "8",
 }
@@ -76,6 +76,37 @@ def stored(url: str) -> Counter[str]:
         engine.dispose()
 
 
+class Turnstile:
+    """Lets one transaction that writes predictions pass at a time, however fast or slow this machine is."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+        self._thread = ThreadPoolExecutor(1)
+        self._closed = self._close()
+
+    def _close(self) -> sa.Connection:
+        connection = self._engine.connect()
+        connection.execute(sa.text("lock table predictions in exclusive mode"))  # in turn with others that want it
+        return connection
+
+    def _wait(self, many: int) -> None:
+        waiting = sa.text("select count(*) from pg_locks where not granted and relation = 'predictions'::regclass")
+        with self._engine.connect() as connection:
+            wait_until("who wants to write", lambda: (connection.scalar(waiting) or 0) >= many)
+
+    def pass_one(self) -> None:
+        self._wait(1)
+        next_one = self._thread.submit(self._close)
+        self._wait(2)
+        self._closed.close()
+        self._closed = next_one.result()
+
+    def end(self) -> None:
+        self._closed.close()
+        self._thread.shutdown()
+        self._engine.dispose()
+
+
 def said(server: Server) -> str:
     return server.log_path.read_text()
 
@@ -93,7 +124,7 @@ def test_a_replica_stopped_while_the_store_is_away_waits_for_it_and_leaves_nothi
         wait_until("its word that the store is away", lambda: "the store does not take them" in said(server))
         assert rows_waiting(server.settings.spool_dir) >= ROWS
         postgres.start()
-        code = server.process.wait(timeout=240)
+        code = server.process.wait(timeout=600)
     finally:
         server.end()
 
@@ -117,14 +148,19 @@ def test_what_a_replica_could_not_store_it_counts_and_a_later_drain_brings_all_o
         postgres.start()
 
         command = [*server.command, "drain"]
+        turnstile = Turnstile(postgres.url)
         with subprocess.Popen(command, cwd=server.cwd, env=server.env) as drain:  # a Job on the volume, evicted
-            wait_until("the first rows", lambda: len(stored(postgres.url)) > 1_000)
-            drain.kill()
+            try:
+                while len(stored(postgres.url)) <= 1_000:
+                    turnstile.pass_one()
+            finally:
+                drain.kill()
         middle = len(stored(postgres.url))
+        turnstile.end()
         server.start().wait_ready()  # a new replica on the same volume, stopped in the middle, too
         ids |= acknowledged(server, 500)
         again = server.stop()
-        done = subprocess.run(command, cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=600)
     finally:
         server.end()
 

@@ -32,7 +32,7 @@ def test_a_directory_with_a_package_of_the_same_name_is_refused_with_the_remedy(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
 
     assert done.returncode == 1

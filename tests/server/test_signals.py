@@ -17,16 +17,15 @@ from service.command.traffic import replay_traffic
 from service.keys import known_token
 from tests.artefacts import example_record
 from tests.collector import Collector, collecting
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 QUICK = {
     "SERVE__WORKERS": "2",
-    "DATA__FIRST": "700",
+    **SMALL,
     "TRAINING__TRIALS": "1",
     "SCHEDULE__CHECK_INTERVAL_S": "1",
     "RETRAIN__COOLDOWN_S": "0",
     "RETRAIN__GROWTH": "50",  # trained when asked only
-    "TRAINING__NICE": "0",
     "ADAPT__ENABLED": "false",  # its jobs would only take time
     "RETRAIN__MIN_LABELLED_ROWS": "100",
     "RETRAIN__MIN_NEW_LABELLED_ROWS": "50",
@@ -63,7 +62,7 @@ def told(server: Server, event: str, **fields: Any) -> list[dict[str, Any]]:
     ]
 
 
-def heard(server: Server, event: str, seconds: float = 280.0, **fields: Any) -> dict[str, Any]:
+def heard(server: Server, event: str, seconds: float = 600.0, **fields: Any) -> dict[str, Any]:
     found: list[dict[str, Any]] = wait_until(event, lambda: told(server, event, **fields), seconds)
     return found[0]
 
@@ -93,9 +92,9 @@ def test_a_training_and_a_sampled_request_are_spans_at_the_collector(server: Ser
     answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}, headers=header)
 
     assert answer.json()["trace_id"] == number
-    spans = wait_until("the request's spans", lambda: collector.of(number), 60)
+    spans = wait_until("the request's spans", lambda: collector.of(number))
     assert set(spans) == {"POST predict", "decode", "predict", "record"} and spans["POST predict"].parent == caller
-    (run,) = wait_until("the run's", lambda: [one for one in collector.spans if one.name == "bootstrap"], 60)
+    (run,) = wait_until("the run's", lambda: [one for one in collector.spans if one.name == "bootstrap"])
     steps = {"collect the data", "job", "read", "fit to judge", "fit to serve", "export", "gates", "roll out"}
     assert steps < set(collector.of(run.trace_id)) and run.attributes["evergreen.run"] == 1
     assert set(heard(server, "training_ended", run=1)["phases"]) > {"fit to judge", "gates"}
@@ -108,7 +107,7 @@ def test_a_check_and_a_training_that_was_asked_for_are_lines_with_their_numbers(
         check = heard(server, "check", version=1)
         assert {"check", "rows", "quality", "train"} <= set(check)
         again = client.retrain("to see it in the log")
-        wait_until("the training", lambda: client.run(again)["state"] in ("done", "failed"), 280)
+        wait_until("the training", lambda: client.run(again)["state"] in ("done", "failed"), 600)
         outcome = client.run(again)["outcome"]
         line = heard(server, "promotion" if outcome == "promoted" else "refusal", run=again)
         assert line["outcome"] == outcome and line["trigger"] == "manual" and line["seconds"] > 0
@@ -187,9 +186,9 @@ def test_nothing_that_was_sent_stands_in_any_log(server: Server) -> None:
             raw.recv(1000)
     with server.client() as client:
         run = client.erase(feature=category, value=WORD, why="the customer asked")
-        wait_until("the erasure", lambda: client.run(run)["state"] in ("done", "failed"), 280)
+        wait_until("the erasure", lambda: client.run(run)["state"] in ("done", "failed"), 600)
         before = len(told(server, "check"))
-        wait_until("two checks", lambda: len(told(server, "check")) >= before + 2, 200)
+        wait_until("two checks", lambda: len(told(server, "check")) >= before + 2, 600)
 
     logs = [server.log_path, *(path for path in Path(server.home).rglob("*.log") if path != server.log_path)]
     for log in logs:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from service import sample
 from service.command.traffic import replay_traffic
 from tests.artefacts import example_record
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 
 def start_postgres(folder: Path) -> Any:
@@ -29,9 +29,7 @@ def test_with_the_database_stopped_a_killed_worker_serves_the_same_version_and_n
     postgres = start_postgres(tmp_path / "pg")
     url = postgres.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     (tmp_path / "home").mkdir()
-    server = Server(
-        tmp_path / "home", STORE__URL=url, DATA__FIRST="700", TRAINING__TRIALS="0", SCHEDULE__CHECK_INTERVAL_S="600"
-    )
+    server = Server(tmp_path / "home", STORE__URL=url, **SMALL, SCHEDULE__CHECK_INTERVAL_S="600")
     try:
         server.start().wait_ready()
         before = send(server, 200, 0)
@@ -47,7 +45,7 @@ def test_with_the_database_stopped_a_killed_worker_serves_the_same_version_and_n
 
         sent = {i for summary in (before, during, after) for answer in summary.answers for i in answer.ids}
         engine = sa.create_engine(url)
-        wait_until("the spool's drain", lambda: stored(engine) >= sent, 60)
+        wait_until("the spool's drain", lambda: stored(engine) >= sent)
         engine.dispose()
     finally:
         server.end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,21 @@ import httpx
 import pytest
 
 from tests.artefacts import example_record
-from tests.real_server import Server
+from tests.real_server import SMALL, Server
 from training.trees import is_built
 
 pytestmark = pytest.mark.skipif(not is_built(), reason="the compiled engine is not built here: there was no compiler")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trees")
+def home(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[Path], Path]) -> Path:
+    return trained(tmp_path_factory.mktemp("trees"))
 
 
 @pytest.fixture(scope="module", params=["auto", "onnx"])
 def server(home: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, Server]]:
     """One after the other, of the same versions."""
-    server = Server(home, SERVE__WORKERS="1", SERVE__ENGINE=request.param, SCHEDULE__CHECK_INTERVAL_S="600")
+    server = Server(home, **SMALL, SERVE__WORKERS="1", SERVE__ENGINE=request.param, SCHEDULE__CHECK_INTERVAL_S="600")
     try:
         yield request.param, server.start().wait_ready()
     finally:

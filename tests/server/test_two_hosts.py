@@ -22,13 +22,11 @@ from service.command.traffic import replay_traffic
 from service.keys import known_token
 from service.secret_file import home_id
 from tests.artefacts import example_record
-from tests.real_server import Server, wait_until
+from tests.real_server import SMALL, Server, wait_until
 
 QUICK = {
     "SERVE__WORKERS": "1",
-    "DATA__FIRST": "700",
-    "TRAINING__TRIALS": "0",
-    "TRAINING__NICE": "0",
+    **SMALL,
     "SCHEDULE__CHECK_INTERVAL_S": "600",
     "SECURITY__TOKEN": "the-token-of-both-replicas",
 }
@@ -55,18 +53,18 @@ def replica(servers: ExitStack, home: Path, url: str, shared: Path | None, **mor
 
 def typed(server: Server, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*server.command, *command], cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=300
+        [*server.command, *command], cwd=server.cwd, env=server.env, capture_output=True, text=True, timeout=600
     )
 
 
 def readiness(server: Server) -> str:
     with suppress(httpx.TransportError):
-        return httpx.get(f"{server.url}/readyz", timeout=10).text
+        return httpx.get(f"{server.url}/readyz", timeout=60).text
     return ""
 
 
 def serves(server: Server) -> int | None:
-    answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}, timeout=10)
+    answer = httpx.post(f"{server.url}/predict", json={"records": [example_record()]}, timeout=60)
     return answer.json()["version"] if answer.status_code == 200 else None
 
 
@@ -80,7 +78,7 @@ def test_what_one_host_trains_both_serve_and_a_wiped_host_is_back_without_a_trai
     frame = sample.frame(1_500, start=sample.TRAINING_ROWS)
     assert replay_traffic(two.url, frame, target=sample.TARGET, rate=0.0, label_delay_s=0.0).ok
     with two.client() as client:  # whichever of both holds the lease
-        run = client.wait(client.retrain("for the test"), timeout_s=180)
+        run = client.wait(client.retrain("for the test"), timeout_s=600)
         assert (run["state"], run["outcome"]) == ("done", "promoted"), run
     wait_until("the new version on both", lambda: (serves(one), serves(two)) == (run["version"], run["version"]))
 
@@ -89,7 +87,7 @@ def test_what_one_host_trains_both_serve_and_a_wiped_host_is_back_without_a_trai
     model = (one.settings.models_dir / "evergreen" / "1" / "model.skops").read_bytes()
     for server in (one, two):  # one of both does not lead
         with server.client() as client:
-            pushed = client.wait(client.push(model), timeout_s=180)
+            pushed = client.wait(client.push(model), timeout_s=600)
             assert pushed["record"].get("verdict", {}).get("gates"), pushed["record"]
         assert not list(server.settings.pushes_dir.iterdir())
     assert not list((shared / "pushes").iterdir())
@@ -120,7 +118,7 @@ def test_a_host_whose_storage_is_away_goes_on_with_what_it_has_also_after_a_rest
     why = wait_until("a reason", lambda: (said := readiness(two)) and "could not be read" in said and said)
     assert "no model in service: " in why and "models/evergreen/1/" in why
     with one.client() as client:
-        run = client.wait(client.retrain("for the test"), timeout_s=180)
+        run = client.wait(client.retrain("for the test"), timeout_s=600)
         assert (run["state"], run["outcome"]) == ("done", "no_action"), "it leads: the other one lacks the champion"
         assert run["who"] != "" and "labelled rows" in run["record"]["error"]
 
@@ -152,14 +150,14 @@ def test_every_replica_answers_manage_alike_knows_the_others_and_does_its_part_o
 
     for here, there in ((one, two), (two, one)):  # each home's own token, on the other
         with Client(there.url, known_token(here.settings)) as client:
-            wait_until("the other's token is known", lambda client=client: says(client) is None, 10)
+            wait_until("the other's token is known", lambda client=client: says(client) is None)
     token = typed(one, "token", "add", "ana", "--scope", "read").stdout.strip()
     with Client(two.url, token) as client:
-        wait_until("the token is known on the other replica", lambda: says(client) is None, 10)
+        wait_until("the token is known on the other replica", lambda: says(client) is None)
 
     records = {"records": [{**example_record(), "email": "ana@example.org"}]}
     for server in (one, two):
-        assert httpx.post(f"{server.url}/predict", json=records, timeout=10).status_code == 200
+        assert httpx.post(f"{server.url}/predict", json=records, timeout=60).status_code == 200
     engine = open_store(postgres_url)
     servers.callback(engine.dispose)
     hashes = sa.select(predictions.c.features)
@@ -176,12 +174,12 @@ def test_every_replica_answers_manage_alike_knows_the_others_and_does_its_part_o
         assert browser.post("/page/session", json={"token": token}).status_code == 200
         cookie = browser.cookies["evergreen_session"]
     cookies = {"cookie": f"evergreen_session={cookie}"}
-    assert httpx.get(f"{two.url}/page/state", headers=cookies, timeout=10).status_code == 200
+    assert httpx.get(f"{two.url}/page/state", headers=cookies, timeout=60).status_code == 200
 
     assert typed(two, "token", "revoke", "ana").returncode == 0
     for server in (one, two):
         with Client(server.url, token) as client:
-            wait_until("the token is gone", lambda client=client: "403" in (says(client) or ""), 10)
+            wait_until("the token is gone", lambda client=client: "403" in (says(client) or ""))
 
     table = typed(two, "replicas")
     assert table.returncode == 0 and table.stdout.count("ready") == 2 and table.stdout.count("leads") == 1, table
@@ -191,24 +189,24 @@ def test_every_replica_answers_manage_alike_knows_the_others_and_does_its_part_o
         wait_until(
             "the other is away", lambda: [home["away"] for home in client.replicas() if not home["here"]] == [True]
         )
-        wait_until("the lease is taken", lambda: leads(client) == [True], 60)
-        wait_until("the erasure waits", lambda: client.run(run)["state"] == "waiting", 60)
+        wait_until("the lease is taken", lambda: leads(client) == [True])
+        wait_until("the erasure waits", lambda: client.run(run)["state"] == "waiting")
         (names,) = client.run(run)["record"]["waits_for"]
         assert home_id(two.settings) in names and any(names in alert for alert in client.status()["alerts"])
         assert recorded() == []
         two.start().wait_ready()
-        assert client.wait(run, timeout_s=60)["outcome"] == "erased"
+        assert client.wait(run, timeout_s=600)["outcome"] == "erased"
         (part,) = client.runs(5, kind="erase_part")
         assert (part["state"], part["outcome"]) == ("done", "erased")
     assert not any(b"ana@" in path.read_bytes() for path in two.settings.spool_dir.glob("*"))
 
     killed(one)
     with two.client() as client:
-        wait_until("the lease is taken", lambda: leads(client) == [True], 60)
+        wait_until("the lease is taken", lambda: leads(client) == [True])
         away = [home["away"] for home in client.replicas()]
         assert sorted(away) == [False, True]
         (gone,) = [home["home"] for home in client.replicas() if home["away"]]
-        assert client.wait(client.gone(gone, "for the test"), timeout_s=60)["outcome"] == "gone"
+        assert client.wait(client.gone(gone, "for the test"), timeout_s=600)["outcome"] == "gone"
         assert len(client.replicas()) == 1
     again = typed(one, "serve")
     assert again.returncode == 1 and "said to be gone for good" in again.stderr, again.stderr

@@ -337,7 +337,7 @@ print(worker.model.current.adaptation, worker.why_not_ready)
 print([m for m in ("sklearn", "pandas", "scipy", "onnx", "skops") if m in sys.modules])
 worker.close()
 """
-    said = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True, timeout=60)
+    said = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True, timeout=600)
     lines = said.stdout.splitlines()
     assert lines[0].startswith("17 "), said.stderr
     assert json.loads(lines[1].replace("'", '"')) == [], said.stderr

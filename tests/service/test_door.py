@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.place import free_port
+from tests.ports import free_port
 from tests.real_server import ROOT
 
 CLOSER = """

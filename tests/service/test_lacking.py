@@ -61,7 +61,7 @@ class Host:
             found = live is not None and live.champion is not None and live.champion.version == version
             return live if found and live is not None and problem in live.problem else None
 
-        found: Live = wait_until(f"version {version} with {problem!r}", there, 60)
+        found: Live = wait_until(f"version {version} with {problem!r}", there)
         return found
 
 
@@ -88,7 +88,7 @@ def test_while_a_version_cannot_be_fetched_the_one_before_is_named_also_after_a_
     why = host.names(1, "could not be read").problem
     assert f"/models/evergreen/{second}/" in why
     assert why.endswith("version 1 answers until then")
-    wait_until("the status", lambda: (said := read_status(host.run_dir)) and said.lacks == why, 10)
+    wait_until("the status", lambda: (said := read_status(host.run_dir)) and said.lacks == why)
 
     host.end()
     host.begin()
@@ -96,4 +96,4 @@ def test_while_a_version_cannot_be_fetched_the_one_before_is_named_also_after_a_
 
     away.rename(host.shared / "models" / "evergreen" / str(second))
     assert host.names(second, "").problem == ""
-    wait_until("the status", lambda: (said := read_status(host.run_dir)) and said.lacks == "", 10)
+    wait_until("the status", lambda: (said := read_status(host.run_dir)) and said.lacks == "")

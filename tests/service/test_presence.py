@@ -61,7 +61,7 @@ def test_a_home_says_what_it_serves_or_why_it_does_not(
 
     (home,) = known_homes(engine)
     assert (home.home, home.replica, home.serving, home.why_not_ready) == (home_id(settings), "here:1", serving, why)
-    assert (home.spool_bytes, home.lag_s, home.away) == (77, 2.5, False) and abs(home.ahead_s) < 5
+    assert (home.spool_bytes, home.lag_s, home.away) == (77, 2.5, False) and abs(home.ahead_s) < 30
 
 
 def test_a_turn_copies_the_tokens_and_one_that_cannot_is_told_once(

@@ -35,12 +35,13 @@ class Watched:
 
     def __init__(self, place: Place, home: Path, **gates: Any) -> None:
         self.place, self.seen = place, set[psutil.Process]()
+        self._others = set(psutil.Process().children(recursive=True))
         self.settings: Settings = load(
             environ={"EVERGREEN_HOME": str(home), "EVERGREEN_MODEL__NAME": "credit"}
         ).model_copy(update={"gates": GatePolicy(min_holdout_rows=100, **gates)})
 
     def look(self) -> bool:
-        self.seen |= set(psutil.Process().children(recursive=True))
+        self.seen |= set(psutil.Process().children(recursive=True)) - self._others
         return False
 
     def retrain(
@@ -60,8 +61,8 @@ class Watched:
 
     def left(self) -> list[str]:
         """Processes of its servers that are still there."""
-        _, alive = psutil.wait_procs(self.seen, timeout=10)
-        return [" ".join(process.cmdline()) for process in alive]
+        _, alive = psutil.wait_procs(self.seen, timeout=60)
+        return [str(process) for process in alive]
 
 
 @pytest.fixture

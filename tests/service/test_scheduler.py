@@ -6,10 +6,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -276,16 +277,32 @@ def test_beside_a_training_checks_go_on_and_decide_to_wait(place: Place, tmp_pat
         connection.execute(leases.update().values(expires_at=0.0))
     wish = place.runs.queue("retrain", trigger="manual", who="ana", why="", now=place.now, payload={})
     changed = {"MODEL__NAME": "credit", "STORE__VAR": str(tmp_path / "home"), "SCHEDULE__CHECK_INTERVAL_S": "1"}
-    changed |= {"TRAINING__TRIALS": "2", "RETRAIN__MIN_LABELLED_ROWS": "300"}
+    changed |= {"TRAINING__NICE": "0", "RETRAIN__MIN_LABELLED_ROWS": "300"}
     environ = {
         "EVERGREEN_HOME": str(tmp_path / "home"),
         **{f"EVERGREEN_{key}": value for key, value in changed.items()},
     }
     settings = load(environ=environ)
 
+    def said() -> list[str]:
+        return [run.why for run in place.runs.list(kind="check", limit=1_000)]
+
     with scheduling(settings, open_store(settings.store_url)) as scheduler, working(scheduler):
+        training = wait_until("the training's process", lambda: job_of(wish))
+        training.suspend()
+        try:
+            wait_until("two checks that wait", lambda: sum(f"run {wish} is under way" in why for why in said()) > 1)
+        finally:
+            training.resume()
         wait_until("the end of the training", lambda: place.runs.get(wish).state == "done")
 
-    said = [run.why for run in place.runs.list(kind="check", limit=1_000)]
-    assert sum(f"run {wish} is under way" in why for why in said) > 1, said
     assert place.runs.get(wish).outcome in ("promoted", "kept")
+
+
+def job_of(run: int) -> psutil.Process | None:
+    """The process of this run's training, a child of this one."""
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "training.job" in child.cmdline() and f"/run-{run}/" in child.cmdline()[-1]:
+                return child
+    return None

@@ -835,7 +835,9 @@ def test_a_refused_batch_is_recorded_as_a_count_without_any_value(place: Place) 
         async with httpx.AsyncClient(transport=httpx.ASGITransport(place.front), base_url="http://test") as client:
             for body, kind in ((with_value("a", pa.array([1e39] * 4)), ARROW), (in_csv(with_rows(a="old")), CSV)):
                 assert (await client.post("/predict", content=body, headers={"content-type": kind})).status_code >= 400
-            await asyncio.sleep(1.3)
+            async with asyncio.timeout(180):  # they are counted once a second
+                while place.front.lane._rejections:
+                    await asyncio.sleep(0.05)
 
     asyncio.run(three())
     place.drain()

@@ -17,7 +17,7 @@ from monitoring.schema import FeatureSchema
 from service import sample
 from service.command.rows import RowsError, read_rows
 from service.command.traffic import Progress, batch_for, replay_traffic
-from service.place import free_port
+from tests.ports import free_port
 from tests.stand_in import StandIn, serving
 
 
@@ -204,7 +204,7 @@ def test_a_server_that_comes_back_is_found_again_with_retry(rows: pd.DataFrame) 
     def on_answer(answer: Any) -> None:
         if answer.first_row >= 200:
             halfway.set()
-            back.wait(10)
+            back.wait(180)
 
     def replay() -> None:
         results.append(
@@ -215,7 +215,7 @@ def test_a_server_that_comes_back_is_found_again_with_retry(rows: pd.DataFrame) 
                 rate=0,
                 batch=50,
                 clients=1,
-                retry_s=10,
+                retry_s=120,
                 on_answer=on_answer,
             )
         )
@@ -223,10 +223,10 @@ def test_a_server_that_comes_back_is_found_again_with_retry(rows: pd.DataFrame) 
     thread = threading.Thread(target=replay)
     with serving(stand_in, port):
         thread.start()
-        assert halfway.wait(10)
+        assert halfway.wait(180)
     back.set()
     with serving(stand_in, port):
-        thread.join(20)
+        thread.join(180)
 
     assert results[0].ok and results[0].rows_sent == 500
 

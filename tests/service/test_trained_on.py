@@ -13,9 +13,9 @@ from service.command.cli import app
 from service.command.first_version import advice
 from service.command.trained_on import refuse_the_sample_beside_data, trained_on
 from service.configuration import load
-from service.place import free_port
 from service.settings import SettingsError
 from tests.folders import empty_folder
+from tests.ports import free_port
 
 __all__ = ["empty_folder"]  # a fixture
 
@@ -27,7 +27,7 @@ def evergreen(*arguments: str) -> Result:
 def serve_apart(told: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """`evergreen serve` in a process of its own, for it sets up the logging."""
     program = [Path(sys.executable).parent / "evergreen", "serve"]
-    return subprocess.run(program, env=os.environ | told, capture_output=True, text=True, timeout=60)
+    return subprocess.run(program, env=os.environ | told, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("command", ["train", "serve"])
@@ -100,7 +100,8 @@ def test_serve_says_what_it_trains_on(empty_folder: Path) -> None:
     assert "trains on the built-in sample stream of loans; `evergreen init` sets" in done.stdout + done.stderr
 
 
-def test_train_says_what_it_trains_on(empty_folder: Path) -> None:
+def test_train_says_what_it_trains_on(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_TRAINING__NICE", "0")  # else it waits for all other tests
     sample.training_frame(1500).to_csv("rows.csv", index=False)
     assert evergreen("init", "--data", "rows.csv", "--target", "defaulted", "--time", "applied_at").exit_code == 0
 

@@ -288,7 +288,7 @@ def test_a_full_disk_is_a_result_with_its_reason_and_leaves_no_half_adaptation(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        timeout=120,
+        timeout=600,
         check=False,
     )
     result = read_result(tmp_path / "job" / "result")

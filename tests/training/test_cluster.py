@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
+from tests.processes import python
 from tests.training.test_search import job
 from tests.world import history
 from training.artefact import verify
@@ -26,8 +27,10 @@ from training.subprocess_job import subprocess_job
 WAIT = """
 import sys
 from distributed import Client
-client = Client(sys.argv[1], timeout=60)
-client.wait_for_workers(int(sys.argv[2]), timeout=60)
+client = Client(sys.argv[1], timeout=180)
+for many in sys.stdin:
+    client.wait_for_workers(int(many), timeout=180)
+    print("there", flush=True)
 """
 
 
@@ -49,14 +52,17 @@ def cluster(folder: Path) -> Iterator[tuple[str, Callable[[int], None]]]:
             for number in range(workers, to):
                 start("dask_worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder / str(number)))
             workers = to
-            waited = subprocess.run([sys.executable, "-c", WAIT, address, str(to)], capture_output=True, text=True)
-            assert waited.returncode == 0, waited.stderr
+            assert waiting.stdin is not None and waiting.stdout is not None
+            waiting.stdin.write(f"{to}\n")
+            waiting.stdin.flush()
+            assert waiting.stdout.readline() == "there\n"
 
         start("dask_scheduler", "--port", "0")
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not file.exists() and time.monotonic() < until:
             time.sleep(0.05)
         address = msgspec.json.decode(file.read_bytes())["address"]
+        waiting = ending.enter_context(python(WAIT, address))
         yield address, grow
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -328,18 +327,15 @@ sys.stdin.readline()
 
 
 def test_an_erasure_waits_for_a_reader_says_who_it_is_and_lets_others_write_meanwhile(traces: Traces) -> None:
-    database, longest = str(traces.place.engine.url.database), 0.0
+    database = str(traces.place.engine.url.database)
     with python(READER, database) as reader:
         assert reader.stdin is not None and reader.stdout is not None
         assert reader.stdout.readline() == "reading\n"
 
         def write(seconds: float) -> None:
-            """As the drain and the lease do, between two looks of the erasure."""
-            nonlocal longest
-            began = time.monotonic()
+            """As the drain and the lease do, between two looks of the erasure; were it locked out, this would raise."""
             with connect(traces.place.engine.url.render_as_string()).begin() as connection:
                 connection.exec_driver_sql("update evergreen_meta set schema_version = schema_version")
-            longest = max(longest, time.monotonic() - began)
             slept.append(seconds)
             if len(slept) == 4:
                 reader.stdin.write("\n")  # type: ignore[union-attr]
@@ -352,7 +348,7 @@ def test_an_erasure_waits_for_a_reader_says_who_it_is_and_lets_others_write_mean
 
     assert run.outcome == "erased", run.document
     assert f"process {reader.pid} (" in run.document["waited_for"]
-    assert len(slept) == 4 and longest < 5
+    assert len(slept) == 4
 
 
 def test_an_erasure_that_a_reader_never_lets_end_says_who_it_was(traces: Traces) -> None:

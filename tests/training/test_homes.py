@@ -53,7 +53,7 @@ def test_each_home_is_known_by_what_it_last_said_and_the_leader_by_its_lease(eng
 
     assert (one.home, one.serving, one.replica, one.leads, one.away) == ("aaaa", 4, "alpha:2", False, False)
     assert (two.why_not_ready, two.spool_bytes, two.lag_s, two.leads) == (TWO.why_not_ready, 512, 1.5, True)
-    assert 0 <= one.seen_s < 5
+    assert 0 <= one.seen_s < 30
     assert lease.release() and not any(home.leads for home in known_homes(engine))
 
 
@@ -65,7 +65,7 @@ def test_a_home_whose_clock_is_wrong_is_seen_all_the_same_and_the_difference_tol
 
     (one,) = known_homes(engine)
 
-    assert one.ahead_s == pytest.approx(shift, abs=5) and not one.away and one.seen_s < 5
+    assert one.ahead_s == pytest.approx(shift, abs=25) and not one.away and one.seen_s < 30
 
 
 def test_a_home_that_is_gone_is_waited_for_no_more_and_only_then(engine: sa.Engine, lease: Lease) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ while True:
         child = _child_of(process.pid)
         process.kill()
         process.wait()
-        _, alive = psutil.wait_procs([child], timeout=60)
+        _, alive = psutil.wait_procs([child], timeout=180)
         assert not alive
 
     assert files_of(tmp_path / "home") == before
@@ -239,6 +240,7 @@ def _child_of(pid: int) -> psutil.Process:
         found = psutil.Process(pid).children()
         if found:
             return found[0]
+        time.sleep(0.01)
 
 
 def test_bits_are_compared_not_values() -> None:
