@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from service.serving.predictor import ServedModel
 
 
+COLUMN_BYTES: Final = 16 * 1024
+"""Requests with binary tensors above this size, some 150 rows, are columns from end to end."""
+
 _VERSION: Final = re.compile(r"[0-9]{1,9}")
 _decode = msgspec.json.Decoder(InferRequest).decode
 
@@ -98,7 +101,7 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
 
         def read() -> tuple[InferRequest, Asked | ArrowBatch]:
             request, binary = _read(body, header, model)
-            if header is not None and len(body) > INLINE_BYTES:
+            if large and header is not None:
                 from service.serving.binary import read_columns
 
                 columns = read_columns(model, request, binary, lane.max_bytes)
@@ -107,7 +110,8 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
             batch = model.decoder.from_columns(_columns(request, binary, model))
             return request, Asked(batch, batch.to_json(), started, source, lane.trace_of(traceparent))
 
-        request, asked = await lane.in_thread(read) if len(body) > INLINE_BYTES else read()
+        large = len(body) > (INLINE_BYTES if header is None else COLUMN_BYTES)
+        request, asked = await lane.in_thread(read) if large else read()
         if isinstance(asked, Asked):
             answer, rows = await lane.predict(model, asked), asked.batch.n
         else:
