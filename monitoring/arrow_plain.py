@@ -131,8 +131,8 @@ def read_plain(
 
 @np.errstate(over="ignore", invalid="ignore")
 def _read(decoder: RequestDecoder, body: bytes, most_bytes: int, check_columns: Callable[..., bool]) -> Plain | None:
-    found = list(islice(messages(body), len(decoder.schema.features) + 3))
-    if found[0].kind != SCHEMA or found[-1].kind != ROWS:
+    found = list(islice(messages(body), len(decoder.schema.features) + 3))  # one more than can be in the usual form
+    if not found or found[0].kind != SCHEMA or found[-1].kind != ROWS:
         return None
     plan = _plan(decoder, body, found[0], check_columns)
     if plan is None:
@@ -143,6 +143,8 @@ def _read(decoder: RequestDecoder, body: bytes, most_bytes: int, check_columns: 
         if number not in plan.kinds or number in words:
             return None
         words[number] = _words(plan, body, message, plan.kinds[number])
+    if words.keys() != plan.kinds.keys():
+        return None
     pa.ipc.read_message(pa.py_buffer(body).slice(found[-1].start))  # raises for a head that only we can read
     batch, inside = found[-1].head.table(2), _Bytes(body, found[-1])
     rows = batch.number(0, "<q")

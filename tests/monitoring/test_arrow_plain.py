@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from monitoring import columns as module
+from monitoring.arrow import DICTIONARY, messages
 from monitoring.arrow_plain import MOST_PLANS, read_plain
 from monitoring.columns import ArrowBatch, read_arrow
 from monitoring.decode import InvalidRequest, RequestDecoder
@@ -119,9 +120,17 @@ def good(**changes: Any) -> pa.Table:
     return table
 
 
+def without_dictionary(body: bytes) -> bytes:
+    (at,) = (one for one in messages(body) if one.kind == DICTIONARY)
+    return body[: at.start] + body[at.body + at.size :]
+
+
 NUMBER = next(feature.name for feature in SCHEMA.features if feature.kind == "numeric")
 TEXT = next(feature.name for feature in SCHEMA.features if feature.kind == "categorical")
 LEFT = {
+    "no bytes": b"",
+    "nothing but an end": b"\xff\xff\xff\xff" + bytes(4),
+    "a schema alone": stream_of(good().slice(0, 0)),
     "compressed": stream_of(good(), compression="zstd"),
     "two batches": stream_of(pa.concat_tables([good(), good()])),
     "no rows": stream_of(good().slice(0, 0)),
@@ -135,6 +144,7 @@ LEFT = {
     "a column too many": stream_of(good(other=pa.array([1, 2, 3]))),
     "a column is missing": stream_of(good(**{NUMBER: None})),
     "a wrong type": stream_of(good(**{NUMBER: pa.array(["1", "2", "3"])})),
+    "a dictionary is missing": without_dictionary(stream_of(good(**{TEXT: pa.array(["a"] * 3).dictionary_encode()}))),
     "a null in a dictionary": stream_of(
         good(**{TEXT: pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(["a", None]))})
     ),
@@ -144,6 +154,10 @@ LEFT = {
 @pytest.mark.parametrize("what", LEFT)
 def test_what_is_not_in_the_usual_form_is_left_to_pyarrow(what: str) -> None:
     assert read_plain(decoder(), LEFT[what], MOST, module._check_columns) is None
+    try:
+        assert read_arrow(decoder(), LEFT[what], MOST).n
+    except InvalidRequest as refused:
+        assert refused.status in (400, 413, 422)
 
 
 def test_texts_that_are_many_bytes_when_written_out_are_counted_exactly() -> None:
