@@ -119,6 +119,7 @@ class Twin:
         numeric_at = {name: index for index, name in enumerate(self._numeric_names)}
         categorical_at = {name: index for index, name in enumerate(self._categorical_names)}
         self._matrix = plan.layout == "matrix"
+        self._places: tuple[int, ...] | None = None
         if self._matrix:
             self._input = plan.input
             columns = list(enumerate(plan.columns))
@@ -133,7 +134,6 @@ class Twin:
                 at for at, *_ in numbers
             ] == list(range(len(numbers)))
             self._codes_in_order: list[Codes] | None = None
-            self._places: tuple[int, ...] | None = None
             if self._trees is not None:
                 from training._trees import encode
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import doctest
 import json
-import re
 import socket
 import subprocess
 import sys
@@ -64,16 +63,6 @@ def test_the_example_of_the_package_says_what_happens(served: Served) -> None:
     found = doctest.testmod(evergreen_client, extraglobs={"url": served.url})
 
     assert (found.attempted, found.failed) == (5, 0)
-
-
-def test_the_example_of_the_readme_runs(served: Served) -> None:
-    readme = (FOLDERS["evergreen_client"].parent / "README.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    names: dict[str, Any] = {}
-
-    exec(program.replace("http://127.0.0.1:3000", served.url), names)
-
-    assert names["answers"].version == 1
 
 
 def test_each_row_has_an_id_that_the_client_made_and_the_record_keeps(served: Served) -> None:

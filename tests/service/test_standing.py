@@ -32,7 +32,8 @@ def here(place: Place, tmp_path: Path) -> Iterator[Managed]:
     place.answer(400, 1, moved=False)
     run_cycle(place.loop)
     with working(place, tmp_path / "home") as worker:
-        yield Managed(worker, place.engine, place.runs, place.registry)
+        settings, run_dir, home = worker.settings, worker.run_dir, worker.home
+        yield Managed(settings, run_dir, home, place.engine, place.runs, place.registry)
 
 
 def test_a_check_s_findings_are_the_facts(here: Managed, place: Place) -> None:
@@ -67,7 +68,7 @@ def test_a_run_under_way_comes_before_the_next_check(here: Managed, place: Place
 
 def test_what_is_wrong_is_an_alert(here: Managed, place: Place) -> None:
     controller = ControllerStatus(at=place.now, holder="me", drain_lag_s=700.0, store_error="connection refused")
-    write_status(here.worker.run_dir, controller)
+    write_status(here.run_dir, controller)
     report_workers(place.engine, "r1", [WorkerState("r1", "api-2", 1, (1,), {2: "digest differs"})])
     place.now += 1
     failed = note_failure(place.loop, "check", OSError(28, "No space left on device"))
@@ -107,7 +108,7 @@ def test_a_leader_whose_clock_is_a_minute_behind_is_not_late(here: Managed, plac
     place.runs.check(at=place.now, version=1, drift=None, quality=None, decision={"train": False}, token=TOKEN)
     assert [alert.text.partition(":")[0] for alert in standing(here).alerts] == ["the check is overdue by 2 min"]
 
-    report_home(place.engine, HomeReport(here.worker.home, "alpha", "alpha:1", "0", 1, "", 0, 0.0), time.time())
+    report_home(place.engine, HomeReport(here.home, "alpha", "alpha:1", "0", 1, "", 0, 0.0), time.time())
     # The place's lease is held by "test", so that its replica leads.
     report_home(place.engine, HomeReport("bbbb", "beta", "test", "0", 1, "", 0, 0.0), time.time() - behind)
     with place.engine.begin() as connection:
@@ -117,9 +118,9 @@ def test_a_leader_whose_clock_is_a_minute_behind_is_not_late(here: Managed, plac
 
 
 def test_a_replica_that_is_away_and_an_erasure_that_waits_for_it_are_alerts(here: Managed, place: Place) -> None:
-    for home in (here.worker.home, "bbbb"):
+    for home in (here.home, "bbbb"):
         report_home(place.engine, HomeReport(home, "beta", home, "0", 1, "", 0, 0.0), time.time())
-    place.loop = replace(place.loop, home=here.worker.home)
+    place.loop = replace(place.loop, home=here.home)
     run = place.ask("erase", ids=["nobody"])
     with place.engine.begin() as connection:
         connection.execute(homes.update().values(seen_at=homes.c.seen_at - 120))

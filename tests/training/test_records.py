@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from benchmarks import fuzz_records, sanitized
 from monitoring.decode import RequestDecoder
 from monitoring.feature import Feature
 from monitoring.schema import FeatureSchema
 from tests.artefacts import make_artefact, sample_schema
+from training import convert
 from training.artefact import verify
+from training.manifest import Plan
 from training.records import RecordReader
 from training.trees import is_built
 from training.twin import Twin
@@ -119,6 +128,27 @@ def test_features_that_it_does_not_know_how_to_read_are_named(places: list[int],
 
     with pytest.raises(ValueError, match=why):
         RecordReader(schema, places, [None] * len(places), 50)
+
+
+@pytest.mark.parametrize("engine", ["trees", "onnx"])
+def test_only_compiled_trees_have_a_reader(twin: tuple[Twin, FeatureSchema], tmp_path: Path, engine: Any) -> None:
+    make_artefact(tmp_path / "1")
+
+    one = Twin(tmp_path / "1", verify(tmp_path / "1"), "onnx" if engine == "onnx" else "auto")
+
+    assert (one.engine, one.reader(twin[1], 50) is None) == (engine, engine == "onnx")
+
+
+def test_columns_that_are_no_matrix_have_no_reader() -> None:
+    schema, features, labels = sample_schema()
+    coder = ColumnTransformer(
+        [("numbers", make_pipeline(SimpleImputer(), StandardScaler()), list(schema.numeric_names)),
+         ("texts", OneHotEncoder(handle_unknown="ignore"), list(schema.categorical_names))]
+    )  # fmt: skip
+    pipeline = make_pipeline(coder, LogisticRegression(max_iter=1000)).fit(features, labels)
+    model, plan = convert._columns(pipeline, schema)
+
+    assert Twin.of(model, msgspec.convert(plan, Plan), schema).reader(schema, 50) is None
 
 
 def test_no_hostile_body_ends_the_process_under_address_sanitizer() -> None:

@@ -235,7 +235,7 @@ def test_requests_become_the_matrix_that_the_slow_way_makes_of_them(tmp_path: Pa
         batch = decoder.decode(json.dumps({"records": sent}).encode())
         slow = twin.encode(batch.numeric(), batch.categorical())
         assert np.array_equal(twin._matrix_of(batch), slow, equal_nan=True)
-        assert np.array_equal(twin.predict(batch), twin._run_matrix(slow))
+        assert np.array_equal(twin.predict(batch), twin.predict_matrix(slow))
     joined = Batch.joined([decoder.decode(json.dumps({"records": sent}).encode()) for sent in (records, records[:3])])
     assert np.array_equal(twin._matrix_of(joined)[-3:], twin._matrix_of(joined)[:3], equal_nan=True)
 
