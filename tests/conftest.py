@@ -61,6 +61,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     return ByFile(config, log)
 
 
+@pytest.fixture(autouse=True)
+def umask() -> None:
+    """A command that ran here before has made its own files private, and with them all that come after it."""
+    os.umask(0o022)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """URL of a running PostgreSQL server's maintenance database.
