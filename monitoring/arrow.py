@@ -238,11 +238,16 @@ def numbers_array(values: npt.NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
+def packed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values of a column as they lie in a stream: of truth values bits."""
+    return np.packbits(values, bitorder="little") if values.dtype.kind == "b" else values
+
+
 def values_array(values: npt.NDArray[Any]) -> pa.Array:
     """Truth values, integers or floats without gaps."""
     if values.dtype.kind != "b":
         return numbers_array(values)
-    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(packed(values))])
 
 
 def text_column(ends: bytes, joined: bytes) -> pa.Array:

@@ -148,9 +148,10 @@ def _read(decoder: RequestDecoder, body: bytes, most_bytes: int, check_columns: 
     pa.ipc.read_message(pa.py_buffer(body).slice(found[-1].start))  # raises for a head that only we can read
     batch, inside = found[-1].head.table(2), _Bytes(body, found[-1])
     rows = batch.number(0, "<q")
-    nodes = struct.unpack_from(f"<{2 * len(plan.columns)}q", body, batch.items(1)[0])
-    places = struct.unpack_from(f"<{2 * plan.buffers}q", body, batch.items(2)[0])
-    as_planned = batch.items(1)[1] == len(plan.columns) and batch.items(2)[1] == plan.buffers
+    (first, columns), (place, buffers) = batch.items(1), batch.items(2)
+    nodes = struct.unpack_from(f"<{2 * len(plan.columns)}q", body, first)
+    places = struct.unpack_from(f"<{2 * plan.buffers}q", body, place)
+    as_planned = columns == len(plan.columns) and buffers == plan.buffers
     if batch.place(3) or not as_planned or not 0 < rows <= decoder.max_records or set(nodes[::2]) != {rows}:
         return None
     matrix, texts = np.empty((rows, plan.width), np.float32), dict[int, Coded]()

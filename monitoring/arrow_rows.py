@@ -25,6 +25,7 @@ from monitoring.arrow import (
     json_values,
     messages,
     numbers_array,
+    packed,
     read,
     text_array,
     text_column,
@@ -80,11 +81,6 @@ def _id_array(ids: list[str] | bytes) -> pa.Array:
     return text_column(ends.tobytes(), ids)
 
 
-def _packed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The values of a column as they lie in a stream: of truth values bits."""
-    return np.packbits(values, bitorder="little") if values.dtype.kind == "b" else values
-
-
 class _Layout(NamedTuple):
     """A stream whose columns have no gaps and values of fixed width, and where in its bytes each of them begins."""
 
@@ -94,7 +90,7 @@ class _Layout(NamedTuple):
     def filled(self, ids: bytes, columns: Sequence[npt.NDArray[Any]]) -> bytes:
         """The stream with these values."""
         whole = bytearray(self.stream)
-        parts = [np.frombuffer(ids, np.uint8), *map(_packed, columns)]
+        parts = [np.frombuffer(ids, np.uint8), *map(packed, columns)]
         for part, start in zip(parts, self.places, strict=True):
             np.frombuffer(whole, part.dtype, len(part), start)[:] = part
         return bytes(whole)

@@ -52,7 +52,7 @@ class LogPolicy(BaseModel):
 
 
 class PredictionLog:
-    """One worker's end of the spool. `append`, and `close` at the end; both from one thread.
+    """One thread's end of the spool: `append`, and `close` when it appends no more.
 
     An acknowledged append survives the death of every process; with `fsync="interval"` a thread of its own bounds what
     a power failure costs. Trouble never raises: rows are dropped, counted in `dropped_rows` and logged once per spell.

@@ -1,6 +1,7 @@
-"""A large JSON body, cut between its records: each piece is decoded, predicted, encoded and recorded by itself.
+"""A large JSON body, cut between its records: each piece is answered and recorded by itself.
 
-It costs no less for that, but nothing of it takes long at once: requests of a few rows, which are answered on the event
+In the usual form it is read and predicted whole, while the interpreter is free; else each piece is decoded and
+predicted by itself, too. Nothing of it takes long at once: requests of a few rows, which are answered on the event
 loop, get their turn in between. Nothing is recorded before every record was read and predicted.
 """
 

@@ -117,8 +117,10 @@ async def _infer(lane: Lane, model: ServedModel, scope: Scope, receive: Receive)
         else:
             from service.serving.tables import answer_columns
 
-            work = lambda: answer_columns(lane, model, IN_JSON, asked, traceparent)[1]  # noqa: E731
-            answer, rows = (await lane.answer_large(model, source, started, work)).body, asked.n
+            answered = await lane.answer_large(
+                model, source, started, lambda: answer_columns(lane, model, IN_JSON, asked, traceparent)[1]
+            )
+            answer, rows = answered.body, answered.rows
         if rows > INLINE_ROWS:
             return await lane.in_thread(lambda: _answer(request, model, answer))
         return _answer(request, model, answer)

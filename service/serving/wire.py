@@ -33,10 +33,6 @@ logger = logging.getLogger("evergreen.wire")
 SHORT_BYTES: Final = 64 * 1024
 """Finding a fault in a larger body takes long."""
 
-WHOLE_BYTES: Final = LARGE_BYTES
-"""Bodies up to this size are put together here, and go uvicorn's way in one piece when they go it; larger ones take
-turns while they come."""
-
 URL: Final = b"/predict"
 
 
@@ -70,8 +66,10 @@ class LaneProtocol(GuardedProtocol):
 
     @property
     def _whole_bytes(self) -> int:
+        """Bodies up to so many are put together here, and go uvicorn's way in one piece when they go it; larger ones
+        take turns while they come."""
         assert self.front is not None
-        return min(WHOLE_BYTES, self.front.lane.max_bytes)
+        return min(LARGE_BYTES, self.front.lane.max_bytes)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if self.front is not None:
