@@ -338,7 +338,7 @@ def as_before(before: Path, work: Path, generator: Generator, seconds: float, re
                 target = Target(server.port, "/predict", tuple(records_body([record]) for record in records))
                 generator.run(closed_loop, target, SINGLE_CLIENTS, 1.0)
                 rates[name].append(generator.run(closed_loop, target, SINGLE_CLIENTS, seconds).requests_per_second)
-                workers = wait_until("a worker", server.children)
+                workers = server.children("PredictionService")
                 resident[name].append(max(worker.memory_info().rss for worker in workers) / 2**20)
             finally:
                 server.end()

@@ -1,8 +1,9 @@
 """Arrow streams as most programs write them for a model, read without pyarrow: one batch, nothing compressed.
 
-What a stream's schema asks for is worked out once and kept with the decoder: the next stream of the same schema is cut
-into its columns by their places in the bytes. Everything else is left to `monitoring.columns.read_arrow`, which has the
-words for what is wrong; what is read here is what it would make of it.
+What a stream's schema asks for is worked out once and kept with the decoder, and where its columns lie, too: the next
+stream of the same schema, dictionaries and length is cut into its columns by their places in the bytes. Everything else
+is left to `monitoring.columns.read_arrow`, which has the words for what is wrong; what is read here is what it would
+make of it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 MOST_PLANS: Final = 16
 MOST_KEPT: Final = 64
 """Dictionaries of one plan."""
+MOST_LAID: Final = 16
+"""Lengths of streams of one plan."""
 KEPT_BYTES: Final = 64 * 1024
-"""Of a schema, or a dictionary, that is kept, at most."""
+"""Of a schema, a dictionary or a head that is kept, at most."""
 
 
 class Column(NamedTuple):
@@ -56,6 +59,23 @@ class Words(NamedTuple):
     """Characters and bytes of its longest values."""
 
 
+class Laid(NamedTuple):
+    """Where the rows of a stream lie: the same in every stream of this length, head and tail."""
+
+    head: bytes
+    """Up to the values; pyarrow has read it, so nothing in it stands for bytes behind it."""
+    tail: bytes
+    """Behind the values."""
+    rows: int
+    columns: list[tuple[Column, int, tuple[int, ...]]]
+    """Of each how many values are missing, and offset and size of its buffers."""
+    words: dict[int, Words]
+    """The dictionaries by their numbers."""
+    start: int
+    size: int
+    """Where the values begin, and their bytes."""
+
+
 class Plan(NamedTuple):
     """How streams of one schema are read."""
 
@@ -69,6 +89,8 @@ class Plan(NamedTuple):
     """Of the values of each dictionary, by its number."""
     kept: dict[bytes, Words]
     """What dictionaries' bytes were found to say."""
+    laid: dict[int, Laid]
+    """Where the rows of the last stream of a length lay, by the length."""
 
 
 class Plain(NamedTuple):
@@ -84,8 +106,8 @@ class Plain(NamedTuple):
 class _Bytes:
     """The buffers of one message's body. What lies outside of it raises `ValueError`."""
 
-    def __init__(self, stream: bytes, message: Message) -> None:
-        self._stream, self._start, self._size = stream, message.body, message.size
+    def __init__(self, stream: bytes, start: int, size: int) -> None:
+        self._stream, self._start, self._size = stream, start, size
 
     def _place(self, offset: int, size: int, needed: int) -> int:
         if offset < 0 or offset % 8 or needed > size or size > self._size - offset:
@@ -129,15 +151,31 @@ def read_plain(
         return None
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def _read(decoder: RequestDecoder, body: bytes, most_bytes: int, check_columns: Callable[..., bool]) -> Plain | None:
-    found = list(islice(messages(body), len(decoder.schema.features) + 3))  # one more than can be in the usual form
-    if not found or found[0].kind != SCHEMA or found[-1].kind != ROWS:
+    schema = next(messages(body), None)
+    if schema is None or schema.kind != SCHEMA:
         return None
-    plan = _plan(decoder, body, found[0], check_columns)
+    plan = _plan(decoder, body, schema, check_columns)
     if plan is None:
         return None
-    words = {}
+    laid = plan.laid.get(len(body))
+    if laid is None or not (body.startswith(laid.head) and body.endswith(laid.tail)):
+        laid = _lay(decoder, plan, body)
+        if laid is None:
+            return None
+        if len(laid.head) <= KEPT_BYTES:
+            if len(plan.laid) >= MOST_LAID:
+                plan.laid.clear()
+            plan.laid[len(body)] = laid
+    return _columns(decoder, plan, laid, body, most_bytes)
+
+
+def _lay(decoder: RequestDecoder, plan: Plan, body: bytes) -> Laid | None:
+    """Where the columns of a stream lie; None when it is of another form. Raises one of `FAULTS`, or `struct.error`."""
+    found = list(islice(messages(body), len(decoder.schema.features) + 3))  # one more than can be in the usual form
+    last, words = found[-1], {}
+    if last.kind != ROWS:
+        return None
     for message in found[1:-1]:
         number = message.head.table(2).number(0, "<q") if message.kind == DICTIONARY else -1
         if number not in plan.kinds or number in words:
@@ -145,8 +183,8 @@ def _read(decoder: RequestDecoder, body: bytes, most_bytes: int, check_columns: 
         words[number] = _words(plan, body, message, plan.kinds[number])
     if words.keys() != plan.kinds.keys():
         return None
-    pa.ipc.read_message(pa.py_buffer(body).slice(found[-1].start))  # raises for a head that only we can read
-    batch, inside = found[-1].head.table(2), _Bytes(body, found[-1])
+    pa.ipc.read_message(pa.py_buffer(body).slice(last.start))  # raises for a head that only we can read
+    batch = last.head.table(2)
     rows = batch.number(0, "<q")
     (first, columns), (place, buffers) = batch.items(1), batch.items(2)
     nodes = struct.unpack_from(f"<{2 * len(plan.columns)}q", body, first)
@@ -154,11 +192,19 @@ def _read(decoder: RequestDecoder, body: bytes, most_bytes: int, check_columns: 
     as_planned = columns == len(plan.columns) and buffers == plan.buffers
     if batch.place(3) or not as_planned or not 0 < rows <= decoder.max_records or set(nodes[::2]) != {rows}:
         return None
-    matrix, texts = np.empty((rows, plan.width), np.float32), dict[int, Coded]()
-    ids, at, spread = None, 0, 0
+    each, at = [], 0
     for column, missing in zip(plan.columns, nodes[1::2], strict=True):
-        here = places[at : at + 2 * column.buffers]
+        each.append((column, missing, places[at : at + 2 * column.buffers]))
         at += 2 * column.buffers
+    return Laid(body[: last.body], body[last.body + last.size :], rows, each, words, last.body, last.size)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _columns(decoder: RequestDecoder, plan: Plan, laid: Laid, body: bytes, most_bytes: int) -> Plain | None:
+    rows, inside = laid.rows, _Bytes(body, laid.start, laid.size)
+    matrix, texts = np.empty((rows, plan.width), np.float32), dict[int, Coded]()
+    ids, spread = None, 0
+    for column, missing, here in laid.columns:
         if column.form in ("text", "id"):
             text = coded(inside.texts(column.kind, rows, missing, here))
             if column.form == "text":
@@ -178,7 +224,7 @@ def _read(decoder: RequestDecoder, body: bytes, most_bytes: int, check_columns: 
         else:
             values = inside.numbers(column.dtype, rows, *here[2:])
         if column.form == "words":
-            known, codes = words[column.words], values.astype(np.int64)
+            known, codes = laid.words[column.words], values.astype(np.int64)
             used = codes if gone is None else codes[~gone]
             if used.size and (int(used.min()) < 0 or int(used.max()) >= len(known.values)):
                 return None
@@ -241,7 +287,7 @@ def _made(decoder: RequestDecoder, body: bytes, schema: Message, check_columns: 
             return None
     if head.number(0, "<h"):  # its numbers begin with their highest byte
         return None
-    return Plan(columns, sum(column.buffers for column in columns), len(numeric), len(texts), kinds, {})
+    return Plan(columns, sum(column.buffers for column in columns), len(numeric), len(texts), kinds, {}, {})
 
 
 def _words(plan: Plan, body: bytes, message: Message, kind: pa.DataType) -> Words:
@@ -257,7 +303,7 @@ def _words(plan: Plan, body: bytes, message: Message, kind: pa.DataType) -> Word
             raise ValueError("a dictionary in another form")
         length, missing = struct.unpack_from("<2q", body, first)
         places = struct.unpack_from("<6q", body, place)
-        values = _Bytes(body, message).texts(kind, length, missing, places).to_pylist()
+        values = _Bytes(body, message.body, message.size).texts(kind, length, missing, places).to_pylist()
         if missing or batch.number(0, "<q") != length:
             raise ValueError("a dictionary in another form")
         sizes = [len(value.encode()) for value in values]

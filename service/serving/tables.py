@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitoring.delimited import read_csv
-from monitoring.record import COLUMNS, MAGIC, PREDICTION
+from monitoring.record import COLUMNS, PREDICTION
 from service.serving.answer import INLINE_BYTES, MOST_TEXT_BYTES, Asked
 from service.serving.ids import apart, new_ids_in_a_row
 from service.serving.large import check_values
@@ -172,7 +172,7 @@ def answer_columns(
     lane: Lane, model: ServedModel, wanted: bytes, batch: ArrowBatch, traceparent: bytes
 ) -> tuple[Headers, Answered]:
     """Headers and answer in `wanted`, and the record; done beside the event loop. Raises `Unpredictable`."""
-    from monitoring.arrow_rows import GIVEN, MADE, answer_stream, in_json
+    from monitoring.arrow_rows import GIVEN, MADE, answer_stream, has_magic, in_json
 
     trace = lane.trace_of(traceparent)
     begun = time.perf_counter()
@@ -188,7 +188,7 @@ def answer_columns(
         answer_names(model.classes), ids, output, model.classes, {**told, "ids": GIVEN if batch.ids else MADE}
     )
     kind, parts = COLUMNS, (stream, batch.stream)
-    if MAGIC in stream or MAGIC in batch.stream:
+    if has_magic(stream) or has_magic(batch.stream):
         kind, parts = PREDICTION, in_json(stream, batch.stream)
     headers, sent = _headers(ARROW, told), stream
     if wanted != ARROW:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitoring.arrow_rows import has_magic
 from monitoring.fits import moment
 from monitoring.record import (
     FEEDBACK,
@@ -89,6 +90,15 @@ def test_any_bytes_are_accounted_for(data: bytes) -> None:
     found = list(iter_entries(MAGIC + data, at_end=True))
     assert found[0].offset == 0
     assert found[-1].end == len(data) + len(MAGIC)
+
+
+@given(
+    st.binary(max_size=20), st.binary(max_size=20), st.sampled_from([MAGIC, MAGIC[:3], MAGIC[1:], MAGIC[:2] * 80, b""])
+)
+def test_the_mark_is_found_wherever_it_begins(before: bytes, behind: bytes, between: bytes) -> None:
+    data = before + between + behind
+    assert has_magic(data) == (MAGIC in data)
+    assert has_magic(data + MAGIC) and has_magic(MAGIC + data)
 
 
 def test_damage_behind_which_more_may_follow_never_passes_over_the_start_of_a_magic() -> None:
