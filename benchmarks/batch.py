@@ -55,7 +55,7 @@ from benchmarks.serving import (
     start_peer,
 )
 from monitoring.schema import FeatureSchema
-from tests.real_server import Server, wait_until
+from tests.real_server import Server
 from training.trust import load_pipeline
 
 CLIENTS: Final = 4
