@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, ParamSpec, Self, TypeVar
 
-from training.priority import be_prompt
+from training.priority import be_prompt, let_first
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -346,10 +346,14 @@ def open_loop(
 
 
 class Generator:
-    """The load generator in a process of its own, on `core` when one is given."""
+    """The load generator in a process of its own, on `core` when one is given.
 
-    def __init__(self, core: int | None = None) -> None:
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_pin, initargs=(core,))
+    With a `nice` value it gives way to another generator there, which measures.
+    """
+
+    def __init__(self, core: int | None = None, nice: int = 0) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, initializer=_pin, initargs=(core, nice))
 
     def __enter__(self) -> Self:
         return self
@@ -366,7 +370,10 @@ class Generator:
         return self._pool.submit(load, *args, **kwargs)
 
 
-def _pin(core: int | None) -> None:
-    be_prompt()  # an instrument must not be what is measured
+def _pin(core: int | None, nice: int) -> None:
+    if nice:
+        let_first(nice)
+    else:
+        be_prompt()  # an instrument must not be what is measured
     if core is not None:
         os.sched_setaffinity(0, {core})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -481,11 +482,17 @@ def _features(
     return together.iloc[np.argsort(order, kind="stable")].reset_index(drop=True), kept
 
 
+@lru_cache(8)
+def _decoder(schema: FeatureSchema) -> RequestDecoder:
+    """Its types are made once: `typing` keeps the last hundred that it was given."""
+    return RequestDecoder(schema, _DECODED_AT_ONCE)
+
+
 def _decode_all(schema: FeatureSchema, texts: list[str]) -> pd.DataFrame | None:
     """The features of all the records, None when one of them is not what a request may hold."""
     import pandas as pd
 
-    decode = RequestDecoder(schema, _DECODED_AT_ONCE).decode
+    decode = _decoder(schema).decode
     try:
         frames = [
             decode(('{"records":[' + ",".join(texts[start : start + _DECODED_AT_ONCE]) + "]}").encode()).frame()

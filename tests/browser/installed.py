@@ -16,13 +16,15 @@ SETTINGS = {
     "SCHEDULE__CHECK_INTERVAL_S": "3",
     "DRIFT__WINDOW_ROWS": "750",
     "QUALITY__WINDOW_ROWS": "750",
+    "QUALITY__JUDGED_ROWS": "2000",
     "RETRAIN__COOLDOWN_S": "8",
     "RETRAIN__GROWTH": "20",
     "RETRAIN__GROWTH_IF_LOST": "1.4",
     "TRAINING__TRIALS": "2",
 }
 """A check every 3 s and not every minute, and a training soon after the world changed, much as `evergreen demo` has
-it; none for growth alone, which would take the cores from the browser."""
+it; none for growth alone, which would take the cores from the browser. The rows that a check judges by are soon as
+many as they get: their memory is."""
 
 
 class Installed(Server):
