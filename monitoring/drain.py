@@ -222,6 +222,7 @@ class Drainer:
                 try:
                     for found in _unread(self._known(segment), fd, final):
                         self._take(batch, segment, found, now)
+                        os.sched_yield()  # as in the middle of a statement: see `store.py`
                         if batch.announced >= self._batch_rows:
                             self._commit(batch)
                             batch = _Batch()

@@ -6,6 +6,7 @@ made and changed by the steps in `monitoring/migrations`, which a test holds equ
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,9 @@ _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _TAIL_S: Final = 3600.0
 """Seconds; a segment is older than this only when its worker's clock jumped."""
 _SQLITE_WAIT_S: Final = 30.0
+_TURN_STEPS: Final = 10_000
+"""Of SQLite's machine, some half a millisecond: then whoever waits for the processor may have it. The kernel itself
+looks at its clock's ticks only, every 4 ms."""
 _PATIENCE: Final = {
     "connect_timeout": 3,
     "keepalives_idle": 5,
@@ -412,6 +416,7 @@ def _tell_server(connection: Any, _record: object) -> None:
 
 def _sqlite_pragmas(connection: object, _record: object) -> None:
     cursor = connection.cursor()  # type: ignore[attr-defined]
+    connection.set_progress_handler(os.sched_yield, _TURN_STEPS)  # type: ignore[attr-defined]
     for pragma in ("busy_timeout=30000", "synchronous=NORMAL", "temp_store=MEMORY"):
         cursor.execute(f"PRAGMA {pragma}")
     until = time.monotonic() + _SQLITE_WAIT_S

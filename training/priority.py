@@ -19,8 +19,10 @@ AUTOGROUP = Path("/proc/self/autogroup")
 PR_SET_PDEATHSIG: Final = 1
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """What bounds a process's threads, if it is set before NumPy and scikit-learn are imported."""
-SLICE_NS: Final = 100_000
+PROMPT_NS: Final = 100_000
 """Shortest time slice that Linux gives."""
+PATIENT_NS: Final = 1_000_000
+"""Longer than that, so that who is prompt interrupts it at once, and over at the clock's next tick."""
 
 
 def give_way(nice: int) -> None:
@@ -33,6 +35,7 @@ def give_way(nice: int) -> None:
     now = max(nice, os.getpriority(os.PRIO_PROCESS, 0))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, now)
+    _take_turns_of(PATIENT_NS)
     with contextlib.suppress(OSError):
         AUTOGROUP.write_text(str(now))
 
@@ -44,6 +47,7 @@ def let_first(nice: int) -> None:
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        _take_turns_of(PATIENT_NS)  # it had its starter's
 
 
 def bound_memory(mb: int) -> None:
@@ -88,9 +92,14 @@ def be_prompt() -> bool:
     this asks for the shortest. It gets no more of the processor by that. Linux 6.12 and newer; False elsewhere.
     Source: sched(7) and sched_setattr(2); the kernel's `kernel/sched/features.h`, RUN_TO_PARITY and PREEMPT_SHORT.
     """
+    return _take_turns_of(PROMPT_NS)
+
+
+def _take_turns_of(slice_ns: int) -> bool:
+    """Whether this thread, and those it starts, have time slices of this length."""
     number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
     if sys.platform != "linux" or number is None:
         return False
-    wanted = _Attributes(ctypes.sizeof(_Attributes), os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, SLICE_NS)
+    wanted = _Attributes(ctypes.sizeof(_Attributes), os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, slice_ns)
     refused: int = ctypes.CDLL(None, use_errno=True).syscall(number, 0, ctypes.byref(wanted), 0)
     return not refused

@@ -55,8 +55,9 @@ INLINE_ROWS: Final = 256
 INLINE_BYTES: Final = 128 * 1024
 """Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
 
-BATCH_NICE: Final = 5
-"""Of the thread that answers batches: requests of a few rows, on the event loop, interrupt it."""
+BATCH_NICE: Final = 15
+"""Of the thread that answers batches: requests of a few rows, on the event loop, interrupt it. Its share must be small:
+after an event loop that has had more than its own, Linux lets this thread have a whole tick of the clock."""
 
 LARGE_BYTES: Final = 2**20
 TURN_S: Final = 2.0
