@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 4 * 2**20
 _OPEN_SEGMENTS: Final = 64
 TELL_EVERY_S: Final = 1.0
+TURN_S: Final = 0.0005
+"""To yield more often would be to give up most of its share of a busy processor: Linux takes a slice for each."""
 _logger = logging.getLogger(__name__)
 
 
@@ -164,7 +166,7 @@ class Drainer:
         self._engine = engine
         self._batch_rows = batch_rows
         self._on_progress = on_progress
-        self._told_at = float("-inf")
+        self._told_at = self._turned_at = float("-inf")
         self._progress: dict[int, _Progress] = {}
         self._counts: dict[str, int] = {}
         self._refusal = ""
@@ -222,7 +224,7 @@ class Drainer:
                 try:
                     for found in _unread(self._known(segment), fd, final):
                         self._take(batch, segment, found, now)
-                        os.sched_yield()  # as in the middle of a statement: see `store.py`
+                        self._give_turn()
                         if batch.announced >= self._batch_rows:
                             self._commit(batch)
                             batch = _Batch()
@@ -249,6 +251,13 @@ class Drainer:
         Of segments that were never asked for, because the database is away, all rows count.
         """
         return rows_waiting(self._directory, self._progress)
+
+    def _give_turn(self) -> None:
+        """Let whoever waits for the processor have it, as in the middle of a statement: see `store.py`."""
+        at = time.monotonic()
+        if at - self._turned_at >= TURN_S:
+            os.sched_yield()
+            self._turned_at = at
 
     def _known(self, segment: int) -> _Progress:
         progress = self._progress.get(segment)
