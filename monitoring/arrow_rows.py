@@ -32,27 +32,11 @@ from monitoring.arrow import (
     values_array,
     written,
 )
-from monitoring.record import MAGIC
 
 ID_BYTES: Final = 36
 """Of an id that the server made: a UUID."""
 GIVEN: Final = "given"
 MADE: Final = "made"
-_MAGIC_AT_EVEN, _MAGIC_AT_ODD = np.frombuffer(MAGIC[:2] + MAGIC[1:3], np.uint16)
-_FEW: Final = 64
-"""By chance some two in 100 kB look like a part of `MAGIC`."""
-
-
-def has_magic(stream: bytes) -> bool:
-    """`MAGIC in stream`, in a fifth of the time: whether the mark that begins an entry of the record stands in there.
-
-    Two bytes of a mark stand together at an even place, wherever it begins.
-    """
-    pairs = np.frombuffer(stream, np.uint16, len(stream) // 2)
-    looks_like = np.flatnonzero((pairs == _MAGIC_AT_EVEN) | (pairs == _MAGIC_AT_ODD))
-    if len(looks_like) > _FEW:
-        return MAGIC in stream
-    return any(MAGIC in stream[max(0, at - 1) : at + 4] for at in (2 * looks_like).tolist())
 
 
 def answer_stream(

@@ -40,6 +40,8 @@ TABLES: Final = {PREDICTION: "predictions", FEEDBACK: "labels", REJECTION: "reje
 
 MAGIC: Final = b"\xc1EG1"
 """Ends in the format's number. A reader of format 2 must still know this one: spools outlive an upgrade."""
+_FEW: Final = 64
+"""Pairs of bytes that look like a part of a mark and are looked at one by one."""
 MAX_ROWS: Final = 0xFFFF
 MAX_PAYLOAD_BYTES: Final = 256 * 2**20
 """A length above it can only be damage."""
@@ -50,6 +52,21 @@ _FRONT: Final = struct.Struct("<4sI")
 _TAIL: Final = struct.Struct("<IIBBHd")
 _HEADER: Final = struct.Struct("<4sIIIBBHd")
 HEADER_BYTES: Final = _HEADER.size
+
+
+def has_magic(data: bytes) -> bool:
+    """`MAGIC in data`, in a fifth of the time: whether an entry's mark stands in a large payload that is no text.
+
+    Two bytes of a mark stand together at an even place, wherever it begins; by chance as many as two in 100 kB do.
+    """
+    import numpy as np
+
+    pairs = np.frombuffer(data, np.uint16, len(data) // 2)
+    at_even, at_odd = np.frombuffer(MAGIC[:2] + MAGIC[1:3], np.uint16)
+    looks_like = np.flatnonzero((pairs == at_even) | (pairs == at_odd))
+    if len(looks_like) > _FEW:
+        return MAGIC in data
+    return any(MAGIC in data[max(0, at - 1) : at + 4] for at in (2 * looks_like).tolist())
 
 
 class Prediction(NamedTuple):

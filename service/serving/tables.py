@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitoring.delimited import read_csv
-from monitoring.record import COLUMNS, PREDICTION
+from monitoring.record import COLUMNS, PREDICTION, has_magic
 from service.serving.answer import INLINE_BYTES, MOST_TEXT_BYTES, Asked
 from service.serving.ids import apart, new_ids_in_a_row
 from service.serving.large import check_values
@@ -172,7 +172,7 @@ def answer_columns(
     lane: Lane, model: ServedModel, wanted: bytes, batch: ArrowBatch, traceparent: bytes
 ) -> tuple[Headers, Answered]:
     """Headers and answer in `wanted`, and the record; done beside the event loop. Raises `Unpredictable`."""
-    from monitoring.arrow_rows import GIVEN, MADE, answer_stream, has_magic, in_json
+    from monitoring.arrow_rows import GIVEN, MADE, answer_stream, in_json
 
     trace = lane.trace_of(traceparent)
     begun = time.perf_counter()

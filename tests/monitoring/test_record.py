@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.arrow_rows import has_magic
 from monitoring.fits import moment
 from monitoring.record import (
     FEEDBACK,
@@ -22,6 +21,7 @@ from monitoring.record import (
     TableRows,
     decode_entry,
     encode_header,
+    has_magic,
     iter_entries,
     time_of,
 )
