@@ -55,9 +55,10 @@ INLINE_ROWS: Final = 256
 INLINE_BYTES: Final = 128 * 1024
 """Bodies up to this size are decoded on the event loop: finding the fault in a large one takes tens of ms."""
 
-BATCH_NICE: Final = 15
-"""Of the thread that answers batches: requests of a few rows, on the event loop, interrupt it. Its share must be small:
-after an event loop that has had more than its own, Linux lets this thread have a whole tick of the clock."""
+BATCH_NICE: Final = 9
+"""Of the thread that answers batches: requests of a few rows, on the event loop, interrupt it. Its share must be small,
+as Linux lets it have a whole tick of the clock after an event loop that had more than its own; but it comes before the
+controller (nice 10), which must not run while this thread holds the interpreter that the event loop waits for."""
 
 LARGE_BYTES: Final = 2**20
 TURN_S: Final = 2.0
