@@ -27,7 +27,7 @@ _TAIL_S: Final = 3600.0
 _SQLITE_WAIT_S: Final = 30.0
 _TURN_STEPS: Final = 10_000
 """Of SQLite's machine, some half a millisecond: then whoever waits for the processor may have it. The kernel itself
-looks at its clock's ticks only, every 4 ms."""
+looks at its clock's ticks only, every 4 ms at 250 Hz."""
 _PATIENCE: Final = {
     "connect_timeout": 3,
     "keepalives_idle": 5,

@@ -23,8 +23,8 @@ SETTINGS = {
     "TRAINING__TRIALS": "2",
 }
 """A check every 3 s and not every minute, and a training soon after the world changed, much as `evergreen demo` has
-it; none for growth alone, which would take the cores from the browser. The rows that a check judges by are soon as
-many as they get: their memory is."""
+it; none for growth alone, which would take the cores from the browser. A check judges by 2,000 rows at most: with the
+default of 20,000 its memory would grow for minutes."""
 
 
 class Installed(Server):
